@@ -1,0 +1,100 @@
+"""What goes into the model: one encoded sample, and samples side by side.
+
+Shape letters: B samples, L tokens, A position axes, I images, P patches, N boxes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fo1_model.vlms import Grid
+
+IGNORE = -100
+"""Label of a position that is not supervised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenIds:
+    """The ids the model has to know, looked up by string in the extended tokenizer."""
+
+    image: int
+    """Slot of one image token."""
+    region: int
+    """Slot of one region feature."""
+    new: tuple[int, ...]
+    """Ids of ``grammar.new_tokens``, in that order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One sample, ready to be collated."""
+
+    sample_id: str
+    """Named in errors."""
+    input_ids: Tensor
+    """int64[L]."""
+    labels: Tensor
+    """int64[L]; the token itself where it is supervised, else -100 (the model shifts)."""
+    positions: Tensor
+    """int64[A, L]."""
+    pixels: tuple[Tensor, ...]
+    """Per image: float32[P_i, D], the primary tower's input."""
+    grids: tuple[Grid, ...]
+    """Per image: patch grid (rows, columns)."""
+    auxiliary: tuple[Tensor, ...]
+    """Per image: float32[3, H, W], the auxiliary tower's input."""
+    sizes: tuple[tuple[int, int], ...]
+    """Per image: (width, height) in pixels of the image that boxes refer to."""
+    boxes: tuple[Tensor, ...]
+    """Per image: float32[N_i, 4] xyxy in original pixels; N_i may be 0."""
+    loss_weight: float = 1.0
+    """Factor of this sample's loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples side by side. Images and boxes are listed in running order over the batch."""
+
+    sample_ids: tuple[str, ...]
+    """B names."""
+    input_ids: Tensor
+    """int64[B, L]."""
+    attention_mask: Tensor
+    """int64[B, L]; 1 on tokens, 0 on padding."""
+    labels: Tensor
+    """int64[B, L]; -100 where not supervised."""
+    positions: Tensor
+    """int64[A, B, L]; 0 on padding."""
+    pixels: Tensor
+    """float32[sum of P_i, D]; no rows when the batch has no image."""
+    grids: tuple[Grid, ...]
+    """I patch grids."""
+    auxiliary: tuple[Tensor, ...]
+    """I tensors float32[3, H_i, W_i]."""
+    sizes: tuple[tuple[int, int], ...]
+    """I pairs (width, height), original pixels."""
+    boxes: tuple[Tensor, ...]
+    """I tensors float32[N_i, 4], xyxy in original pixels."""
+    loss_weights: Tensor
+    """float32[B]."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """The batch with its tensors on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, for copies that overlap with compute."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        changed: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                changed[item.name] = change(value)
+            elif item.name in ("auxiliary", "boxes"):
+                changed[item.name] = tuple(change(tensor) for tensor in value)
+        return replace(self, **changed)

@@ -1,0 +1,93 @@
+"""Boxes: the one convention and the pure functions over it.
+
+A box is `(x0, y0, x1, y1)`: absolute pixels of the original image, float32, x to the right and y down, `x0 <=
+x1` and `y0 <= y1`. Every function returns a new tensor; none writes into its arguments.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+_MAX_PERIOD = 10000.0
+
+
+def check_boxes(boxes: Tensor, width: int, height: int, sample_id: str) -> None:
+    """Raise unless `boxes` are usable regions of one image.
+
+    boxes: float32[N, 4] xyxy in original pixels; N may be 0.
+    width, height: size of the original image in pixels.
+
+    Raises ValueError, naming the sample, for a wrong shape or type, a value that is not finite, a reversed
+    box, or a box that leaves the image by more than a thousandth of a pixel (clip first).
+    """
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"sample {sample_id}: boxes must have shape [N, 4], got {list(boxes.shape)}")
+    if not boxes.is_floating_point():
+        raise ValueError(f"sample {sample_id}: boxes must be floating point, got {boxes.dtype}")
+    limit = boxes.new_tensor([width, height, width, height]) + 1e-3
+    faults = {
+        "a value that is not finite": ~torch.isfinite(boxes).all(dim=1),
+        "x1 < x0 or y1 < y0": (boxes[:, 2:] < boxes[:, :2]).any(dim=1),
+        f"a corner outside the {width}x{height} image": ((boxes < -1e-3) | (boxes > limit)).any(dim=1),
+    }
+    for fault, rows in faults.items():
+        if rows.any():
+            index = int(rows.nonzero()[0, 0])
+            raise ValueError(f"sample {sample_id}: box {index} {boxes[index].tolist()} has {fault}")
+
+
+def clip(boxes: Tensor, width: float, height: float) -> Tensor:
+    """Boxes cut to the image; float[N, 4] xyxy in pixels of a `width` x `height` image."""
+    limit = boxes.new_tensor([width, height, width, height])
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def scale(boxes: Tensor, factor_x: float, factor_y: float) -> Tensor:
+    """Boxes in another frame: x times `factor_x`, y times `factor_y`; float[N, 4] xyxy."""
+    return boxes * boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Area of each box in square pixels, float[N]; a reversed box has area 0."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
+    return sides[:, 0] * sides[:, 1]
+
+
+def iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
+    """Intersection over union, float[N, M], of float[N, 4] and float[M, 4] xyxy boxes; empty boxes give 0."""
+    return box_iou(boxes_a, boxes_b).nan_to_num(nan=0.0)
+
+
+def to_center_size(boxes: Tensor) -> Tensor:
+    """xyxy to (center x, center y, width, height), float[N, 4]."""
+    return torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
+
+
+def to_corners(boxes: Tensor) -> Tensor:
+    """(center x, center y, width, height) to xyxy, float[N, 4]."""
+    return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1)
+
+
+def embed(boxes: Tensor, dim: int) -> Tensor:
+    """Sine-cosine embedding of boxes.
+
+    boxes: float[N, 4] xyxy divided by the sides of their frame, so that the whole image is (0, 0, 1, 1).
+    dim: width of the result, a multiple of 4.
+
+    Returns float[N, dim]: four blocks of dim/4 entries for center y, center x, width, height. Entry k of the
+    block of v is the sine (even k) or the cosine (odd k) of 2 pi v / 10000^(2 floor(k/2) / (dim/4)).
+
+    Raises ValueError when `dim` is not a multiple of 4.
+    Source: paper 3.1 (a sine embedding), release (order of the blocks, frequencies).
+    """
+    if dim % 4 != 0:
+        raise ValueError(f"dim={dim} must be a multiple of 4, one block a coordinate")
+    width = dim // 4
+    index = torch.arange(width, device=boxes.device)
+    frequencies = _MAX_PERIOD ** (2 * (index // 2).to(boxes.dtype) / width)
+    center_x, center_y, box_width, box_height = to_center_size(boxes).unbind(dim=1)
+    values = torch.stack([center_y, center_x, box_width, box_height], dim=1)
+    angles = (values * (2 * math.pi)).unsqueeze(-1) / frequencies
+    return torch.where(index % 2 == 0, angles.sin(), angles.cos()).flatten(1)

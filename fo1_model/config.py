@@ -1,0 +1,336 @@
+"""What a model is: frozen dataclasses of every choice, and the named sizes.
+
+A config is plain data: ``to_dict`` and ``from_dict`` go to JSON and back without loss, unknown or missing
+keys are errors. The numbers of the 3B model are those of the released checkpoint's family.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+AUXILIARY_RESIZES = ("dynamic", "squash", "dynamic_square")
+REGION_FEATURES = ("hybrid", "auxiliary", "primary")
+BOX_FRAMES = ("primary", "auxiliary")
+
+
+def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLMConfig:
+    """The vision-language model that regions are added to."""
+
+    family: str = "qwen2_5_vl"
+    """Key of ``fo1_model.vlms.VLM_FAMILIES``."""
+    config: dict[str, Any]
+    """Keyword arguments of the family's transformers config class (JSON values only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryConfig:
+    """The second vision tower, a timm DaViT that sees the image at stride 4 (paper 3.1)."""
+
+    name: str = "davit_huge_fl"
+    """timm model name. The paper's "DaViT-Large" is timm's ``davit_huge_fl``."""
+    kwargs: dict[str, Any]
+    """Keyword arguments of ``timm.create_model`` (JSON values only); ``embed_dims`` is required."""
+    resize: str = "squash"
+    """``dynamic``: none; ``squash``: ``size`` x ``size``; ``dynamic_square``: square of the nearest area."""
+    size: int = 768
+    """Side of the squashed image, pixels (release: 768). Used by ``squash`` only."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last half-block while training, linear from 0 at the first (release: 0.1)."""
+
+    def __post_init__(self) -> None:
+        _choose("AuxiliaryConfig.resize", self.resize, AUXILIARY_RESIZES)
+        _at_least("AuxiliaryConfig.size", self.size, 28)
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"AuxiliaryConfig.drop_path={self.drop_path} must be in [0, 1)")
+        if len(self.kwargs.get("embed_dims", ())) != 4:
+            raise ValueError(
+                "AuxiliaryConfig.kwargs['embed_dims'] must list the widths of the four stages; "
+                f"got {self.kwargs.get('embed_dims')!r}"
+            )
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels of the four feature maps, fine to coarse."""
+        return tuple(self.kwargs["embed_dims"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionConfig:
+    """How a box becomes one feature vector (the paper's HFRE, 3.1)."""
+
+    features: str = "hybrid"
+    """Which towers feed it: both, or one alone (paper table 9)."""
+    pyramid: bool = True
+    """SimpleFP over the primary map; without it the map is pooled as it is."""
+    pyramid_dim: int = 512
+    """Channels of every pyramid level (release: 512)."""
+    roi_size: int = 7
+    """Side of the RoIAlign grid that is averaged (release: 7)."""
+    aligned: bool = False
+    """RoIAlign's half-pixel shift. The release leaves it off, which makes a box at least one cell wide."""
+    sampling_ratio: int = -1
+    """Samples per bin and axis; -1 adapts to the box (release)."""
+    box_frame: str = "primary"
+    """Frame that normalises boxes for the embedding; ``auxiliary`` is the release's ``concat_aux_pos``."""
+    region_norm: bool = False
+    """LayerNorm on each branch after pooling (release: decided by the checkpoint)."""
+    box_embedding: bool = True
+    """Add the sine-cosine embedding of the box (release)."""
+
+    def __post_init__(self) -> None:
+        _choose("RegionConfig.features", self.features, REGION_FEATURES)
+        _choose("RegionConfig.box_frame", self.box_frame, BOX_FRAMES)
+        _at_least("RegionConfig.pyramid_dim", self.pyramid_dim, 1)
+        _at_least("RegionConfig.roi_size", self.roi_size, 1)
+        if self.sampling_ratio != -1 and self.sampling_ratio < 1:
+            raise ValueError(
+                f"RegionConfig.sampling_ratio={self.sampling_ratio} must be -1 (adaptive) or at least 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectorConfig:
+    """The MLP from a region feature to one token of the language model."""
+
+    num_layers: int = 2
+    """Linear layers, GELU between them (release: ``mlp2x_gelu``); 1 is a single linear layer."""
+
+    def __post_init__(self) -> None:
+        _at_least("ConnectorConfig.num_layers", self.num_layers, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRowsConfig:
+    """Where the rows of the region language's tokens start (ours; the authors' start is not public)."""
+
+    spread: float = 0.1
+    """Noise around the mean of the base's rows, in standard deviations a column. The mean keeps a new token
+    from winning or losing every softmax; the noise tells index tokens apart. With 1 they look like words of
+    the base, which a small frozen decoder needs."""
+    like: dict[str, str] = field(default_factory=dict)
+    """New token -> token of the base whose row it starts as."""
+
+    def __post_init__(self) -> None:
+        if not self.spread > 0:
+            raise ValueError(f"NewRowsConfig.spread={self.spread} must be above 0: equal rows stay equal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides the shapes and the arithmetic of an ``FO1Model``."""
+
+    vlm: VLMConfig
+    """The base VLM."""
+    auxiliary: AuxiliaryConfig
+    """The auxiliary tower."""
+    region: RegionConfig = field(default_factory=RegionConfig)
+    """The region encoder."""
+    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    """The connector."""
+    new_rows: NewRowsConfig = field(default_factory=NewRowsConfig)
+    """The start of the new vocabulary rows."""
+    num_region_tokens: int = 100
+    """Number of ``<regionN>`` tokens, the most boxes a sample may have (paper 3.2)."""
+    max_long_side: int = 2048
+    """Longer images are scaled down to this long side, pixels (release)."""
+
+    def __post_init__(self) -> None:
+        _at_least("ModelConfig.num_region_tokens", self.num_region_tokens, 1)
+        _at_least("ModelConfig.max_long_side", self.max_long_side, 28)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON values; tuples become lists."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """The config that ``to_dict`` wrote.
+
+        Raises ValueError naming the key when one is unknown or missing.
+        """
+        return _from_dict(cls, values, "ModelConfig")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _from_dict(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    hints = get_type_hints(cls)
+    names = [f.name for f in fields(cls)]
+    if unknown := sorted(set(values) - set(names)):
+        raise ValueError(f"{path} has no field {', '.join(unknown)}; its fields are {', '.join(names)}")
+    if missing := [name for name in names if name not in values]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    arguments = {}
+    for name in names:
+        hint = hints[name]
+        nested = is_dataclass(hint) and isinstance(hint, type)
+        arguments[name] = (
+            _from_dict(hint, values[name], f"{path}.{name}") if nested else copy.deepcopy(values[name])
+        )
+    return cls(**arguments)
+
+
+def _qwen2_5_vl(*, text: dict[str, Any], vision: dict[str, Any], mrope_section: list[int]) -> VLMConfig:
+    """A Qwen2.5-VL of any width, with what the whole family has in common filled in."""
+    family_text = {
+        "rms_norm_eps": 1e-6,
+        # The processor asks the tokenizer for ids; the class's defaults would lie outside a small vocabulary.
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "max_position_embeddings": 128000,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": mrope_section},
+    }
+    family_vision = {
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "window_size": 112,
+        "tokens_per_second": 2,
+        "out_hidden_size": text["hidden_size"],
+    }
+    return VLMConfig(
+        family="qwen2_5_vl",
+        config={
+            "text_config": {**family_text, **text},
+            "vision_config": {**family_vision, **vision},
+            "tie_word_embeddings": True,
+        },
+    )
+
+
+def _davit(*, depths: list[int], dims: list[int], heads: list[int], window: int) -> dict[str, Any]:
+    return {"depths": depths, "embed_dims": dims, "num_heads": heads, "window_size": window}
+
+
+def debug() -> ModelConfig:
+    """A model that runs the whole path on a CPU in milliseconds and is too small to learn."""
+    return ModelConfig(
+        vlm=_qwen2_5_vl(
+            text={
+                "vocab_size": 2048,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+            },
+            vision={
+                "depth": 2,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 2,
+                "fullatt_block_indexes": [1],
+            },
+            mrope_section=[2, 3, 3],
+        ),
+        auxiliary=AuxiliaryConfig(
+            kwargs=_davit(depths=[1, 1, 1, 1], dims=[16, 24, 32, 40], heads=[1, 2, 2, 2], window=4),
+            resize="squash",
+            size=64,
+        ),
+        region=RegionConfig(pyramid_dim=16),
+    )
+
+
+def tiny() -> ModelConfig:
+    """A model that learns the drawn world on a CPU in minutes, on the base that `pipelines.tiny_base` makes.
+
+    Small decoders learn look-up best with starts of one over the square root of the width.
+    The rope base leaves most of each head's dimensions slow enough to compare content over a prompt of a few
+    hundred tokens. The auxiliary tower costs much of a step, hence its narrow first stages.
+    """
+    return ModelConfig(
+        vlm=_qwen2_5_vl(
+            text={
+                "vocab_size": 1152,
+                "hidden_size": 96,
+                "intermediate_size": 192,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "initializer_range": 96**-0.5,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "mrope_section": [4, 4, 4]},
+            },
+            vision={
+                "depth": 2,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_heads": 4,
+                "fullatt_block_indexes": [1],
+                "initializer_range": 64**-0.5,
+            },
+            mrope_section=[4, 4, 4],
+        ),
+        auxiliary=AuxiliaryConfig(
+            kwargs=_davit(depths=[1, 1, 1, 1], dims=[16, 32, 64, 128], heads=[1, 2, 4, 8], window=8),
+            resize="squash",
+            size=128,
+        ),
+        region=RegionConfig(pyramid_dim=32),
+        # The base writes groundings with these tokens, as Qwen2.5-VL does.
+        new_rows=NewRowsConfig(
+            spread=1.0,
+            like={
+                "<ground>": "<|object_ref_start|>",
+                "</ground>": "<|object_ref_end|>",
+                "<objects>": "<|box_start|>",
+                "</objects>": "<|box_end|>",
+            },
+        ),
+    )
+
+
+def qwen2_5_vl_3b() -> ModelConfig:
+    """The released model: Qwen2.5-VL-3B, Florence-2-large's DaViT, 512-channel pyramid."""
+    return ModelConfig(
+        vlm=_qwen2_5_vl(
+            text={
+                "vocab_size": 151936,
+                "hidden_size": 2048,
+                "intermediate_size": 11008,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 2,
+            },
+            vision={
+                "depth": 32,
+                "hidden_size": 1280,
+                "intermediate_size": 3420,
+                "num_heads": 16,
+                "fullatt_block_indexes": [7, 15, 23, 31],
+            },
+            mrope_section=[16, 24, 24],
+        ),
+        auxiliary=AuxiliaryConfig(
+            kwargs=_davit(depths=[1, 1, 9, 1], dims=[256, 512, 1024, 2048], heads=[8, 16, 32, 64], window=12),
+            resize="dynamic",
+            size=768,
+            drop_path=0.1,
+        ),
+    )
+
+
+SIZES: dict[str, Callable[[], ModelConfig]] = {
+    "debug": debug,
+    "tiny": tiny,
+    "qwen2_5_vl_3b": qwen2_5_vl_3b,
+}
+"""Named sizes."""

@@ -1,0 +1,149 @@
+"""Batched decoding of answers.
+
+One forward pass over the left-padded prompts fills the cache, then tokens follow one by one. Positions go
+on from the largest position of each prompt, on all axes: images make a prompt's positions shorter than its
+tokens, and decoding by token count would silently say something else from the second token on
+.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from fo1_model import grammar
+from fo1_model.batch import Encoded
+from fo1_model.model import FO1Model
+from fo1_model.processing import Processor
+
+LogitsHook = Callable[[Tensor, Tensor], Tensor]
+"""(tokens so far int64[B, T], logits float32[B, V]) -> logits; called before every choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How answers are decoded."""
+
+    max_new_tokens: int = 512
+    """Longest answer, tokens (release: 4096)."""
+    temperature: float = 0.0
+    """0 is greedy (release); above, tokens are drawn from the softmax of logits / temperature."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens with this total probability."""
+    seed: int = 0
+    """Seed of the draws; each sample's draws depend on it and the sample's id, not on its batch."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"GenerationConfig.max_new_tokens={self.max_new_tokens} must be at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"GenerationConfig.temperature={self.temperature} must not be negative")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"GenerationConfig.top_p={self.top_p} must be in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the model said about one sample."""
+
+    text: str
+    """The answer as written, region tokens included, without the end of turn."""
+    parsed: grammar.ParsedAnswer
+    """The answer read."""
+    region_logprobs: tuple[float, ...]
+    """Log-probability of each of ``parsed.regions`` where it was first said, under the unmodified logits."""
+    finished: bool
+    """Whether the answer ended by itself, not by ``max_new_tokens``."""
+
+
+@torch.inference_mode()
+def generate(
+    model: FO1Model,
+    processor: Processor,
+    samples: Sequence[Encoded],
+    config: GenerationConfig | None = None,
+    *,
+    logits_hook: LogitsHook | None = None,
+) -> list[Answer]:
+    """Answers to ``samples`` (encoded ``for_generation``), in order, as one batch.
+
+    The model should be in eval mode. Answers do not depend on what else is in the batch beyond rounding.
+    """
+    config = config or GenerationConfig()
+    device = next(model.parameters()).device
+    batch = processor.collate(samples, pad="left").to(device)
+    stop = torch.tensor(processor.stop_ids, device=device)
+    generators = [_generator(config.seed, sample.sample_id) for sample in samples]
+    cache = DynamicCache()
+    mask = batch.attention_mask
+    hidden = model.decode(model.embed(batch), mask, batch.positions, cache)
+    position = batch.positions.amax(dim=(0, 2)) + 1
+    tokens = torch.zeros((len(samples), 0), dtype=torch.int64, device=device)
+    logprobs = torch.zeros((len(samples), 0), device=device)
+    done = torch.zeros(len(samples), dtype=torch.bool, device=device)
+    for step in range(config.max_new_tokens):
+        logits = model.logits(hidden[:, -1])
+        chosen = _choose(logits if logits_hook is None else logits_hook(tokens, logits), config, generators)
+        chosen = torch.where(done, processor.pad_id, chosen)
+        logprob = logits.gather(1, chosen[:, None]) - logits.logsumexp(dim=1, keepdim=True)
+        tokens, logprobs = torch.cat([tokens, chosen[:, None]], dim=1), torch.cat([logprobs, logprob], dim=1)
+        done |= torch.isin(chosen, stop)
+        if step + 1 == config.max_new_tokens or bool(done.all()):
+            break
+        mask = torch.cat([mask, mask.new_ones(len(samples), 1)], dim=1)
+        positions = (position + step).expand(batch.positions.shape[0], -1).unsqueeze(-1)
+        hidden = model.decode(model.embed_ids(chosen[:, None]), mask, positions, cache)
+    num_regions = [sum(len(boxes) for boxes in sample.boxes) for sample in samples]
+    return [
+        read_answer(processor, row, row_logprobs, count)
+        for row, row_logprobs, count in zip(tokens.tolist(), logprobs.tolist(), num_regions, strict=True)
+    ]
+
+
+def read_answer(
+    processor: Processor, tokens: Sequence[int], logprobs: Sequence[float], num_regions: int
+) -> Answer:
+    """The answer that ``tokens`` spell; what follows the first stop token is not looked at.
+
+    logprobs: one a token. num_regions: regions of the sample.
+    """
+    text = processor.decode(tokens)
+    parsed = grammar.parse(text, num_regions)
+    first_said: dict[int, float] = {}
+    region_of_id = {
+        token: index for index, token in enumerate(processor.token_ids.new[: processor.num_region_tokens])
+    }
+    finished = False
+    for token, logprob in zip(tokens, logprobs, strict=True):
+        if token in processor.stop_ids:
+            finished = True
+            break
+        if token in region_of_id:
+            first_said.setdefault(region_of_id[token], logprob)
+    # A region spelled by other tokens than its own has no single log-probability.
+    region_logprobs = tuple(first_said.get(index, float("-inf")) for index in parsed.regions)
+    return Answer(text=text, parsed=parsed, region_logprobs=region_logprobs, finished=finished)
+
+
+def _generator(seed: int, sample_id: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _choose(logits: Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]) -> Tensor:
+    """int64[B] of float32[B, V]."""
+    if config.temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities, order = (
+        (logits / config.temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    )
+    cumulative = probabilities.cumsum(dim=-1)
+    kept = cumulative - probabilities < config.top_p
+    totals = (probabilities * kept).sum(dim=-1, keepdim=True)
+    draws = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(logits)
+    rank = (cumulative < draws[:, None] * totals).sum(dim=-1, keepdim=True)
+    last = kept.sum(dim=-1, keepdim=True) - 1
+    return order.gather(1, torch.minimum(rank, last)).squeeze(1)

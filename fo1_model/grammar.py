@@ -1,0 +1,129 @@
+"""The region language: which tokens it has, how answers are written and how they are read.
+
+    <ground>red cup</ground><objects><region3><region7></objects>     a phrase and the regions it names
+    <region4>                                                        a bare mention
+    <image>, <regionfeat>                                            stand-ins for an image and a region
+    feature;
+                                                                     the processor replaces them, no answer
+                                                                     has them
+
+Spelling and reading rules are those of the release (vlm_fo1/constants.py, mm_utils.py); the paper writes
+``<object>`` and ``<RegionN>``, which the reader also accepts. Pure Python.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+IMAGE = "<image>"
+"""Stands for an image in a message."""
+REGION_FEATURE = "<regionfeat>"
+"""Stands for the feature slot of a region in a message."""
+PHRASE_TAGS = ("<ground>", "</ground>")
+"""Around a phrase."""
+OBJECT_TAGS = ("<objects>", "</objects>")
+"""Around the index tokens a phrase names; the opening tag must touch the closing phrase tag."""
+
+_INDEX = re.compile(r"<region(\d+)>", re.IGNORECASE)
+_GROUNDED = re.compile(r"<ground>(.*?)</ground><objects?>(.*?)</objects?>", re.IGNORECASE)
+_TAG = re.compile(r"</?(?:ground|objects?)>", re.IGNORECASE)
+_RESERVED = re.compile(r"</?ground>|</?objects?>|<region\d+>|<regionfeat>|<image>|<\|\w+\|>", re.IGNORECASE)
+
+Part = tuple[str | None, Sequence[int]]
+"""(text, regions): text alone, regions alone (a bare mention), or both (a grounded phrase)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedAnswer:
+    """What an answer says."""
+
+    phrases: tuple[tuple[str, tuple[int, ...]], ...]
+    """(phrase, region indices ascending), in the order first said; one entry a phrase, no two alike."""
+    regions: tuple[int, ...]
+    """Every region named anywhere in the answer, in the order first said, without repeats."""
+    problem: str | None
+    """What was wrong with the answer; None when it reads cleanly."""
+
+
+def region_token(index: int) -> str:
+    """The index token of region ``index``."""
+    return f"<region{index}>"
+
+
+def new_tokens(num_region_tokens: int) -> tuple[str, ...]:
+    """The tokens a base tokenizer lacks, in the order in which they are appended (release)."""
+    return (*(region_token(index) for index in range(num_region_tokens)), *PHRASE_TAGS, *OBJECT_TAGS)
+
+
+def region_prompt(num_regions: int, first: int = 0) -> str:
+    """The region line of a prompt: index token then feature slot for every region, no separator (release)."""
+    return "".join(f"{region_token(index)}{REGION_FEATURE}" for index in range(first, first + num_regions))
+
+
+def reserved_text(text: str) -> bool:
+    """Whether free text holds something the region language or the chat markup would take for its own."""
+    return _RESERVED.search(text) is not None
+
+
+def mentioned_regions(text: str) -> tuple[int, ...]:
+    """The region indices in ``text``, in order, with repeats."""
+    return tuple(int(index) for index in _INDEX.findall(text))
+
+
+def render(parts: Iterable[Part]) -> str:
+    """Write an answer.
+
+    parts: text alone is copied; regions alone become index tokens in the given order; text with regions
+    becomes
+        a grounded phrase whose indices are sorted and unique.
+
+    Raises ValueError for a part that would not read back: reserved text, a negative index, a phrase that is
+    empty, has outer blanks or a line break, a part that is empty.
+    """
+    pieces = []
+    for text, regions in parts:
+        if any(index < 0 for index in regions):
+            raise ValueError(f"region indices must not be negative: {list(regions)}")
+        if text is None:
+            if not regions:
+                raise ValueError("a part needs text or regions")
+            pieces.append("".join(region_token(index) for index in regions))
+        elif reserved_text(text):
+            raise ValueError(f"text holds a reserved tag: {text!r}")
+        elif not regions:
+            pieces.append(text)
+        else:
+            if not text or text != text.strip() or len(text.splitlines()) != 1:
+                raise ValueError(f"a grounded phrase must be one line without outer blanks: {text!r}")
+            indices = "".join(region_token(index) for index in sorted(set(regions)))
+            pieces.append(f"{PHRASE_TAGS[0]}{text}{PHRASE_TAGS[1]}{OBJECT_TAGS[0]}{indices}{OBJECT_TAGS[1]}")
+    return "".join(pieces)
+
+
+def parse(text: str, num_regions: int) -> ParsedAnswer:
+    """Read an answer.
+
+    num_regions: how many regions the sample has; indices beyond are dropped and reported.
+
+    A phrase counts when its closing tag touches an objects tag and neither span holds a line break; it is
+    stripped, and equal phrases are united. An empty objects pair gives a phrase without regions (release,
+    all of it).
+    """
+    united: dict[str, set[int]] = {}
+    for phrase, objects in _GROUNDED.findall(text):
+        united.setdefault(phrase.strip(), set()).update(mentioned_regions(objects))
+    said = tuple(dict.fromkeys(mentioned_regions(text)))
+    unknown = [index for index in said if index >= num_regions]
+    problems = []
+    if unknown:
+        problems.append(f"unknown regions {', '.join(map(str, unknown))}")
+    if _TAG.search(_GROUNDED.sub("", text)) or any(_TAG.search(phrase) for phrase in united):
+        problems.append("unpaired tags")
+    return ParsedAnswer(
+        phrases=tuple(
+            (phrase, tuple(sorted(index for index in indices if index < num_regions)))
+            for phrase, indices in united.items()
+        ),
+        regions=tuple(index for index in said if index < num_regions),
+        problem="; ".join(problems) or None,
+    )

@@ -1,0 +1,223 @@
+"""FO1Model: a VLM, an auxiliary tower, a region encoder and new vocabulary rows, composed.
+
+    ids --- base embedding + new rows --.
+    pixels - vision tower -- image tokens -+- scattered into their slots -> decoder -> head at supervised
+    positions
+                    '- map --.             |
+    auxiliary image - DaViT -+- region encoder + connector -> region tokens
+
+Shape letters: B samples, L tokens, S supervised positions, I images, N boxes, D hidden size, V vocabulary
+rows.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fo1_model.auxiliary_tower import AuxiliaryTower
+from fo1_model.batch import IGNORE, Batch, TokenIds
+from fo1_model.config import ModelConfig
+from fo1_model.embeddings import NewTokenRows
+from fo1_model.region_encoder import RegionEncoder
+from fo1_model.region_pooling import FeatureMap
+from fo1_model.vlms import build_family
+
+_BLANK_SIDE = 56
+"""Side in pixels of the image that stands in when a batch has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOutput:
+    """What a forward pass gives."""
+
+    loss_sum: Tensor
+    """float32[]: cross entropy summed over supervised positions, each times its sample's loss weight."""
+    num_tokens: Tensor
+    """float32[]: the sum of those weights; with weights of 1, the number of supervised positions."""
+    logits: Tensor | None = None
+    """float32[S, V] at supervised positions in reading order, when asked for."""
+    targets: Tensor | None = None
+    """int64[S], when logits are asked for."""
+
+
+class FO1Model(nn.Module):
+    """A VLM that takes boxes and answers with region indices (paper 3).
+
+    config: shapes and choices. token_ids: from the processor that makes its batches.
+    """
+
+    def __init__(self, config: ModelConfig, token_ids: TokenIds) -> None:
+        super().__init__()
+        self.config = config
+        self.token_ids = token_ids
+        self.family = build_family(config.vlm)
+        family = self.family
+        self.vlm: Any = family.build()
+        self.auxiliary = AuxiliaryTower(config.auxiliary)
+        self.region_encoder = RegionEncoder(
+            config.region,
+            config.connector,
+            auxiliary_dims=config.auxiliary.dims,
+            primary_dim=family.primary_dim * (1 if config.region.pyramid else family.num_levels),
+            hidden_size=family.hidden_size,
+        )
+        rows = {"base_rows": family.vocabulary_rows, "hidden_size": family.hidden_size}
+        self.new_rows = NewTokenRows(token_ids.new, **rows)
+        self.new_output_rows = None if family.tied else NewTokenRows(token_ids.new, **rows)
+
+    def train(self, mode: bool = True) -> "FO1Model":
+        """Training mode for what trains: a frozen tower keeps its stochastic depth off."""
+        super().train(mode)
+        for tower in (self.family.vision_tower(self.vlm), self.auxiliary):
+            if _frozen(tower):
+                tower.eval()
+        return self
+
+    def forward(self, batch: Batch, *, return_logits: bool = False) -> ModelOutput:
+        """The training loss of a batch.
+
+        The head runs at supervised positions only, and in float32 from the logits on. Every trainable
+        module takes part whatever the batch holds (see ``region_tokens``), so ranks never disagree on their
+        collectives.
+        """
+        hidden = self.decode(self.embed(batch), batch.attention_mask, batch.positions)
+        targets = batch.labels[:, 1:]
+        supervised = targets != IGNORE
+        logits = self.logits(hidden[:, :-1][supervised])
+        weights = batch.loss_weights[:, None].expand_as(supervised)[supervised]
+        losses = F.cross_entropy(logits, targets[supervised], reduction="none")
+        return ModelOutput(
+            loss_sum=(losses * weights).sum(),
+            num_tokens=weights.sum(),
+            logits=logits if return_logits else None,
+            targets=targets[supervised] if return_logits else None,
+        )
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The decoder's input float[B, L, D]: embeddings with image and region tokens in their slots.
+
+        Raises ValueError when slots and features do not match in number.
+        """
+        image_tokens, region_tokens, anchor = self.visual_tokens(batch)
+        embeddings = self.embed_ids(batch.input_ids)
+        for slot, tokens in ((self.token_ids.image, image_tokens), (self.token_ids.region, region_tokens)):
+            mask = batch.input_ids == slot
+            if int(mask.sum()) != len(tokens):
+                raise ValueError(
+                    f"{int(mask.sum())} slots of id {slot} for {len(tokens)} features; "
+                    f"samples {', '.join(batch.sample_ids)}"
+                )
+            embeddings = embeddings.masked_scatter(mask.unsqueeze(-1), tokens.to(embeddings.dtype))
+        return embeddings + anchor.to(embeddings.dtype)
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Token embeddings float[..., D] of int64[...]."""
+        base = self.vlm.get_input_embeddings()(self.new_rows.base_ids(ids))
+        return self.new_rows(base, ids=ids)
+
+    def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Image tokens float[T, D], region tokens float[N, D], and a zero that ties idle modules to the loss.
+
+        A batch without images runs on a blank one when it trains; its features go into the zero only.
+        """
+        if batch.grids:
+            image_tokens, maps = self._encode_images(batch.pixels, batch.grids)
+            return image_tokens, *self.region_tokens(batch, maps)
+        none = batch.pixels.new_zeros(0, self.family.hidden_size)
+        if not torch.is_grad_enabled():
+            return none, none, none.sum()
+        pixels, grid = self.family.blank()
+        blank = replace(
+            batch,
+            pixels=pixels.to(batch.pixels),
+            grids=(grid,),
+            auxiliary=(batch.pixels.new_zeros(3, _BLANK_SIDE, _BLANK_SIDE),),
+            sizes=((_BLANK_SIDE, _BLANK_SIDE),),
+            boxes=(batch.pixels.new_zeros(0, 4),),
+        )
+        tokens, regions, anchor = self.visual_tokens(blank)
+        return none, regions, anchor + tokens.sum() * 0
+
+    def region_tokens(self, batch: Batch, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Region tokens float[N, D] in running order, and the zero of images without boxes.
+
+        An image without boxes is encoded with one box, the whole image, times zero: so every rank runs the
+        region modules as often as it has images. Without gradients such images are left out.
+        """
+        none = batch.pixels.new_zeros(0, self.family.hidden_size)
+        used = [index for index, boxes in enumerate(batch.boxes) if len(boxes) or torch.is_grad_enabled()]
+        idle = [index for index in used if not len(batch.boxes[index])]
+        if not used:
+            return none, none.sum()
+        encoded = self._encode_regions(
+            [batch.auxiliary[index] for index in used],
+            [batch.sizes[index] for index in used],
+            [maps[index] for index in used],
+            [_whole_image(batch, index) if index in idle else batch.boxes[index] for index in used],
+        )
+        by_image = dict(zip(used, encoded, strict=True))
+        tokens = [by_image[index] for index in used if index not in idle]
+        anchor = torch.stack([by_image[index].sum() * 0 for index in idle]).sum() if idle else none.sum()
+        return torch.cat(tokens) if tokens else none, anchor
+
+    def _encode_images(
+        self, pixels: Tensor, grids: tuple[tuple[int, int], ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        visual = self.family.vision_tower(self.vlm)
+        with torch.no_grad() if _frozen(visual) else nullcontext():
+            return self.family.encode_images(
+                self.vlm, pixels, grids, all_levels=not self.config.region.pyramid
+            )
+
+    def _encode_regions(
+        self, auxiliary: list[Tensor], sizes: list[tuple[int, int]], maps: list[Tensor], boxes: list[Tensor]
+    ) -> list[Tensor]:
+        """Per image, float[N_i, D]."""
+        if self.config.region.features == "primary":
+            auxiliary_maps: list[list[FeatureMap]] = [[] for _ in boxes]
+        else:
+            with torch.no_grad() if _frozen(self.auxiliary) else nullcontext():
+                auxiliary_maps = self.auxiliary(auxiliary, sizes)
+        encoded = []
+        for levels, values, (width, height), image_boxes in zip(
+            auxiliary_maps, maps, sizes, boxes, strict=True
+        ):
+            rows, columns = values.shape[1:]
+            patch = self.family.patch_size
+            primary = FeatureMap(values, (columns * patch / width, rows * patch / height), patch)
+            encoded.append(self.region_encoder(levels, primary, image_boxes))
+        return encoded
+
+    def decode(
+        self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any = None
+    ) -> Tensor:
+        """Final hidden states float[B, L, D].
+
+        cache: a transformers cache; ``embeddings`` and ``positions`` are then the new tokens' only.
+        attention_mask: int64[B, cached + L]. positions: int64[A, B, L].
+        """
+        return self.family.language_model(self.vlm)(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32[..., V] of float[..., D]."""
+        rows = self.new_rows if self.new_output_rows is None else self.new_output_rows
+        return rows(self.vlm.get_output_embeddings()(hidden), hidden=hidden).float()
+
+
+def _frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _whole_image(batch: Batch, index: int) -> Tensor:
+    width, height = batch.sizes[index]
+    return batch.boxes[index].new_tensor([[0.0, 0.0, width, height]])

@@ -1,0 +1,126 @@
+"""OPNConfig and its named sizes. Imports nothing heavy: recipes hash it before any worker starts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+PROMPTS = ("coarse", "fine")
+"""Granularities a prompt can ask for; the position is the row in OPN's prompt tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPNConfig:
+    """What determines OPN's architecture and its input; weights aside, this is the network."""
+
+    backbone: str = "test_convnext2"
+    """timm model with three maps at strides 8, 16, 32."""
+    backbone_indices: tuple[int, ...] = (1, 2, 3)
+    """Which of its stages give those maps."""
+    backbone_channels: tuple[int, ...] = (64, 96, 128)
+    """Channels of those maps; checked against the backbone."""
+    backbone_layout: Literal["channels_first", "channels_last"] = "channels_first"
+    """Layout of the maps. channels_last (timm Swin) also puts a LayerNorm on each, as OmDet-Turbo does."""
+    image_size: int = 128
+    """Side of the square the image is letterboxed into, px; a multiple of 32."""
+    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from RGB in [0, 1]; the padding has this colour."""
+    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Divides RGB after the mean."""
+    hidden_dim: int = 64
+    """Width of encoder and decoder."""
+    feedforward_dim: int = 128
+    """Inner width of their feed-forward layers."""
+    num_heads: int = 4
+    """Attention heads of encoder and decoder."""
+    num_decoder_layers: int = 2
+    """Decoder layers; each gives boxes and scores, the last is the answer."""
+    num_points: int = 4
+    """Points a head samples a level in deformable attention."""
+    num_queries: int = 50
+    """Boxes out; clamped to the number of feature positions of small images."""
+    prompt_dim: int = 96
+    """Width of the learned prompts (OmDet-Turbo's class embedding); must differ from hidden_dim."""
+    normalization: Literal["batch", "group"] = "batch"
+    """Norm of the convolutional neck. batch: OmDet-Turbo's (needed for its weights). group: per image, so
+    that results do not depend on how a batch is split over workers."""
+    denoising_groups: int = 0
+    """Groups of noised ground truth added as extra queries in training (RT-DETR); 0 = off."""
+    box_noise_scale: float = 1.0
+    """Size of that noise in half box sides."""
+
+    def __post_init__(self) -> None:
+        if self.image_size <= 0 or self.image_size % 32:
+            raise ValueError(f"OPNConfig.image_size={self.image_size}: use a positive multiple of 32")
+        if self.prompt_dim == self.hidden_dim:
+            raise ValueError(
+                f"OPNConfig.prompt_dim={self.prompt_dim} equals hidden_dim: choose another width "
+                "(OmDet-Turbo's decoder builds its prompt projection only when they differ)"
+            )
+        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
+            raise ValueError(
+                f"OPNConfig.hidden_dim={self.hidden_dim}: use a multiple of 4 and of num_heads "
+                f"({self.num_heads})"
+            )
+        if len(self.backbone_indices) != 3 or len(self.backbone_channels) != 3:
+            raise ValueError(
+                f"OPNConfig.backbone_indices={self.backbone_indices}, backbone_channels="
+                f"{self.backbone_channels}: name exactly three maps, at strides 8, 16, 32"
+            )
+        for name in ("num_queries", "num_decoder_layers", "num_points", "feedforward_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"OPNConfig.{name}={getattr(self, name)}: use at least 1")
+        if self.denoising_groups < 0 or self.box_noise_scale <= 0:
+            raise ValueError(
+                f"OPNConfig.denoising_groups={self.denoising_groups}, "
+                f"box_noise_scale={self.box_noise_scale}: use groups >= 0 and a scale > 0"
+            )
+        for name, allowed in (
+            ("backbone_layout", ("channels_first", "channels_last")),
+            ("normalization", ("batch", "group")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"OPNConfig.{name}={getattr(self, name)!r}: use one of {allowed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; `from_dict` reverses it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "OPNConfig":
+        """Strict reverse of `to_dict`: a missing or unknown name raises ValueError."""
+        names = {f.name for f in fields(cls)}
+        if set(values) != names:
+            raise ValueError(
+                f"OPN config.json: unknown {sorted(set(values) - names)}, "
+                f"missing {sorted(names - set(values))}"
+            )
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
+
+
+def tiny() -> OPNConfig:
+    """1.2 M parameters, 128 px: learns drawn scenes on two CPU cores in minutes."""
+    return OPNConfig(normalization="group", denoising_groups=2)
+
+
+def swin_tiny() -> OPNConfig:
+    """The paper's family: OmDet-Turbo's Swin-tiny sizes without its text tower, 52 M parameters, 640 px."""
+    return OPNConfig(
+        backbone="swin_tiny_patch4_window7_224",
+        backbone_channels=(192, 384, 768),
+        backbone_layout="channels_last",
+        image_size=640,
+        pixel_mean=(0.485, 0.456, 0.406),
+        pixel_std=(0.229, 0.224, 0.225),
+        hidden_dim=256,
+        feedforward_dim=2048,
+        num_heads=8,
+        num_decoder_layers=6,
+        num_queries=900,
+        prompt_dim=512,
+        denoising_groups=5,
+    )
+
+
+OPN_SIZES: dict[str, Callable[[], OPNConfig]] = {"tiny": tiny, "swin_tiny": swin_tiny}
+"""Named sizes: `OPN_SIZES["tiny"]()`."""

@@ -1,0 +1,142 @@
+"""Images and boxes to OPN's input, and its boxes back to pixels of the original image.
+
+One letterbox: the longer side is scaled to the square's side, the rest (right, bottom) is padding of the mean
+colour. So a box maps by one scale and no offset, either way.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fo1_model.boxes import to_center_size, to_corners
+from fo1_model.opn.config import PROMPTS, OPNConfig
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How one image sits in the square: `scale` = square px per original px; `side` of the square, px."""
+
+    scale: float
+    side: int
+
+    def to_square(self, boxes: np.ndarray) -> Tensor:
+        """boxes: float32[N, 4] xyxy original px -> float32[N, 4] cxcywh in [0, 1] of the square."""
+        xyxy = torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 4))
+        return to_center_size(xyxy * (self.scale / self.side))
+
+    def to_original(self, boxes: Tensor) -> np.ndarray:
+        """boxes: float32[N, 4] cxcywh in [0, 1] of the square -> float32[N, 4] xyxy original px."""
+        xyxy = to_corners(boxes.detach().float().cpu())
+        return (xyxy * (self.side / self.scale)).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPNBatch:
+    """B letterboxed images and their boxes (cxcywh in [0, 1] of the square).
+
+    pixels: float32[B, 3, S, S] normalised RGB. prompts: int64[B] rows of PROMPTS.
+    boxes: B tensors float32[N_i, 4], the objects. ignore_boxes: B tensors float32[M_i, 4], regions where an
+    unmatched query is no mistake. letterboxes: B. seeds: B, draw the denoising noise.
+    """
+
+    pixels: Tensor
+    prompts: Tensor
+    boxes: tuple[Tensor, ...]
+    ignore_boxes: tuple[Tensor, ...]
+    letterboxes: tuple[Letterbox, ...]
+    seeds: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> "OPNBatch":
+        """The same batch on another device."""
+        return replace(
+            self,
+            pixels=self.pixels.to(device),
+            prompts=self.prompts.to(device),
+            boxes=tuple(b.to(device) for b in self.boxes),
+            ignore_boxes=tuple(b.to(device) for b in self.ignore_boxes),
+        )
+
+
+def letterbox(image: Image.Image, config: OPNConfig) -> tuple[Tensor, Letterbox]:
+    """Scales and pads one RGB image: float32[3, S, S] normalised, and the way back."""
+    side = config.image_size
+    width, height = image.size
+    scale = side / max(width, height)
+    if scale != 1.0:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    rgb = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1) / 255.0
+    mean = torch.tensor(config.pixel_mean).view(3, 1, 1)
+    std = torch.tensor(config.pixel_std).view(3, 1, 1)
+    square = torch.zeros(3, side, side)  # zero is the mean colour after normalisation
+    square[:, : rgb.shape[1], : rgb.shape[2]] = (rgb - mean) / std
+    return square, Letterbox(scale, side)
+
+
+def collate(
+    examples: Sequence[tuple[Image.Image, np.ndarray, np.ndarray]],
+    config: OPNConfig,
+    *,
+    seeds: Sequence[int] | None = None,
+    flip: bool = False,
+    prompt: Literal["coarse", "fine"] = "coarse",
+) -> OPNBatch:
+    """One batch from (RGB image, boxes float32[N, 4] xyxy px, ignore bool[N]) triples.
+
+    seeds: one an image (None = its position), for its flip and its denoising noise: what happens to an image
+        does not depend on the others of its batch.
+    flip: mirror each image left-right with probability 1/2.
+    Raises ValueError on an empty batch, a box without positive sides or not finite, or unequal lengths.
+    """
+    if not examples:
+        raise ValueError("collate(examples=[]): a batch needs at least one image")
+    seeds = range(len(examples)) if seeds is None else seeds
+    pixels, letterboxes, objects, ignored = [], [], [], []
+    for index, (example, seed) in enumerate(zip(examples, seeds, strict=True)):
+        image, boxes, ignore = _checked(index, *example)
+        if flip and _coin(seed):
+            image, boxes = _mirrored(image, boxes)
+        square, placed = letterbox(image, config)
+        pixels.append(square)
+        letterboxes.append(placed)
+        objects.append(placed.to_square(boxes[~ignore]))
+        ignored.append(placed.to_square(boxes[ignore]))
+    return OPNBatch(
+        pixels=torch.stack(pixels),
+        prompts=torch.full((len(pixels),), PROMPTS.index(prompt), dtype=torch.int64),
+        boxes=tuple(objects),
+        ignore_boxes=tuple(ignored),
+        letterboxes=tuple(letterboxes),
+        seeds=tuple(seeds),
+    )
+
+
+def _checked(
+    index: int, image: Image.Image, boxes: np.ndarray, ignore: np.ndarray
+) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    """The example with its arrays in shape; raises ValueError naming the image's place in the batch."""
+    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    ignore = np.asarray(ignore, dtype=bool).reshape(-1)
+    if len(boxes) != len(ignore):
+        raise ValueError(f"collate: image {index} has {len(boxes)} boxes but {len(ignore)} ignore flags")
+    if not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):
+        raise ValueError(f"collate: image {index} has a box that is not finite or has no area: {boxes}")
+    return image, boxes, ignore
+
+
+def _mirrored(image: Image.Image, boxes: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    """Left and right swapped, in new objects."""
+    mirrored = boxes.copy()
+    mirrored[:, [0, 2]] = image.width - boxes[:, [2, 0]]
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mirrored
+
+
+def _coin(seed: int) -> bool:
+    """A fair coin of the seed, independent of the noise drawn from it."""
+    return bool(hashlib.sha256(f"flip:{seed}".encode()).digest()[0] & 1)

@@ -1,0 +1,277 @@
+"""Images, boxes and messages -> ids, labels, positions and pixels, in one walk over the messages."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from fo1_model import grammar
+from fo1_model.auxiliary_tower import auxiliary_image
+from fo1_model.batch import IGNORE, Batch, Encoded, TokenIds
+from fo1_model.config import ModelConfig
+from fo1_model.vlms import Grid, build_family
+
+SYSTEM = "You are a helpful assistant."
+"""The system turn when the messages bring none (release)."""
+_MIN_SIDE = 28
+"""Shorter image sides are stretched to this many pixels (release)."""
+_STAND_INS = re.compile(f"({grammar.IMAGE}|{grammar.REGION_FEATURE})")
+
+
+def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, num_region_tokens: int) -> None:
+    """Append the region language's tokens that ``tokenizer`` lacks, in place.
+
+    They are ordinary tokens, not special ones: decoding an answer keeps them.
+    """
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([token for token in grammar.new_tokens(num_region_tokens) if token not in known])
+
+
+class Processor:
+    """Makes model inputs and reads model outputs.
+
+    config: the model's. tokenizer: the base family's, extended in place by what it lacks.
+
+    Raises ValueError when the tokenizer lacks one of the family's own tokens.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.family = build_family(config.vlm)
+        self.num_region_tokens = config.num_region_tokens
+        extend_tokenizer(tokenizer, config.num_region_tokens)
+        self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+        self.token_ids = TokenIds(
+            image=self.id_of(self.family.image_token),
+            region=self.id_of(self.family.region_slot),
+            new=tuple(self.id_of(token) for token in grammar.new_tokens(config.num_region_tokens)),
+        )
+        self.stop_ids = tuple(self.id_of(token) for token in self.family.stop_tokens)
+        self.pad_id = self.id_of(self.family.pad_token)
+
+    def id_of(self, token: str) -> int:
+        """Id of a token that the vocabulary must have; raises ValueError when it has not."""
+        if token not in self._vocabulary:
+            raise ValueError(
+                f"the tokenizer lacks {token!r}, which the family {self.config.vlm.family!r} needs"
+            )
+        return self._vocabulary[token]
+
+    def encode(
+        self,
+        image: Image.Image | Sequence[Image.Image] | None,
+        boxes: np.ndarray | Sequence[np.ndarray] | None,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        for_generation: bool = False,
+        sample_id: str = "",
+        loss_weight: float = 1.0,
+    ) -> Encoded:
+        """One sample.
+
+        image: RGB, one, several or none; several are numbered on: the second image's regions follow the
+        first's. boxes: float32[N, 4] xyxy in original pixels, per image when ``image`` is a sequence; None
+        means no boxes. messages: turns ``{"role", "content"}``; contents hold ``<image>`` and
+        ``<regionfeat>`` as stand-ins. With
+            ``for_generation`` the last turn is the user's and the assistant's is opened.
+
+        Raises ValueError with the sample id: an image below 1 px, boxes that are not finite or inverted, more
+        boxes than region tokens, slots that do not match images or boxes, an index without a region.
+        """
+        images = [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
+        per_image = _boxes_per_image(image, boxes, len(images), sample_id)
+        checked = [
+            check_boxes(item, picture.size, sample_id)
+            for item, picture in zip(per_image, images, strict=True)
+        ]
+        self._check_messages(messages, len(images), sum(len(item) for item in checked), sample_id)
+        resized = [fit_image(picture, self.config.max_long_side, sample_id) for picture in images]
+        inputs = [self.family.preprocess(picture) for picture in resized]
+        grids = tuple(grid for _, grid in inputs)
+        ids, labels, starts = self._walk(messages, grids, for_generation=for_generation)
+        return Encoded(
+            sample_id=sample_id,
+            input_ids=torch.tensor(ids),
+            labels=torch.tensor(labels),
+            positions=self.family.positions(len(ids), list(zip(starts, grids, strict=True))),
+            pixels=tuple(pixels for pixels, _ in inputs),
+            grids=grids,
+            auxiliary=tuple(auxiliary_image(picture, self.config.auxiliary) for picture in resized),
+            sizes=tuple(picture.size for picture in images),
+            boxes=tuple(torch.from_numpy(item) for item in checked),
+            loss_weight=loss_weight,
+        )
+
+    def _check_messages(
+        self, messages: Sequence[Mapping[str, str]], num_images: int, num_boxes: int, sample_id: str
+    ) -> None:
+        limit = self.config.num_region_tokens
+        if num_boxes > limit:
+            raise ValueError(
+                f"sample {sample_id!r} has {num_boxes} boxes, over ModelConfig.num_region_tokens={limit}; "
+                "keep the best-scored ones before the prompt is written"
+            )
+        contents = [message["content"] for message in messages]
+        for token, count in ((grammar.IMAGE, num_images), (grammar.REGION_FEATURE, num_boxes)):
+            slots = sum(content.count(token) for content in contents)
+            if slots != count:
+                raise ValueError(f"sample {sample_id!r} has {slots} {token} slots for {count}")
+        for content in contents:
+            for index in grammar.mentioned_regions(content):
+                if index >= num_boxes:
+                    raise ValueError(
+                        f"sample {sample_id!r} mentions <region{index}> but has {num_boxes} boxes"
+                    )
+
+    def _walk(
+        self, messages: Sequence[Mapping[str, str]], grids: Sequence[Grid], *, for_generation: bool
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Ids, labels and the position of every image's first token, emitted together.
+
+        A turn's head, content and end are tokenised apart from each other, so training sees the very ids that
+        generation starts from.
+        """
+        ids: list[int] = []
+        labels: list[int] = []
+        starts: list[int] = []
+        family = self.family
+
+        def emit(new: Sequence[int], supervised: bool = False) -> None:
+            ids.extend(new)
+            labels.extend(new if supervised else [IGNORE] * len(new))
+
+        turns = list(messages)
+        if not turns or turns[0]["role"] != "system":
+            turns.insert(0, {"role": "system", "content": SYSTEM})
+        for turn in turns:
+            supervised = turn["role"] == "assistant" and not for_generation
+            emit(self._tokens(f"{family.turn_start}{turn['role']}\n"))
+            for piece in _split(turn["content"]):
+                if piece == grammar.IMAGE:
+                    emit([self.id_of(family.image_start)])
+                    starts.append(len(ids))
+                    emit([self.token_ids.image] * family.num_image_tokens(grids[len(starts) - 1]))
+                    emit([self.id_of(family.image_end)])
+                elif piece == grammar.REGION_FEATURE:
+                    emit([self.token_ids.region])
+                else:
+                    emit(self._tokens(piece), supervised)
+            emit([self.id_of(family.turn_end)], supervised)
+            emit(self._tokens("\n"))
+        if for_generation:
+            emit(self._tokens(f"{family.turn_start}assistant\n"))
+        return ids, labels, starts
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The answer's text, up to the first token that ends decoding; region tokens are kept."""
+        kept = []
+        for token in ids:
+            if token in self.stop_ids:
+                break
+            kept.append(token)
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def collate(self, samples: Sequence[Encoded], *, pad: str = "right") -> Batch:
+        """One batch; ``pad`` is ``right`` for training and ``left`` for generation.
+
+        Raises ValueError for no samples or another ``pad``.
+        """
+        if pad not in ("right", "left") or not samples:
+            raise ValueError(
+                f"collate needs samples and pad 'right' or 'left', got {len(samples)} and {pad!r}"
+            )
+        length = max(len(sample.input_ids) for sample in samples)
+        shape = (len(samples), length)
+        ids, labels = torch.full(shape, self.pad_id), torch.full(shape, IGNORE)
+        mask = torch.zeros(shape, dtype=torch.int64)
+        positions = torch.zeros((self.family.num_position_axes, *shape), dtype=torch.int64)
+        for row, sample in enumerate(samples):
+            size = len(sample.input_ids)
+            span = slice(0, size) if pad == "right" else slice(length - size, length)
+            ids[row, span] = sample.input_ids
+            labels[row, span] = sample.labels
+            mask[row, span] = 1
+            positions[:, row, span] = sample.positions
+        pixels = [tensor for sample in samples for tensor in sample.pixels]
+        return Batch(
+            sample_ids=tuple(sample.sample_id for sample in samples),
+            input_ids=ids,
+            attention_mask=mask,
+            labels=labels,
+            positions=positions,
+            pixels=torch.cat(pixels) if pixels else torch.zeros(0, self.family.blank()[0].shape[1]),
+            grids=tuple(grid for sample in samples for grid in sample.grids),
+            auxiliary=tuple(tensor for sample in samples for tensor in sample.auxiliary),
+            sizes=tuple(size for sample in samples for size in sample.sizes),
+            boxes=tuple(tensor for sample in samples for tensor in sample.boxes),
+            loss_weights=torch.tensor([sample.loss_weight for sample in samples], dtype=torch.float32),
+        )
+
+
+def fit_image(image: Image.Image, max_long_side: int, sample_id: str = "") -> Image.Image:
+    """RGB, both sides at least 28 px, long side at most ``max_long_side``, bicubic.
+
+    Sides are truncated to whole pixels; boxes are not touched: every map knows its scale to the original.
+    Raises ValueError for an image without pixels.
+    """
+    if min(image.size) < 1:
+        raise ValueError(f"sample {sample_id!r} has an image of {image.width}x{image.height} pixels")
+    image = image.convert("RGB")
+    size = (max(image.width, _MIN_SIDE), max(image.height, _MIN_SIDE))
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    if max(size) > max_long_side:
+        ratio = max_long_side / max(size)
+        size = (max(int(size[0] * ratio), _MIN_SIDE), max(int(size[1] * ratio), _MIN_SIDE))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return image
+
+
+def check_boxes(boxes: np.ndarray, size: tuple[int, int], sample_id: str = "") -> np.ndarray:
+    """A copy, float32[N, 4], clamped to the image; none is dropped, moved or reordered.
+
+    Raises ValueError when the shape is wrong, a coordinate is not finite or a box is inverted.
+    """
+    boxes = np.array(boxes, dtype=np.float32, copy=True)
+    if boxes.size == 0:
+        boxes = boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"sample {sample_id!r} has boxes of shape {boxes.shape}, not (N, 4)")
+    for row, box in enumerate(boxes):
+        if not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
+            raise ValueError(
+                f"sample {sample_id!r} has a bad box {row}: {box.tolist()} (xyxy, finite, not inverted)"
+            )
+    boxes[:, 0::2] = boxes[:, 0::2].clip(0, size[0])
+    boxes[:, 1::2] = boxes[:, 1::2].clip(0, size[1])
+    return boxes
+
+
+def _boxes_per_image(
+    image: Image.Image | Sequence[Image.Image] | None,
+    boxes: np.ndarray | Sequence[np.ndarray] | None,
+    num_images: int,
+    sample_id: str,
+) -> list[np.ndarray]:
+    if boxes is None:
+        return [np.zeros((0, 4), np.float32)] * num_images
+    if image is None and len(boxes):
+        raise ValueError(f"sample {sample_id!r} has boxes without an image")
+    per_image = (
+        [np.asarray(boxes)] if isinstance(image, Image.Image) else [np.asarray(item) for item in boxes]
+    )
+    if len(per_image) != num_images:
+        raise ValueError(f"sample {sample_id!r} has {len(per_image)} lists of boxes for {num_images} images")
+    return per_image
+
+
+def _split(content: str) -> list[str]:
+    """Text pieces and stand-ins, in order, without empty pieces."""
+    return [piece for piece in _STAND_INS.split(content) if piece]

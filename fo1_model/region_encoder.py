@@ -1,0 +1,146 @@
+"""HFRE and the connector: maps of both towers + boxes -> one vector a box in the language model's width.
+
+    auxiliary maps --- upsampled to the finest, pooled ---\\
+                                                          concat + box embedding -> connector -> region token
+    primary map -- SimpleFP -- pooled level by level ----/
+
+All arithmetic from pooling to the box embedding is float32; the sum is cast to the connector's type.
+Sources: paper 3.1; the release for order (auxiliary first), embedding and RoIAlign settings.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fo1_model import boxes as box_ops
+from fo1_model.config import ConnectorConfig, RegionConfig
+from fo1_model.pyramid import STRIDES, SimpleFP
+from fo1_model.region_pooling import FeatureMap, boxes_in_cells, pool_levels, pool_regions
+
+
+class RegionNorm(nn.LayerNorm):
+    """LayerNorm that computes in float32 whatever the type of its parameters."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in the parent class
+        """Normalise float32[N, D]."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)
+
+
+class RegionEncoder(nn.Module):
+    """Hybrid fine-grained region encoder with its connector.
+
+    region, connector: what to build.
+    auxiliary_dims: channels of the auxiliary maps, fine to coarse. primary_dim: channels of the primary map.
+    hidden_size: width of a region token.
+
+    Raises ValueError when the box embedding does not fit the width of the hybrid feature, or is to use the
+    frame of a tower that the features leave out.
+    """
+
+    def __init__(
+        self,
+        region: RegionConfig,
+        connector: ConnectorConfig,
+        *,
+        auxiliary_dims: Sequence[int],
+        primary_dim: int,
+        hidden_size: int,
+    ) -> None:
+        super().__init__()
+        if region.features == "primary" and region.box_frame == "auxiliary":
+            raise ValueError(
+                "box_frame='auxiliary' needs the auxiliary maps; with features='primary' choose 'primary'"
+            )
+        self.region = region
+        self.use_auxiliary = region.features != "primary"
+        self.use_primary = region.features != "auxiliary"
+        auxiliary_width = sum(auxiliary_dims) if self.use_auxiliary else 0
+        primary_width = primary_dim if self.use_primary else 0
+        self.pyramid = None
+        if self.use_primary and region.pyramid:
+            self.pyramid = SimpleFP(primary_dim, region.pyramid_dim)
+            primary_width = len(STRIDES) * region.pyramid_dim
+        self.hybrid_size = auxiliary_width + primary_width
+        """Width of the feature before the connector (5888 in the release)."""
+        if region.box_embedding and self.hybrid_size % 4 != 0:
+            raise ValueError(
+                f"box_embedding needs a region width that is a multiple of 4, got {self.hybrid_size}"
+            )
+        self.auxiliary_norm = RegionNorm(auxiliary_width) if region.region_norm and auxiliary_width else None
+        self.primary_norm = RegionNorm(primary_width) if region.region_norm and primary_width else None
+        self.connector = build_connector(connector.num_layers, self.hybrid_size, hidden_size)
+
+    def forward(self, auxiliary_maps: Sequence[FeatureMap], primary: FeatureMap, boxes: Tensor) -> Tensor:
+        """Region tokens of one image, float[N, hidden_size] in the connector's type and the boxes' order.
+
+        auxiliary_maps: the auxiliary tower's maps, fine to coarse; may be empty with features="primary".
+        primary: the VLM's map before its merger, float[primary_dim, gh, gw].
+        boxes: float32[N, 4] xyxy in original pixels; N may be 0.
+        """
+        hybrid = self.hybrid_features(auxiliary_maps, primary, boxes)
+        return self.connector(hybrid.to(next(self.connector.parameters()).dtype))
+
+    def hybrid_features(
+        self, auxiliary_maps: Sequence[FeatureMap], primary: FeatureMap, boxes: Tensor
+    ) -> Tensor:
+        """The feature before the connector, float32[N, hybrid_size]: [auxiliary | primary] + embedding."""
+        boxes = boxes.float()
+        parts = []
+        if self.use_auxiliary:
+            pooled = self._pool_auxiliary(auxiliary_maps, boxes)
+            parts.append(pooled if self.auxiliary_norm is None else self.auxiliary_norm(pooled))
+        if self.use_primary:
+            pooled = self._pool_primary(primary, boxes)
+            parts.append(pooled if self.primary_norm is None else self.primary_norm(pooled))
+        hybrid = torch.cat(parts, dim=1)
+        if self.region.box_embedding:
+            frame = primary if self.region.box_frame == "primary" else auxiliary_maps[0]
+            height, width = frame.values.shape[1:]
+            normalised = box_ops.scale(boxes_in_cells(frame, boxes), 1 / width, 1 / height)
+            hybrid = hybrid + box_ops.embed(normalised, self.hybrid_size)
+        return hybrid
+
+    def _pool_auxiliary(self, maps: Sequence[FeatureMap], boxes: Tensor) -> Tensor:
+        """All levels as if upsampled to the grid of the finest, float32[N, sum of channels]."""
+        finest = maps[0]
+        return pool_levels(
+            [level.values for level in maps],
+            boxes_in_cells(finest, boxes),
+            output_size=self.region.roi_size,
+            aligned=self.region.aligned,
+            sampling_ratio=self.region.sampling_ratio,
+            grid_size=(finest.values.shape[1], finest.values.shape[2]),
+        )
+
+    def _pool_primary(self, primary: FeatureMap, boxes: Tensor) -> Tensor:
+        """Each pyramid level (or the map itself) pooled at its own stride, float32[N, primary width]."""
+        levels = [primary] if self.pyramid is None else self.pyramid(primary)
+        pooled = [
+            pool_regions(
+                level.values,
+                boxes_in_cells(level, boxes),
+                output_size=self.region.roi_size,
+                aligned=self.region.aligned,
+                sampling_ratio=self.region.sampling_ratio,
+            )
+            for level in levels
+        ]
+        return torch.cat(pooled, dim=1)
+
+
+def build_connector(num_layers: int, in_size: int, hidden_size: int) -> nn.Sequential:
+    """Linear layers with exact GELU between them: the release's `mlpNx_gelu`, or its `linear` for one layer.
+
+    Weights are normal(0, 0.02), biases zero.
+    """
+    layers: list[nn.Module] = [nn.Linear(in_size, hidden_size)]
+    for _ in range(num_layers - 1):
+        layers += [nn.GELU(), nn.Linear(hidden_size, hidden_size)]
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)

@@ -1,0 +1,110 @@
+"""Which parameters train in which stage, as checked parameter groups.
+
+Stage 1 aligns regions with the frozen VLM: SimpleFP, region norms, connector, new vocabulary rows (paper
+3.3). Stage 2 trains all but the primary vision tower. Every parameter belongs to exactly one part.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fo1_model.model import FO1Model
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "primary": ("vlm.{visual}",),
+    "language": ("vlm.",),
+    "auxiliary": ("auxiliary.",),
+    "region_encoder": ("region_encoder.",),
+    "new_rows": ("new_rows.", "new_output_rows."),
+}
+"""Part -> prefixes of its parameter names; a parameter belongs to the part with the longest match.
+
+``{visual}`` is the VLM family's name for its vision tower.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of training."""
+
+    parts: tuple[str, ...]
+    """The parts that train; all others are frozen."""
+
+
+STAGES: dict[str, Stage] = {
+    "stage1": Stage(parts=("region_encoder", "new_rows")),
+    "stage1_auxiliary": Stage(parts=("auxiliary", "region_encoder", "new_rows")),
+    "stage2": Stage(parts=("language", "auxiliary", "region_encoder", "new_rows")),
+}
+"""Stages by name. The paper names "HFRE and connector" for stage 1 but unfreezes DaViT in stage 2 only,
+hence the variant."""
+
+
+def part_of_parameters(model: FO1Model) -> dict[str, str]:
+    """Parameter name -> part.
+
+    Raises ValueError when a part is empty or a parameter belongs to none or to two.
+    """
+    owners: dict[str, str] = {}
+    for name, _ in model.named_parameters():
+        matches: dict[str, int] = {}
+        for part, prefixes in PARTS.items():
+            for prefix in (pattern.format(visual=model.family.visual_prefix) for pattern in prefixes):
+                if name.startswith(prefix):
+                    matches[part] = max(len(prefix), matches.get(part, 0))
+        best = [part for part, length in matches.items() if length == max(matches.values())]
+        if len(best) != 1:
+            raise ValueError(
+                f"parameter {name!r} belongs to {best or 'no part'}; PARTS must name exactly one"
+            )
+        owners[name] = best[0]
+    if empty := sorted(set(PARTS) - set(owners.values())):
+        raise ValueError(f"no parameter belongs to {', '.join(empty)}; PARTS names something the model lacks")
+    return owners
+
+
+def parameter_groups(
+    model: FO1Model,
+    stage: str,
+    learning_rate: float,
+    *,
+    weight_decay: float = 0.0,
+    learning_rates: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Freeze what the stage freezes and return optimizer groups of the rest.
+
+    learning_rate: of every part. learning_rates: part -> its own. weight_decay: of matrices; vectors
+    (biases, norms) and vocabulary rows get none, as usual.
+
+    Returns groups ``{"name", "params", "lr", "weight_decay"}``, never an empty one. Raises ValueError for
+    an unknown stage or a learning rate for a part that does not train.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"stage={stage!r} is not known; choose one of {', '.join(STAGES)}")
+    trained = STAGES[stage].parts
+    if model.config.region.features == "primary":
+        # Nothing reads the auxiliary tower, and a parameter without gradient stalls distributed training.
+        trained = tuple(part for part in trained if part != "auxiliary")
+    rates = dict.fromkeys(trained, learning_rate) | dict(learning_rates or {})
+    if unknown := sorted(set(rates) - set(trained)):
+        raise ValueError(f"learning_rates names {', '.join(unknown)}; {stage} trains {', '.join(trained)}")
+    owners = part_of_parameters(model)
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        part = owners[name]
+        parameter.requires_grad_(part in trained)
+        if part in trained:
+            decays = parameter.ndim > 1 and part != "new_rows"
+            groups.setdefault((part, decays), []).append(parameter)
+    model.train(model.training)
+    return [
+        {
+            "name": part if decays else f"{part}_no_decay",
+            "params": parameters,
+            "lr": rates[part],
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (part, decays), parameters in groups.items()
+    ]

@@ -1,0 +1,152 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fo1_model import checkpoint
+from fo1_model.checkpoint import load_base, load_model, new_model, save_model
+from fo1_model.config import SIZES, debug
+
+ANSWER = "<ground>red circle</ground><objects><region0></objects>"
+
+
+@pytest.fixture
+def folder(model, processor, tmp_path):
+    save_model(model, processor, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_what_is_saved_comes_back(model, processor, sample, folder):
+    loaded, own = load_model(folder)
+    assert own.token_ids == processor.token_ids
+    assert own.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert loaded.config == model.config
+    assert not loaded.training
+    state = loaded.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    batch = processor.collate([sample(84, 56, 3, ANSWER)])
+    with torch.no_grad():
+        assert torch.equal(loaded(batch).loss_sum, model(batch).loss_sum)
+    text = f"{ANSWER} two words, 12 <|im_end|>"
+    assert own.tokenizer.encode(text) == processor.tokenizer.encode(text)
+
+
+def test_same_model_same_bytes(model, processor, folder, tmp_path):
+    loaded, own = load_model(folder)
+    save_model(loaded, own, tmp_path / "again")
+    for file in sorted(folder.iterdir()):
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert str(tmp_path) not in "".join(file.read_text() for file in folder.glob("*.json"))
+
+
+def test_the_tied_head_is_not_stored_and_stays_tied(folder):
+    assert "vlm.lm_head.weight" not in load_file(folder / "model.safetensors")
+    loaded, _ = load_model(folder)
+    assert loaded.vlm.lm_head.weight is loaded.vlm.get_input_embeddings().weight
+
+
+def test_an_untied_head_is_stored(tmp_path):
+    config = debug()
+    config.vlm.config["tie_word_embeddings"] = False
+    model, processor = new_model(config, seed=0)
+    save_model(model, processor, tmp_path)
+    assert {"vlm.lm_head.weight", "new_output_rows.weight"} <= set(load_file(tmp_path / "model.safetensors"))
+    loaded, _ = load_model(tmp_path)
+    assert torch.equal(loaded.vlm.lm_head.weight, model.vlm.lm_head.weight)
+    assert not torch.equal(loaded.vlm.lm_head.weight, loaded.vlm.get_input_embeddings().weight)
+
+
+def test_dtype(folder):
+    loaded, _ = load_model(folder, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda weights: weights.pop("new_rows.weight"), "1 weights are missing, such as new_rows.weight"),
+        (
+            lambda weights: weights.update(extra=torch.zeros(1)),
+            "1 weights are not the model's, such as extra",
+        ),
+        (
+            lambda weights: weights.update({"new_rows.weight": torch.zeros(2, 2)}),
+            r"new_rows.weight is \[2, 2\]",
+        ),
+    ],
+)
+def test_damaged_weights_are_refused(folder, damage, message):
+    weights = load_file(folder / "model.safetensors")
+    damage(weights)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+
+
+def test_other_folders_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        load_model(tmp_path / "nowhere")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        load_model(folder)
+
+
+def test_new_models_are_seeded_and_leave_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, _ = new_model(debug(), seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    again, _ = new_model(debug(), seed=1)
+    other, _ = new_model(debug(), seed=2)
+    state, same = first.state_dict(), again.state_dict()
+    assert all(torch.equal(value, same[name]) for name, value in state.items())
+    assert not torch.equal(first.new_rows.weight, other.new_rows.weight)
+
+
+def test_a_base_fills_its_parts_and_leaves_the_rest_fresh(model, monkeypatch, tmp_path):
+    pretrained = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.startswith(("vlm.", "auxiliary.")) and name != "vlm.lm_head.weight"
+    }
+    save_file(pretrained, tmp_path / "base.safetensors")
+    monkeypatch.setattr(checkpoint, "ASSETS", tmp_path)
+    monkeypatch.setattr(checkpoint, "BASES", {"debug": "base.safetensors"})
+    loaded, processor = load_base("debug", seed=3)
+    state = loaded.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in pretrained.items())
+    assert not torch.equal(
+        loaded.region_encoder.connector[0].weight, model.region_encoder.connector[0].weight
+    )
+    # new rows start among the base's rows, whatever the base
+    used = loaded.vlm.get_input_embeddings().weight[: min(processor.token_ids.new)]
+    assert (loaded.new_rows.weight.mean(0) - used.mean(0)).abs().max() < 0.1 * used.std()
+
+    save_file({**pretrained, "region_encoder.x": torch.zeros(1)}, tmp_path / "base.safetensors")
+    with pytest.raises(ValueError, match=r"not the model's, such as region_encoder\.x"):
+        load_base("debug")
+    pretrained.popitem()
+    save_file(pretrained, tmp_path / "base.safetensors")
+    with pytest.raises(ValueError, match="the base weights: 1 weights are missing"):
+        load_base("debug")
+
+
+def test_sizes_without_a_base_are_named():
+    with pytest.raises(ValueError, match=r"'qwen2_5_vl_3b'; choose one of tiny"):
+        load_base("qwen2_5_vl_3b")
+
+
+@pytest.mark.skipif(
+    not (checkpoint.ASSETS / "tiny_base.safetensors").is_file(), reason="no pretrained tiny base"
+)
+def test_the_tiny_base_fits_the_tiny_size():
+    model, _ = load_base("tiny")
+    assert model.config == SIZES["tiny"]()

@@ -1,0 +1,160 @@
+import math
+
+import pytest
+import torch
+
+from fo1_model.generation import GenerationConfig, generate, read_answer
+
+
+@pytest.fixture
+def samples(sample):
+    """Prompts of very different shapes, so that positions and padding both matter."""
+    return [
+        sample(84, 56, 3),
+        sample(60, 280, 12),
+        sample(140, 28, 0, seed=1),
+        sample(),
+        sample(56, 56, 1, seed=2),
+    ]
+
+
+def greedy_by_recomputing(model, processor, one, num_tokens):
+    """Every token from a whole forward pass over all tokens before it, without a cache."""
+    ids = one.input_ids.tolist()
+    starts = [i for i, token in enumerate(ids) if token == processor.token_ids.image and ids[i - 1] != token]
+    chosen: list[int] = []
+    with torch.no_grad():
+        embedded = model.embed(processor.collate([one]))
+        for _ in range(num_tokens):
+            length = len(ids) + len(chosen)
+            positions = model.family.positions(length, list(zip(starts, one.grids, strict=True)))
+            hidden = model.decode(embedded, torch.ones(1, length, dtype=torch.int64), positions[:, None])
+            chosen.append(int(model.logits(hidden[:, -1]).argmax()))
+            embedded = torch.cat([embedded, model.embed_ids(torch.tensor([chosen[-1:]]))], dim=1)
+            if chosen[-1] in processor.stop_ids:
+                break
+    return chosen
+
+
+def test_cached_batched_decoding_equals_recomputing_alone(model, processor, samples):
+    seen: list[torch.Tensor] = []
+
+    def remember(tokens, logits):
+        seen[:] = [torch.cat([tokens, logits.argmax(dim=-1, keepdim=True)], dim=1)]
+        return logits
+
+    generate(model, processor, samples, GenerationConfig(max_new_tokens=12), logits_hook=remember)
+    for row, one in zip(seen[0].tolist(), samples, strict=True):
+        expected = greedy_by_recomputing(model, processor, one, 12)
+        assert len(set(expected)) > 3, "a model that repeats itself would hide wrong positions"
+        assert row[: len(expected)] == expected
+
+
+def test_positions_matter_in_that_comparison(model, processor, samples, monkeypatch):
+    """The trap of model.md section 8: text positions after the first token change what is said."""
+    one = samples[1]
+    right = generate(model, processor, [one], GenerationConfig(max_new_tokens=12))[0].text
+    decode, calls = model.decode, []
+
+    def by_token_count(embeddings, mask, positions, cache=None):
+        calls.append(None)
+        return decode(
+            embeddings, mask, positions if len(calls) == 1 else mask.sum() - 1 + 0 * positions, cache
+        )
+
+    monkeypatch.setattr(model, "decode", by_token_count)
+    assert generate(model, processor, [one], GenerationConfig(max_new_tokens=12))[0].text != right
+
+
+def test_the_hook_decides_and_logprobs_are_of_the_unmodified_logits(model, processor, samples):
+    script = processor.tokenizer.encode(
+        "<ground>red circle</ground><objects><region2><region0><region7></objects><|im_end|>",
+        add_special_tokens=False,
+    )
+    logprobs: list[list[float]] = [[] for _ in samples]
+
+    def say(tokens, logits):
+        for row, values in enumerate(logits.log_softmax(dim=-1)):
+            logprobs[row].append(float(values[script[tokens.shape[1]]]))
+        forced = torch.full_like(logits, -math.inf)
+        forced[:, script[tokens.shape[1]]] = 0
+        return forced
+
+    answers = generate(model, processor, samples, logits_hook=say)
+    first = answers[0]
+    assert first.text.endswith("</objects>")
+    assert first.finished
+    assert first.parsed.phrases == (("red circle", (0, 2)),)  # region 7 does not exist among three
+    assert first.parsed.regions == (2, 0)
+    assert first.parsed.problem == "unknown regions 7"
+    places = [script.index(processor.token_ids.new[index]) for index in (2, 0)]
+    assert first.region_logprobs == pytest.approx([logprobs[0][place] for place in places], abs=1e-4)
+    assert answers[1].parsed.regions == (2, 0, 7)
+    assert answers[2].parsed.regions == ()
+
+
+def test_a_finished_row_is_padded_while_others_go_on(model, processor, samples):
+    steps: list[torch.Tensor] = []
+
+    def stop_the_first(tokens, logits):
+        steps.append(tokens)
+        logits = logits.clone()
+        logits[0, processor.stop_ids[0]] = math.inf
+        logits[1:, list(processor.stop_ids)] = -math.inf
+        return logits
+
+    answers = generate(
+        model, processor, samples[:2], GenerationConfig(max_new_tokens=4), logits_hook=stop_the_first
+    )
+    assert steps[-1][0].tolist() == [processor.stop_ids[0], processor.pad_id, processor.pad_id]
+    assert [answer.finished for answer in answers] == [True, False]
+    assert answers[0].text == ""
+
+
+def test_length_limit_is_reported(model, processor, samples):
+    assert not generate(model, processor, samples[:1], GenerationConfig(max_new_tokens=2))[0].finished
+
+
+def test_a_finished_row_does_not_speak_on(processor):
+    stop = processor.stop_ids[0]
+    region = processor.token_ids.new[1]
+    answer = read_answer(
+        processor, [region, stop, region, processor.token_ids.new[0]], [-1.0, -2.0, -3.0, -4.0], 5
+    )
+    assert (answer.text, answer.parsed.regions, answer.region_logprobs) == ("<region1>", (1,), (-1.0,))
+    assert answer.finished
+
+
+def test_draws_depend_on_seed_and_sample_not_on_the_batch(model, processor, samples):
+    config = GenerationConfig(max_new_tokens=8, temperature=1.0, seed=3)
+    together = generate(model, processor, samples, config)
+    alone = [generate(model, processor, [one], config)[0] for one in samples]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    other = generate(model, processor, samples, GenerationConfig(max_new_tokens=8, temperature=1.0, seed=4))
+    assert [answer.text for answer in together] != [answer.text for answer in other]
+
+
+def test_a_narrow_nucleus_is_greedy(model, processor, samples):
+    greedy = generate(model, processor, samples, GenerationConfig(max_new_tokens=6))
+    narrow = GenerationConfig(max_new_tokens=6, temperature=0.7, top_p=1e-6)
+    assert [a.text for a in generate(model, processor, samples, narrow)] == [a.text for a in greedy]
+
+
+def test_draws_follow_the_distribution():
+    from fo1_model.generation import _choose
+
+    probabilities = torch.tensor([0.5, 0.1, 0.3, 0.1])
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4000)]
+    logits = probabilities.log().expand(4000, 4)
+    drawn = _choose(logits, GenerationConfig(temperature=1.0), generators).bincount(minlength=4) / 4000
+    torch.testing.assert_close(drawn, probabilities, rtol=0, atol=0.03)
+    nucleus = _choose(logits, GenerationConfig(temperature=1.0, top_p=0.7), generators).bincount(minlength=4)
+    torch.testing.assert_close(nucleus / 4000, torch.tensor([0.625, 0, 0.375, 0]), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}]
+)
+def test_wrong_settings(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        GenerationConfig(**wrong)
