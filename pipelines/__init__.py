@@ -1,0 +1,1 @@
+"""From datasets to a trained, evaluated model: graphs, pure row functions, training, metrics, pages."""

@@ -1,0 +1,1 @@
+"""Metrics: pure functions from questions, answers and truth to figures."""

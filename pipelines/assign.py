@@ -1,0 +1,291 @@
+"""From proposals and annotated objects to the regions of one example: where region indices are born. Pure.
+
+The rules are ours (the paper says only "top 100 proposals", 3.1): one-to-one matching at an IoU threshold,
+ambiguous duplicates dropped, referenced objects without a proposal injected, a budget that never cuts a
+referenced object, a seeded order.
+
+Boxes are xyxy in pixels of the original image. G: objects, P: proposals, N: regions of the example.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dataset_builders.records import BadRecord
+from pipelines.records import GROUND_TRUTH, PROPOSAL
+
+MIN_SIDE_PX = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignConfig:
+    """How proposals and objects become regions. The defaults are for training."""
+
+    match_iou: float = 0.5
+    """Least IoU of an object and its proposal (0.7 suits text boxes, whose neighbours are close). ours"""
+    max_regions: int = 100
+    """Budget of regions (paper 3.1: at most 100)."""
+    duplicates: Literal["drop", "keep_as_negative", "keep"] = "drop"
+    """What to do with an unmatched proposal of IoU >= match_iou to an object: ``drop`` it, so that an
+    answer is complete and names nothing twice; ``keep_as_negative`` drops it from IoU 0.5 on; ``keep`` for
+    evaluation."""
+    inject: bool = True
+    """Add objects that no proposal covers. Objects that a question points at are added in any case."""
+    p_ground_truth: float = 0.2
+    """Probability that a matched region gets the annotated box instead of the proposal's. ours"""
+    ignore_overlap: float | None = 0.5
+    """Drop an unmatched proposal when this share of its area lies in an ignore region; None keeps all."""
+    merge_iou: float = 0.95
+    """Objects that overlap so much are one region with several labels (as MDETR's flickr_combined.py)."""
+    order: Literal["shuffle", "score"] = "shuffle"
+    """Order of regions: a seeded permutation, or descending score with unscored boxes last."""
+
+    def __post_init__(self) -> None:
+        for name in ("match_iou", "merge_iou"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} is no IoU threshold: use a value in (0, 1]")
+        if not 0.0 <= self.p_ground_truth <= 1.0:
+            raise ValueError(f"p_ground_truth={self.p_ground_truth} is no probability: use 0 to 1")
+        if self.max_regions < 1:
+            raise ValueError(f"max_regions={self.max_regions}: use at least 1")
+
+
+def evaluation_config(max_regions: int = 100, match_iou: float = 0.5) -> AssignConfig:
+    """Config of evaluation: the proposals as they are, by score; nothing injected, dropped or replaced."""
+    return AssignConfig(
+        match_iou=match_iou,
+        max_regions=max_regions,
+        duplicates="keep",
+        inject=False,
+        p_ground_truth=0.0,
+        ignore_overlap=None,
+        order="score",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Assignment:
+    """Regions of one example, and which object each stands for."""
+
+    boxes: np.ndarray
+    """float32[N, 4]."""
+    scores: tuple[float | None, ...]
+    """Detector confidence by region; None for an injected object."""
+    sources: tuple[str, ...]
+    """``proposal`` or ``gt`` by region."""
+    region_of: dict[int, int]
+    """Object -> region; objects that were merged share one; an object that has no region is not a key."""
+    num_objects: int
+    """Distinct objects that are no ignore regions, after merging."""
+    num_matched: int
+    """How many of them a proposal covers at `match_iou`."""
+    num_injected: int
+    """How many regions were injected."""
+
+
+def assign(
+    *,
+    sample_id: str,
+    width: int,
+    height: int,
+    proposals: np.ndarray,
+    scores: np.ndarray,
+    objects: np.ndarray,
+    ignore: np.ndarray,
+    referenced: Collection[int],
+    pointed_at: Collection[int],
+    config: AssignConfig,
+    seed: int = 0,
+) -> Assignment:
+    """Choose and order the regions of one example.
+
+    sample_id: seeds the draws, together with `seed`.
+    proposals: float32[P, 4]; scores: float32[P].
+    objects: float32[G, 4]; ignore: bool[G], crowd and don't-care regions.
+    referenced: objects that the conversation names; each gets a region when `config.inject` is set.
+    pointed_at: objects that a question names; each gets a region with its annotated box, always.
+    Raises BadRecord ``too_many_regions`` when the budget cannot hold what must be kept, ``empty_box`` when a
+    referenced object has no area inside the image, and ValueError when an ignore region is referenced.
+    """
+    generator = _generator(sample_id, seed)
+    found, found_scores = _clean_proposals(proposals, scores, width, height)
+    groups = _merge(objects, ignore, config.merge_iou)
+    truth = clip(np.array([objects[group[0]] for group in groups], np.float32).reshape(-1, 4), width, height)
+    overlap = iou(truth, found)
+    proposal_of = match(overlap, config.match_iou)
+    background = _background(found, objects[ignore], overlap, proposal_of, config)
+    pointed = [not set(pointed_at).isdisjoint(group) for group in groups]
+    must = [
+        points or (config.inject and not set(referenced).isdisjoint(group))
+        for points, group in zip(pointed, groups, strict=True)
+    ]
+    _check_named(sample_id, {*referenced, *pointed_at}, ignore, truth[must], config.max_regions)
+    candidates = _candidates(
+        found, found_scores, truth, background, proposal_of, pointed, must, config, generator
+    )
+    kept = sorted(candidates, key=lambda c: c.priority)[: config.max_regions]
+    if config.order == "score":
+        kept.sort(key=lambda c: (c.score is None, -(c.score or 0.0), c.priority))
+    else:
+        kept = [kept[i] for i in generator.permutation(len(kept))]
+    return Assignment(
+        boxes=np.array([c.box for c in kept], np.float32).reshape(-1, 4),
+        scores=tuple(c.score for c in kept),
+        sources=tuple(PROPOSAL if c.score is not None else GROUND_TRUTH for c in kept),
+        region_of={
+            member: region
+            for region, candidate in enumerate(kept)
+            if candidate.group is not None
+            for member in groups[candidate.group]
+        },
+        num_objects=len(groups),
+        num_matched=len(proposal_of),
+        num_injected=sum(c.score is None for c in kept),
+    )
+
+
+def _check_named(
+    sample_id: str, named: set[int], ignore: np.ndarray, must_keep: np.ndarray, max_regions: int
+) -> None:
+    """Refuse a conversation about ignore regions, about objects off the image, or about too many objects."""
+    wrong = sorted(index for index in named if ignore[index])
+    if wrong:
+        raise ValueError(f"{sample_id}: the conversation names ignore regions {wrong}")
+    if len(must_keep) and (must_keep[:, 2:] - must_keep[:, :2]).min() < MIN_SIDE_PX:
+        raise BadRecord("empty_box", "an object that the conversation names has no area inside the image")
+    if len(must_keep) > max_regions:
+        raise BadRecord("too_many_regions", f"{len(must_keep)} objects named, budget {max_regions}")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    box: np.ndarray
+    score: float | None  # None: injected
+    group: int | None  # the merged object it stands for
+    priority: tuple[int, float, int]  # what the budget keeps first: smallest
+
+
+def _candidates(
+    found: np.ndarray,
+    scores: np.ndarray,
+    truth: np.ndarray,
+    background: np.ndarray,
+    proposal_of: dict[int, int],
+    pointed: list[bool],
+    must: list[bool],
+    config: AssignConfig,
+    generator: np.random.Generator,
+) -> list[_Candidate]:
+    """All regions that could be kept; priority: must keep, matched, injected, background by score."""
+    coins = generator.random(len(truth)) < config.p_ground_truth
+    candidates = []
+    for group in range(len(truth)):
+        proposal = proposal_of.get(group)
+        if proposal is not None:
+            box = truth[group] if pointed[group] or coins[group] else found[proposal]
+            score = float(scores[proposal])
+            # In evaluation a match must not survive the budget because of its label: that would leak it.
+            rank = 0 if must[group] else (1 if config.inject else 3)
+            candidates.append(_Candidate(box, score, group, (rank, -score, proposal)))
+        elif must[group] or (config.inject and (truth[group, 2:] - truth[group, :2]).min() >= MIN_SIDE_PX):
+            candidates.append(_Candidate(truth[group], None, group, (0 if must[group] else 2, 0.0, group)))
+    return candidates + [
+        _Candidate(found[i], float(scores[i]), None, (3, -float(scores[i]), int(i))) for i in background
+    ]
+
+
+def _background(
+    found: np.ndarray,
+    ignored: np.ndarray,
+    overlap: np.ndarray,
+    proposal_of: dict[int, int],
+    config: AssignConfig,
+) -> np.ndarray:
+    """Unmatched proposals that are neither an object's duplicate nor part of an ignore region."""
+    keep = np.ones(len(found), bool)
+    keep[list(proposal_of.values())] = False
+    if config.duplicates != "keep" and len(overlap):
+        lenient = config.duplicates == "keep_as_negative"
+        keep &= overlap.max(0) < (max(0.5, config.match_iou) if lenient else config.match_iou)
+    if config.ignore_overlap is not None and len(ignored) and len(found):
+        # A matched proposal stays: people are annotated one by one in front of a crowd, too.
+        inside = intersection(found, ignored) / area(found)[:, None]
+        keep &= inside.max(1) < config.ignore_overlap
+    return np.flatnonzero(keep)
+
+
+def match(overlap: np.ndarray, threshold: float) -> dict[int, int]:
+    """One-to-one matching of rows to columns with the greatest sum of IoU over pairs at or above `threshold`.
+
+    overlap: float[G, P], IoU of objects and proposals. Returns object -> proposal.
+    """
+    valid = np.where(overlap >= threshold, overlap, 0.0)
+    from scipy.optimize import linear_sum_assignment  # slow to import, and `fo1 plan` needs only the config
+
+    rows, columns = linear_sum_assignment(valid, maximize=True)
+    return {int(r): int(c) for r, c in zip(rows, columns, strict=True) if overlap[r, c] >= threshold}
+
+
+def area(boxes: np.ndarray) -> np.ndarray:
+    """float64[N]: areas of xyxy boxes[N, 4] in square px; 0 for an inverted one."""
+    sides = np.maximum(boxes[:, 2:].astype(np.float64) - boxes[:, :2], 0.0)
+    return sides[:, 0] * sides[:, 1]
+
+
+def intersection(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """float64[A, B]: area that each box of left[A, 4] shares with each of right[B, 4], in square px."""
+    low = np.maximum(left[:, None, :2].astype(np.float64), right[None, :, :2])
+    high = np.minimum(left[:, None, 2:].astype(np.float64), right[None, :, 2:])
+    return np.maximum(high - low, 0.0).prod(2)
+
+
+def iou(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """float64[A, B]: intersection over union of left[A, 4] and right[B, 4]; 0 where the union is empty."""
+    shared = intersection(left, right)
+    union = area(left)[:, None] + area(right)[None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """New float32[N, 4]: boxes cut at the image's borders."""
+    limit = np.array([width, height, width, height], np.float32)
+    return np.clip(boxes, 0, limit).astype(np.float32)
+
+
+def _clean_proposals(
+    boxes: np.ndarray, scores: np.ndarray, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    keep = np.isfinite(boxes).all(1) & np.isfinite(scores)
+    boxes, scores = clip(boxes[keep], width, height), scores[keep]
+    keep = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE_PX).all(1)
+    return boxes[keep], scores[keep]
+
+
+def _merge(objects: np.ndarray, ignore: np.ndarray, threshold: float) -> list[list[int]]:
+    """Groups of objects that are one region, each sorted, in order of their first member (union-find)."""
+    parent = list(range(len(objects)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            index = parent[index]
+        return index
+
+    counted = np.flatnonzero(~ignore)
+    overlap = iou(objects[counted], objects[counted])
+    for a, b in np.argwhere(np.triu(overlap >= threshold, 1)):
+        left, right = root(int(counted[a])), root(int(counted[b]))
+        parent[max(left, right)] = min(left, right)
+    groups: dict[int, list[int]] = {}
+    for index in counted:
+        groups.setdefault(root(int(index)), []).append(int(index))
+    return list(groups.values())
+
+
+def _generator(sample_id: str, seed: int) -> np.random.Generator:
+    digest = hashlib.sha256(f"assign|{seed}|{sample_id}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))

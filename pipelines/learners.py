@@ -1,0 +1,242 @@
+"""What the training loop trains: OPN, and the stages of the region-token model.
+
+A **learner** is a frozen description, hashed into the run's fingerprint; recipes make it. ``build`` turns it,
+on each worker, into a **trainee**: the module with its collation, its loss and its export. The loop in
+`pipelines.training` knows nothing else about models. Heavy imports happen in ``build``, because `fo1 plan`
+makes learners too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from fo1_model.config import SIZES, ModelConfig
+from fo1_model.opn.config import OPNConfig
+from pipelines.records import RegionExample
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fo1_model.model import FO1Model
+    from fo1_model.opn.network import OPN
+    from fo1_model.processing import Batch, Processor
+    from pipelines.train_job import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One example as the loader hands it to a trainee."""
+
+    record: RegionExample
+    """Boxes, conversation, ids."""
+    image: bytes
+    """Original bytes of the image file."""
+    seed: int
+    """For random augmentation: of this position in the plan, whatever the number of workers."""
+
+
+class Trainee(Protocol):
+    """A module in training, and what is particular to it."""
+
+    @property
+    def module(self) -> nn.Module:
+        """On the CPU, with ``requires_grad`` final once `parameter_groups` was called."""
+
+    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
+        """Freeze what does not train; return groups ``{name, params, lr, weight_decay}`` of the rest."""
+
+    def collate(self, examples: Sequence[Example]) -> Any:
+        """One batch, with a method ``to(device)``; runs in a thread of its own."""
+
+    def weigh(self, batch: Any) -> float:
+        """What the sum of the batch's losses is divided by, added up over all workers (tokens, boxes)."""
+
+    def loss(self, forward: Callable[..., Any], batch: Any) -> tuple[Tensor, dict[str, float]]:
+        """Summed loss of a batch, float32[], and its parts for the log, summed likewise.
+
+        forward: calls the module.
+        """
+
+    def export(self, folder: Path) -> None:
+        """Write the model folder that evaluation, prediction and later stages read."""
+
+
+class Learner(Protocol):
+    """The description of a trainee; a frozen dataclass of plain values."""
+
+    def inputs(self) -> Mapping[str, str]:
+        """Fingerprints of files that come with the package and that the weights start from."""
+
+    def check(self, *, has_parent: bool) -> None:
+        """Raise ValueError when the description and the presence of a parent run contradict each other."""
+
+    def build(self, parent: Path | None, *, seed: int) -> Trainee:
+        """Make the trainee, the same on every worker. parent: model folder of the run it goes on from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPNLearner:
+    """The object proposal network, on ``ground_truth`` shards."""
+
+    network: OPNConfig
+    """Sizes of the network."""
+    flip: bool = True
+    """Mirror each image left-right with probability 1/2."""
+
+    def inputs(self) -> dict[str, str]:
+        """Nothing: OPN starts from random weights."""
+        return {}
+
+    def check(self, *, has_parent: bool) -> None:
+        """Refuse a parent run: OPN has none."""
+        if has_parent:
+            raise ValueError("OPN starts from random weights: leave out the parent run")
+
+    def build(self, parent: Path | None, *, seed: int) -> Trainee:
+        """A new network from `seed`."""
+        from fo1_model.opn.network import new_opn
+
+        self.check(has_parent=parent is not None)
+        return _OPNTrainee(new_opn(self.network, seed), self)
+
+
+class _OPNTrainee:
+    def __init__(self, module: OPN, learner: OPNLearner) -> None:
+        from fo1_model.opn.criterion import OPNCriterion
+
+        self.module, self._learner, self._criterion = module, learner, OPNCriterion()
+
+    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
+        matrices = [p for p in self.module.parameters() if p.ndim > 1]
+        vectors = [p for p in self.module.parameters() if p.ndim <= 1]
+        return [
+            {
+                "name": "opn",
+                "params": matrices,
+                "lr": config.learning_rate,
+                "weight_decay": config.weight_decay,
+            },
+            {"name": "opn_no_decay", "params": vectors, "lr": config.learning_rate, "weight_decay": 0.0},
+        ]
+
+    def collate(self, examples: Sequence[Example]) -> Any:
+        from dataset_builders.images import decode_image
+        from fo1_model.opn.targets import collate
+
+        triples = []
+        for example in examples:
+            boxes = example.record.boxes
+            ignore = np.asarray(example.record.ignore or [False] * len(boxes), bool)
+            triples.append((decode_image(example.image), boxes, ignore))
+        seeds = [example.seed for example in examples]
+        return collate(triples, self._learner.network, seeds=seeds, flip=self._learner.flip)
+
+    def weigh(self, batch: Any) -> float:
+        return float(sum(len(boxes) for boxes in batch.boxes))
+
+    def loss(self, forward: Callable[..., Any], batch: Any) -> tuple[Tensor, dict[str, float]]:
+        outputs = forward(batch.pixels, batch.prompts, batch.boxes, batch.seeds)
+        loss_sum, _, logs = self._criterion(outputs, batch)
+        return loss_sum, logs
+
+    def export(self, folder: Path) -> None:
+        from fo1_model.opn.network import save_opn
+
+        save_opn(self.module, folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FO1Learner:
+    """One stage of the region-token model, on ``proposals`` shards."""
+
+    stage: str
+    """Name in ``fo1_model.stages.STAGES``: what trains and what is frozen."""
+    start: Literal["base", "new", "parent"] = "parent"
+    """``base``: the pretrained base that comes with the package; ``new``: random weights; ``parent``: the
+    weights of the parent run."""
+    model: ModelConfig | None = None
+    """The model to make, for ``new``."""
+    base: str = ""
+    """Name in ``fo1_model.checkpoint.BASES``, for ``base``."""
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    """Learning rate of parts that differ from ``TrainConfig.learning_rate``."""
+
+    def inputs(self) -> dict[str, str]:
+        """sha256 of the pretrained base, where the run starts from it."""
+        if self.start != "base":
+            return {}
+        file = Path(__file__).parent.parent / "fo1_model" / "assets" / f"{self.base}_base.safetensors"
+        if not file.is_file():
+            raise ValueError(f"base={self.base!r}: {file.name} is not among the package's assets")
+        return {f"base/{self.base}": hashlib.sha256(file.read_bytes()).hexdigest()[:16]}
+
+    def check(self, *, has_parent: bool) -> None:
+        """Raise ValueError when ``start``, ``model``, ``base`` and the parent run do not fit together."""
+        if self.start not in ("base", "new", "parent"):
+            raise ValueError(f"start={self.start!r}: use 'base', 'new' or 'parent'")
+        if has_parent != (self.start == "parent"):
+            fix = "name the run it continues" if not has_parent else "leave out the parent run"
+            raise ValueError(f"start={self.start!r} with{'' if has_parent else 'out'} a parent run: {fix}")
+        if (self.model is not None) != (self.start == "new"):
+            raise ValueError(f"start={self.start!r}: `model` is for start='new', and needed there")
+        if (self.base in SIZES) != (self.start == "base"):
+            raise ValueError(f"start={self.start!r}, base={self.base!r}: name a base for start='base' alone")
+
+    def build(self, parent: Path | None, *, seed: int) -> Trainee:
+        """The model at the start of the stage."""
+        from fo1_model import checkpoint
+
+        self.check(has_parent=parent is not None)
+        if parent is not None:
+            return _FO1Trainee(*checkpoint.load_model(parent), self)
+        if self.model is not None:
+            return _FO1Trainee(*checkpoint.new_model(self.model, seed), self)
+        return _FO1Trainee(*checkpoint.load_base(self.base, seed), self)
+
+
+class _FO1Trainee:
+    def __init__(self, module: FO1Model, processor: Processor, learner: FO1Learner) -> None:
+        self.module, self._processor, self._learner = module, processor, learner
+
+    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
+        from fo1_model.stages import parameter_groups
+
+        return parameter_groups(
+            self.module,
+            self._learner.stage,
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            learning_rates=self._learner.learning_rates,
+        )
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        from dataset_builders.images import decode_image
+
+        encoded = [
+            self._processor.encode(
+                decode_image(example.image),
+                example.record.boxes,
+                example.record.messages,
+                sample_id=example.record.sample_id,
+            )
+            for example in examples
+        ]
+        return self._processor.collate(encoded)
+
+    def weigh(self, batch: Batch) -> float:
+        supervised = (batch.labels[:, 1:] >= 0).sum(1)
+        return float((supervised * batch.loss_weights).sum())
+
+    def loss(self, forward: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        return forward(batch).loss_sum, {}
+
+    def export(self, folder: Path) -> None:
+        from fo1_model.checkpoint import save_model
+
+        save_model(self.module, self._processor, folder)

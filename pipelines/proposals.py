@@ -1,0 +1,281 @@
+"""Graph: the images of an image source -> decode -> detector -> proposals parquet by bucket.
+
+Every listed image gives a row of `PROPOSALS_SCHEMA`, with a status when it has no boxes. Each image is
+decoded whatever the detector, so that a later step may rely on it. The driver lists the images once, into
+``images-00003.parquet`` of each bucket, which workers read; records that the list itself rejects are in
+``rejects-00003.parquet``. Rows are sorted by image_id; a detector's name and settings are in the metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dataset_builders import DATASETS, DatasetSpec
+from dataset_builders.images import bucket_of, decode_image, read_image_bytes
+from dataset_builders.records import REJECT_SCHEMA, BadRecord, Reject, reject_to_row
+from fo1_model.detectors import DetectorConfig, DetectorInput, build_detector
+from pipelines.artifacts import Artifact, canonical, parquet_bytes, prepare
+from pipelines.cluster import RuntimeConfig, map_buckets
+from pipelines.ledgers import entry
+from pipelines.records import PROPOSALS_SCHEMA
+from pipelines.samples import files_digests
+
+VERSION = 1
+"""Raised when the same inputs would give other proposals."""
+BATCH_SIZE = 8
+"""Images a detector sees at once. A detector's result for an image must not depend on the rest of its
+batch."""
+OK = "ok"
+"""Status of an image that was decoded and looked at."""
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image_uri", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalsConfig:
+    """Which images are looked at, and by what."""
+
+    image_source: str
+    """Name of the images; every dataset over them in DATASETS shares the proposals."""
+    detector: DetectorConfig
+    """One of fo1_model.detectors.DETECTORS, which boxes it keeps included."""
+
+    def __post_init__(self) -> None:
+        spec_of(self.image_source)
+
+
+def spec_of(image_source: str) -> DatasetSpec:
+    """First dataset over an image source: it lists the images. ValueError when there is none."""
+    sources = [spec.image_source for spec in DATASETS.values()]
+    if image_source not in sources:
+        known = ", ".join(dict.fromkeys(sources))
+        raise ValueError(f"image_source={image_source!r} is unknown: use one of {known}")
+    return list(DATASETS.values())[sources.index(image_source)]
+
+
+def proposals_inputs(
+    config: ProposalsConfig,
+    dataset_root: str,
+    digest_cache: str | Path,
+    *,
+    samples: Artifact | None = None,
+    run: Artifact | None = None,
+) -> dict[str, str]:
+    """Identity of what proposals are made from: the list of images and what the detector needs beside its
+    config.
+
+    samples: where a ground-truth detector finds objects. run: the training run that exported a detector's
+    weights. The pictures themselves are not read: to replace one in place, use ``--force``.
+    """
+    _check_needs(config, samples=samples, weights=run)
+    inputs = {"images": image_list_digest(spec_of(config.image_source), dataset_root, digest_cache)}
+    for artifact in (samples, run):
+        if artifact is not None:
+            inputs[f"{artifact.kind}/{artifact.name}"] = artifact.fingerprint
+    return inputs
+
+
+def image_list_digest(spec: DatasetSpec, dataset_root: str, digest_cache: str | Path) -> str:
+    """sha256 of what `list_images` yields, remembered by the content of the files it reads.
+
+    A changed box leaves it as it was, so a detector that sees only pixels has nothing to do again.
+    """
+    digests = files_digests(spec, spec.image_files, dataset_root, digest_cache)
+    state = json.dumps([spec.image_source, spec.version, spec.num_buckets, digests], sort_keys=True)
+    cached = Path(digest_cache) / f"{hashlib.sha256(state.encode()).hexdigest()}.images"
+    if cached.exists():
+        return cached.read_text()
+    total = hashlib.sha256(str(spec.num_buckets).encode())
+    for item in spec.list_images(Path(dataset_root)):
+        total.update(f"{item!r}\n".encode())
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    beside = cached.with_suffix(f".{uuid.uuid4().hex}")
+    beside.write_text(total.hexdigest())
+    beside.replace(cached)
+    return total.hexdigest()
+
+
+def _check_needs(config: ProposalsConfig, *, samples: object, weights: object) -> None:
+    for given, needed, name in (
+        (samples, config.detector.needs_objects, "samples"),
+        (weights, config.detector.needs_checkpoint, "checkpoint"),
+    ):
+        if (given is not None) != needed:
+            verb = "needs" if needed else "takes no"
+            raise ValueError(f"detector={type(config.detector).__name__} {verb} {name}: {given!r} was given")
+
+
+def propose(
+    config: ProposalsConfig,
+    output: Artifact,
+    *,
+    dataset_root: str,
+    runtime: RuntimeConfig,
+    inputs: Mapping[str, str],
+    samples: Artifact | None = None,
+    checkpoint: str | None = None,
+    num_gpus: float = 0.0,
+) -> dict[str, Any]:
+    """Make the proposals of an image source and return their manifest; go on where a killed run stopped.
+
+    dataset_root: local folder of the images. inputs: `proposals_inputs`, which gave `output` its fingerprint.
+    samples: objects for a ground-truth detector. checkpoint: folder of exported weights. num_gpus: share
+    of a GPU that a worker takes; 0 runs on the CPU.
+    Raises ValueError before any worker starts for settings that do not fit, and afterwards when more than
+    ``runtime.max_reject_fraction`` of the images could not be used.
+    """
+    _check_needs(config, samples=samples, weights=checkpoint)
+    spec = spec_of(config.image_source)
+    if samples is not None:
+        _check_samples(samples, config.image_source, spec.num_buckets)
+    done = prepare(output, version=VERSION, config=config, inputs=inputs, force=runtime.force)
+    if done is not None:
+        return done
+    waiting = sorted(set(range(spec.num_buckets)) - set(output.finished()))
+    _write_lists(spec, Path(dataset_root), output, waiting)
+    settings = {
+        "config": config,
+        "output": output,
+        "dataset_root": dataset_root,
+        "samples": samples,
+        "checkpoint": checkpoint,
+        "device": "cuda" if num_gpus else "cpu",
+    }
+    name = f"propose {output.name}"
+    for _ in map_buckets(
+        ProposalWorker, settings, waiting, runtime=runtime, description=name, num_gpus=num_gpus
+    ):
+        pass  # every worker commits its buckets itself
+    return output.commit_buckets(
+        version=VERSION,
+        config=config,
+        inputs=inputs,
+        num_buckets=spec.num_buckets,
+        max_reject_fraction=runtime.max_reject_fraction,
+    )
+
+
+def _check_samples(samples: Artifact, image_source: str, num_buckets: int) -> None:
+    if samples.status() != "done":
+        raise ValueError(f"samples={samples.path} is {samples.status()}: make it before its proposals")
+    buckets = samples.manifest()["buckets"]
+    if buckets != num_buckets:
+        raise ValueError(
+            f"samples={samples.name} has {buckets} buckets, image source {image_source} {num_buckets}"
+        )
+
+
+def _write_lists(spec: DatasetSpec, root: Path, output: Artifact, buckets: Sequence[int]) -> None:
+    """Write the list of images, and of records it rejects, of the given buckets: the work of each."""
+    images: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    rejects: dict[int, list[dict[str, str]]] = defaultdict(list)
+    for item in spec.list_images(root) if buckets else ():
+        if isinstance(item, Reject):
+            rejects[bucket_of(item.record_id, spec.num_buckets)].append(reject_to_row(item))
+        else:
+            images[item.bucket].append({name: getattr(item, name) for name in IMAGES_SCHEMA.names})
+    for bucket in buckets:
+        listed = sorted(images[bucket], key=lambda row: row["image_id"])
+        table = pa.Table.from_pylist(listed, schema=IMAGES_SCHEMA)
+        output.write_bytes(f"images-{bucket:05d}.parquet", parquet_bytes(table))
+        lost = sorted(rejects[bucket], key=lambda row: tuple(row.values()))
+        table = pa.Table.from_pylist(lost, schema=REJECT_SCHEMA)
+        output.write_bytes(f"rejects-{bucket:05d}.parquet", parquet_bytes(table))
+
+
+class ProposalWorker:
+    """Holds one detector and looks at the images of one bucket a call."""
+
+    def __init__(
+        self,
+        config: ProposalsConfig,
+        output: Artifact,
+        dataset_root: str,
+        samples: Artifact | None,
+        checkpoint: str | None,
+        device: str,
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # the pool is the parallelism, and sums do not depend on a thread count
+        self.detector = build_detector(config.detector, checkpoint, device)
+        self.output, self.dataset_root, self.samples = output, dataset_root, samples
+        described = {
+            "detector": json.dumps(canonical(config.detector), sort_keys=True),
+            "fingerprint": output.fingerprint,
+        }
+        self.schema = PROPOSALS_SCHEMA.with_metadata(described)
+
+    def __call__(self, bucket: int) -> dict[str, Any]:
+        """Look at the images of the bucket, commit their proposals and return the ledger."""
+        images = self.output.read_table(f"images-{bucket:05d}.parquet").to_pylist()
+        lost = self.output.read_table(f"rejects-{bucket:05d}.parquet").to_pylist()
+        objects = None if self.samples is None else objects_by_image(self.samples, bucket)
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(images), BATCH_SIZE):
+            rows += self._rows(images[start : start + BATCH_SIZE], bucket, objects)
+        part = f"part-{bucket:05d}.parquet"
+        kept = (f"images-{bucket:05d}.parquet", f"rejects-{bucket:05d}.parquet")
+        files = {name: self.output.read_bytes(name) for name in kept}
+        files[part] = parquet_bytes(pa.Table.from_pylist(rows, schema=self.schema))
+        reasons = [row["status"] for row in rows if row["status"] != OK] + [row["reason"] for row in lost]
+        good = sum(row["status"] == OK for row in rows)
+        ledger = entry(len(images) + len(lost), good, reasons)
+        ledger["boxes"] = sum(len(row["boxes"]) for row in rows)
+        self.output.commit_bucket(bucket, files, ledger, rows={part: len(rows)})
+        return ledger
+
+    def _rows(
+        self, images: list[dict[str, Any]], bucket: int, objects: Mapping[str, np.ndarray] | None
+    ) -> list[dict[str, Any]]:
+        """Rows of `PROPOSALS_SCHEMA` for a batch of images, in its order."""
+        rows = []
+        batch: list[tuple[dict[str, Any], DetectorInput]] = []
+        for listed in images:
+            row: dict[str, Any] = {"image_id": listed["image_id"], "bucket": bucket, "width": 0, "height": 0}
+            row |= {"boxes": [], "scores": [], "status": OK, "error": None}
+            rows.append(row)
+            try:
+                image = decode_image(read_image_bytes(self.dataset_root, listed["image_uri"]))
+                row["width"], row["height"] = image.size
+                annotated = (listed["width"], listed["height"])
+                if 0 not in annotated and annotated != image.size:
+                    sizes = "{}x{} annotated, {}x{} decoded".format(*annotated, *image.size)
+                    raise BadRecord("size_mismatch", sizes)
+            except BadRecord as error:
+                row["status"], row["error"] = error.reason, error.detail
+                continue
+            known = None if objects is None else objects.get(row["image_id"], np.zeros((0, 4), np.float32))
+            batch.append((row, DetectorInput(image_id=row["image_id"], image=image, objects=known)))
+        found = self.detector.detect([item for _, item in batch]) if batch else []
+        for (row, _), detections in zip(batch, found, strict=True):
+            row["boxes"], row["scores"] = detections.boxes.tolist(), detections.scores.tolist()
+        return rows
+
+
+def objects_by_image(samples: Artifact, bucket: int) -> dict[str, np.ndarray]:
+    """Annotated boxes float32[N, 4] by image_id of one bucket, ignore regions left out."""
+    table = samples.read_table(f"part-{bucket:05d}.parquet", columns=["image_id", "objects"])
+    found: dict[str, np.ndarray] = {}
+    for row in table.to_pylist():
+        if row["image_id"] not in found:  # every sample of an image lists all its objects
+            boxes = [item["box"] for item in row["objects"] if not item["ignore"]]
+            found[row["image_id"]] = np.array(boxes, np.float32).reshape(-1, 4)
+    return found

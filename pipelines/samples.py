@@ -1,0 +1,212 @@
+"""Graph: a builder over a dataset -> samples parquet by bucket, rejects counted.
+
+A builder is one stream in one process (annotation files are read front to back), but a bucket may come
+anywhere in it. So rows are spilled to a local file a bucket while the builder runs, and each bucket is
+then sorted and written. Memory holds `SPILL_ROWS` rows and one bucket. A killed run starts the stream
+again and writes unfinished buckets only.
+
+Files: ``part-00003.parquet`` (`SAMPLE_SCHEMA`, sorted by sample_id) and ``rejects-00003.parquet``
+(`REJECT_SCHEMA`; a reject goes to a bucket by a hash of its record id). The ledger of the manifest counts
+every record the builder read, over all units together and, nested, for each: ``image``, ``box``,
+``record``; and samples by task.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dataset_builders import DATASETS, BuildOptions, DatasetSpec
+from dataset_builders.images import bucket_of
+from dataset_builders.records import (
+    REJECT_SCHEMA,
+    SAMPLE_SCHEMA,
+    BadRecord,
+    Ledger,
+    Reject,
+    Sample,
+    reject_to_row,
+    sample_to_row,
+    validate,
+)
+from pipelines.artifacts import Artifact, file_digest, parquet_bytes, prepare
+from pipelines.cluster import RuntimeConfig
+from pipelines.ledgers import entry
+from pipelines.progress import Progress
+
+VERSION = 1
+"""Raised when the same inputs would give other samples."""
+SPILL_ROWS = 20_000
+"""Rows kept in memory before they are appended to the bucket files; about 40 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Which dataset becomes samples, and how."""
+
+    dataset: str
+    """Name in DATASETS."""
+    options: BuildOptions = field(default_factory=BuildOptions)
+    """What the builder may choose."""
+
+    def __post_init__(self) -> None:
+        if self.dataset not in DATASETS:
+            raise ValueError(f"dataset={self.dataset!r} is unknown: use one of {', '.join(DATASETS)}")
+
+
+def samples_inputs(config: SamplesConfig, dataset_root: str, digest_cache: str | Path) -> dict[str, str]:
+    """Identity of what samples are made from: the builder's version and the content of its annotation files.
+
+    digest_cache: local folder that remembers file digests. ValueError naming a file that is not there.
+    """
+    spec = DATASETS[config.dataset]
+    return {"builder": str(spec.version), **files_digests(spec, spec.files, dataset_root, digest_cache)}
+
+
+def files_digests(
+    spec: DatasetSpec, files: Iterable[str], dataset_root: str, digest_cache: str | Path
+) -> dict[str, str]:
+    """sha256 of annotation files by relative name. ValueError, with the documented layout, when one is
+    missing."""
+    digests = {}
+    for name in files:
+        path = Path(dataset_root, name)
+        if not path.is_file():
+            raise ValueError(f"{spec.name}: {path} is not there; the layout of the dataset is\n{spec.layout}")
+        digests[name] = file_digest(path, digest_cache)
+    return digests
+
+
+def build_samples(
+    config: SamplesConfig,
+    output: Artifact,
+    *,
+    dataset_root: str,
+    runtime: RuntimeConfig,
+    inputs: Mapping[str, str],
+) -> dict[str, Any]:
+    """Build the samples of a dataset and return their manifest; go on where a killed run stopped.
+
+    dataset_root: local folder of the dataset. inputs: `samples_inputs`, which gave `output` its fingerprint.
+    Raises ValueError at once when the folder is wrong, and at the end when a unit lost more than
+    ``runtime.max_reject_fraction`` of its records; RuntimeError when the builder's own counts do not add up.
+    """
+    done = prepare(output, version=VERSION, config=config, inputs=inputs, force=runtime.force)
+    if done is not None:
+        return done
+    spec = DATASETS[config.dataset]
+    waiting = set(range(spec.num_buckets)) - set(output.finished())
+    with tempfile.TemporaryDirectory(prefix="fo1-samples-") as folder:
+        spill = _Spill(Path(folder), waiting)
+        ledger = _stream(spec, config, Path(dataset_root), spill, f"build {output.name}")
+        for bucket in sorted(waiting):
+            _write_bucket(output, bucket, spill)
+    return output.commit_buckets(
+        version=VERSION,
+        config=config,
+        inputs=inputs,
+        num_buckets=spec.num_buckets,
+        ledger=ledger,
+        max_reject_fraction=runtime.max_reject_fraction,
+    )
+
+
+def _stream(
+    spec: DatasetSpec, config: SamplesConfig, root: Path, spill: _Spill, description: str
+) -> dict[str, Any]:
+    """Run the builder to its end, spill its rows, and return the ledger of the whole stream."""
+    progress = Progress(description, None, unit="samples")
+    reasons: dict[str, list[str]] = defaultdict(list)
+    closing: Ledger | None = None
+    for item in spec.build(root, config.options):
+        if closing is not None:
+            raise RuntimeError(f"{spec.name}: the builder yields {item!r} after its ledger")
+        if isinstance(item, Ledger):
+            closing = item
+        elif isinstance(item, Reject):
+            reasons[item.unit].append(item.reason)
+            spill.add("rejects", bucket_of(item.record_id, spec.num_buckets), reject_to_row(item))
+        else:
+            _check_sample(item, spec)
+            spill.add("samples", item.bucket, sample_to_row(item))
+            progress.update(1)
+    progress.close()
+    if closing is None:
+        raise RuntimeError(f"{spec.name}: the builder ended without a ledger")
+    closing.check({unit: len(listed) for unit, listed in reasons.items()})
+    units = {
+        unit: entry(closing.read.get(unit, 0), closing.used.get(unit, 0), reasons.get(unit, []))
+        for unit in sorted({*closing.read, *closing.used, *reasons})
+    }
+    every = [reason for listed in reasons.values() for reason in listed]
+    return {**entry(sum(closing.read.values()), sum(closing.used.values()), every), "units": units}
+
+
+def _check_sample(sample: Sample, spec: DatasetSpec) -> None:
+    """Raise RuntimeError: a sample that breaks the rules is the builder's mistake, not the data's."""
+    try:
+        validate(sample)
+    except BadRecord as error:
+        raise RuntimeError(f"{sample.sample_id}: the builder yields a bad sample ({error})") from error
+    if sample.dataset != spec.name or sample.bucket != bucket_of(sample.image_id, spec.num_buckets):
+        raise RuntimeError(
+            f"{sample.sample_id}: dataset {sample.dataset!r} or bucket {sample.bucket} of image "
+            f"{sample.image_id!r} is not that of {spec.name} with {spec.num_buckets} buckets"
+        )
+
+
+def _write_bucket(output: Artifact, bucket: int, spill: _Spill) -> None:
+    samples = sorted(spill.rows("samples", bucket), key=lambda row: row["sample_id"])
+    for before, after in pairwise(samples):
+        if before["sample_id"] == after["sample_id"]:
+            raise RuntimeError(f"{after['sample_id']}: two samples have this id")
+    rejects = sorted(spill.rows("rejects", bucket), key=lambda row: tuple(row.values()))
+    part, lost = f"part-{bucket:05d}.parquet", f"rejects-{bucket:05d}.parquet"
+    files = {
+        part: parquet_bytes(pa.Table.from_pylist(samples, schema=SAMPLE_SCHEMA)),
+        lost: parquet_bytes(pa.Table.from_pylist(rejects, schema=REJECT_SCHEMA)),
+    }
+    tasks = Counter(row["task"] for row in samples)
+    ledger = {"samples": len(samples), "tasks": dict(sorted(tasks.items()))}
+    output.commit_bucket(bucket, files, ledger, rows={part: len(samples), lost: len(rejects)})
+
+
+class _Spill:
+    """Rows by kind and bucket, in memory up to a limit and beyond it in local files of JSON lines."""
+
+    def __init__(self, folder: Path, buckets: set[int]) -> None:
+        self._folder, self._buckets = folder, buckets
+        self._lines: dict[tuple[str, int], list[str]] = defaultdict(list)
+        self._held = 0
+
+    def add(self, kind: str, bucket: int, row: Mapping[str, Any]) -> None:
+        """Keep a row, unless its bucket is none of ours."""
+        if bucket not in self._buckets:
+            return
+        self._lines[kind, bucket].append(json.dumps(row))
+        self._held += 1
+        if self._held >= SPILL_ROWS:
+            for (name, number), lines in self._lines.items():
+                with self._path(name, number).open("a", encoding="utf-8") as stream:
+                    stream.writelines(f"{line}\n" for line in lines)
+            self._lines.clear()
+            self._held = 0
+
+    def rows(self, kind: str, bucket: int) -> Iterator[dict[str, Any]]:
+        """Rows of one bucket, in the order they were added."""
+        path = self._path(kind, bucket)
+        if path.exists():
+            with path.open(encoding="utf-8") as stream:
+                yield from map(json.loads, stream)
+        yield from map(json.loads, self._lines.get((kind, bucket), []))
+
+    def _path(self, kind: str, bucket: int) -> Path:
+        return self._folder / f"{kind}-{bucket:05d}.jsonl"

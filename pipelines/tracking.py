@@ -1,0 +1,184 @@
+"""MLflow, and nothing else: one run per training artifact, owned by the driver.
+
+The driver creates the run, keeps its id in ``mlflow_run.json`` inside the artifact, reopens it when it is
+started again, and ends it. Workers know nothing of MLflow: they report records, and the driver logs them,
+each step once even if a step was computed twice. Without a server the database is ``<root>/mlflow.db``.
+
+Logged are the hashed description of the run as parameters, the fingerprints of what it was made from as tags
+and as MLflow inputs, and metrics by step. A tracking URI may hold a password; it is never logged or stored.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+# Read by MLflow at import.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from pipelines.artifacts import Artifact, json_bytes
+
+RUN_FILE = "mlflow_run.json"
+STEP_KEY = "loss"
+"""Metric that every record has; its last step says which records are in."""
+_METRICS_PER_CALL = 1000
+_PARAMS_PER_CALL = 100
+_PARAM_CHARACTERS = 6000
+
+
+class Tracker:
+    """One MLflow run."""
+
+    def __init__(
+        self,
+        output: Artifact,
+        *,
+        uri: str | None,
+        experiment: str,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, str],
+    ) -> None:
+        """Create the run of `output`, or open it again.
+
+        uri: a tracking server or database; None for ``<root>/mlflow.db``.
+        params: the description that is hashed. inputs: fingerprint of each input, by name.
+        ValueError when there is no `uri` and the root is not a local folder.
+        """
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._client = MlflowClient(tracking_uri=uri or local_uri(output.root))
+        self.run_id = self._open(output) or self._create(output, experiment)
+        self._describe(output, params, inputs)
+        self._client.update_run(self.run_id, status="RUNNING")
+        history = self._client.get_metric_history(self.run_id, STEP_KEY)
+        self._last_step = max((metric.step for metric in history), default=-1)
+
+    def log(self, records: Iterable[Mapping[str, float]]) -> None:
+        """Log the records of steps that are not logged yet.
+
+        records: in the order of their ``step``; every other value is a metric, and `STEP_KEY` is among them.
+        """
+        now = int(time.time() * 1000)
+        metrics: list[Metric] = []
+        for record in records:
+            step = int(record["step"])
+            if step <= self._last_step:
+                continue
+            new = [Metric(key, float(value), now, step) for key, value in record.items() if key != "step"]
+            if len(metrics) + len(new) > _METRICS_PER_CALL:
+                self._send(metrics)
+                metrics = []
+            metrics += new
+        if metrics:
+            self._send(metrics)
+
+    def finish(self, status: Literal["FINISHED", "FAILED"]) -> None:
+        """End the run."""
+        self._client.set_terminated(self.run_id, status)
+
+    def _send(self, metrics: list[Metric]) -> None:
+        # One call is one transaction and ends at a whole step: killed here, the run resumes after that step.
+        self._client.log_batch(self.run_id, metrics=metrics)
+        self._last_step = metrics[-1].step
+
+    def _open(self, output: Artifact) -> str | None:
+        if not output.exists(RUN_FILE):
+            return None
+        run_id: str = json.loads(output.read_bytes(RUN_FILE))["run_id"]
+        try:
+            return self._client.get_run(run_id).info.run_id
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None  # the database was removed, or another server is used now
+
+    def _create(self, output: Artifact, experiment: str) -> str:
+        run = self._client.create_run(
+            self._experiment(output.root, experiment), run_name=f"{output.name}-{output.fingerprint}"
+        )
+        run_id: str = run.info.run_id
+        output.write_bytes(RUN_FILE, json_bytes({"run_id": run_id}))
+        return run_id
+
+    def _describe(self, output: Artifact, params: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        """Log parameters, tags and inputs; saying the same again changes nothing."""
+        tags = {"fingerprint": output.fingerprint, "artifact": f"{output.kind}/{output.name}"}
+        tags |= {f"input.{name}": fingerprint for name, fingerprint in inputs.items()}
+        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        flat = [Param(key, value[:_PARAM_CHARACTERS]) for key, value in flatten(params).items()]
+        for start in range(0, len(flat), _PARAMS_PER_CALL):
+            self._client.log_batch(self.run_id, params=flat[start : start + _PARAMS_PER_CALL])
+        datasets = [
+            DatasetInput(
+                Dataset(
+                    name=name, digest=fingerprint, source_type="artifact", source=f"{name}/{fingerprint}"
+                ),
+                tags=[InputTag("mlflow.data.context", "train")],
+            )
+            for name, fingerprint in inputs.items()
+        ]
+        if datasets:
+            self._client.log_inputs(self.run_id, datasets)
+
+    def _experiment(self, root: str, name: str) -> str:
+        existing = self._client.get_experiment_by_name(name)
+        if existing is not None:
+            return existing.experiment_id
+        # Without a location, artifacts would land in the working directory of whoever logs them first.
+        location = (
+            f"{root}/mlflow-artifacts/{name}"
+            if "://" in root
+            else Path(root, "mlflow-artifacts", name).as_uri()
+        )
+        return self._client.create_experiment(name, artifact_location=location)
+
+
+def log_figures(run: Artifact, figures: Mapping[str, float], *, uri: str | None) -> None:
+    """Log figures of an evaluation to the MLflow run of a training artifact; known values are not repeated.
+
+    uri: as for `Tracker`. A run that another tracking store holds is left alone.
+    """
+    client = MlflowClient(tracking_uri=uri or local_uri(run.root))
+    run_id: str = json.loads(run.read_bytes(RUN_FILE))["run_id"]
+    try:
+        known = client.get_run(run_id).data.metrics
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return
+    now = int(time.time() * 1000)
+    # MLflow takes letters, digits and _-./ in names; "ar@100" is not among them.
+    named = {name.replace("@", "_at_"): float(value) for name, value in figures.items()}
+    new = [Metric(name, value, now, 0) for name, value in named.items() if known.get(name) != value]
+    if new:
+        client.log_batch(run_id, metrics=new)
+
+
+def local_uri(root: str) -> str:
+    """Tracking URI of the database under a local root. ValueError for a root in an object store."""
+    if "://" in root:
+        raise ValueError(
+            f"root={root!r} cannot hold a database: give tracking_uri, an MLflow server's address"
+        )
+    Path(root).mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{root}/mlflow.db"
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested mappings as ``outer.inner`` -> text; lists and scalars as JSON."""
+    if not isinstance(value, Mapping):
+        return {prefix: value if isinstance(value, str) else json.dumps(value)}
+    flat: dict[str, str] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat

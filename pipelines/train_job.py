@@ -1,0 +1,122 @@
+"""What a training run is made from: its config and its job. Small, hashed, and free of heavy imports."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipelines.artifacts import Artifact, canonical, fingerprint
+from pipelines.learners import Learner
+from pipelines.mixing import check_weights
+
+VERSION = 1
+"""Raised when the same inputs would give other weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained. All of it is hashed into the run's fingerprint."""
+
+    steps: int
+    """Optimizer steps."""
+    batch_size: int
+    """Examples a step, over all workers."""
+    micro_batch_size: int = 16
+    """Most examples in one forward pass of one worker; the rest of its share is accumulated."""
+    learning_rate: float
+    """Peak learning rate; a learner may set others for single parts."""
+    warmup_steps: int = 0
+    """Steps of linear increase from zero."""
+    final_learning_rate: float = 0.0
+    """Share of the peak that the cosine ends at."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay of matrices."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    epsilon: float = 1e-8
+    """AdamW's term in the denominator."""
+    gradient_clip: float = 1.0
+    """Largest norm of the whole gradient; 0 = no clipping."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and activations; the optimizer works in float32."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO: shards nothing, optimizer state, + gradients, + parameters."""
+    seed: int = 0
+    """Of new weights, the order of examples and augmentation."""
+    shuffled_regions: bool = False
+    """Control experiment: boxes permuted among the indices (`pipelines.loader.permute_regions`)."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; there is one at the end in any case."""
+    log_every: int = 1
+    """Steps between records of the history."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batch_size", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TrainConfig.{name}={getattr(self, name)}: use at least 1")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(f"TrainConfig.warmup_steps={self.warmup_steps}: use 0 to steps={self.steps}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"TrainConfig.learning_rate={self.learning_rate}: use a positive number")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"TrainConfig.precision={self.precision!r}: use 'fp32' or 'bf16'")
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"TrainConfig.zero_stage={self.zero_stage}: use 0, 1, 2 or 3")
+        if self.gradient_clip < 0 or self.weight_decay < 0:
+            raise ValueError("TrainConfig.gradient_clip and weight_decay must not be negative")
+
+    def schedule(self, step: int) -> float:
+        """Factor of the learning rate in `step` (from 0): linear warm-up, then half a cosine to the end."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        cosine = (1 + math.cos(math.pi * progress)) / 2
+        return self.final_learning_rate + (1 - self.final_learning_rate) * cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Everything a run is made from: small, picklable, and the same for any number of workers."""
+
+    name: str
+    """Name of the run's artifact, such as ``stage1``."""
+    learner: Learner
+    """What is trained."""
+    config: TrainConfig
+    """How."""
+    mix: dict[str, float]
+    """Weight of each source ``dataset/task``."""
+    shards: dict[str, Artifact]
+    """Shards of each dataset in the mix."""
+    parent: Artifact | None = None
+    """Finished run whose model this one starts from."""
+    tracking_uri: str | None = field(default=None, repr=False)
+    """MLflow server; None for a database under the root. Not hashed; it may hold a password, so not shown."""
+
+    def __post_init__(self) -> None:
+        check_weights(self.mix)
+        if unknown := sorted({source.split("/")[0] for source in self.mix} - set(self.shards)):
+            raise ValueError(f"mix names {', '.join(unknown)}, whose shards are not given")
+        self.learner.check(has_parent=self.parent is not None)
+
+    def inputs(self) -> dict[str, str]:
+        """Fingerprint of each input, by name."""
+        datasets = sorted({source.split("/")[0] for source in self.mix})
+        inputs = {f"shards/{self.shards[name].name}": self.shards[name].fingerprint for name in datasets}
+        if self.parent is not None:
+            inputs[f"runs/{self.parent.name}"] = self.parent.fingerprint
+        return inputs | dict(self.learner.inputs())
+
+    def description(self) -> dict[str, Any]:
+        """What is hashed beside the inputs; also the parameters in MLflow."""
+        return {
+            "learner": canonical(self.learner),
+            "train": canonical(self.config),
+            "mix": canonical(self.mix),
+        }
+
+    def artifact(self, root: str) -> Artifact:
+        """The artifact this job makes."""
+        key = fingerprint(kind="runs", version=VERSION, config=self.description(), inputs=self.inputs())
+        return Artifact(root=root, kind="runs", name=self.name, fingerprint=key)

@@ -1,0 +1,184 @@
+"""A learner small enough to train in milliseconds, and shards for it. Ray workers import this module too."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipelines.artifacts import Artifact
+from pipelines.learners import Example
+from pipelines.records import RegionExample
+from pipelines.tars import TarWriter
+from pipelines.train_job import TrainConfig, TrainJob
+
+
+@dataclass(frozen=True)
+class StubBatch:
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device: Any) -> StubBatch:
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
+
+class StubModule(nn.Module):
+    """A frozen layer, a trained layer with dropout, a buffer and a parameter that gets no gradient."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(4, 16)
+        self.hidden = nn.Linear(16, 16)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(16, 2)
+        self.idle = nn.Parameter(torch.ones(3))
+        self.register_buffer("scale", torch.tensor(0.01))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.frozen(inputs * self.scale))
+        return self.head(self.dropout(torch.tanh(self.hidden(hidden))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StubLearner:
+    """Tells wide boxes from tall ones."""
+
+    control: str = ""
+    """Folder in which a test may leave ``crash`` (``rank calls``) and ``slow`` (seconds a step)."""
+    dropout: float = 0.1
+
+    def inputs(self) -> Mapping[str, str]:
+        return {}
+
+    def check(self, *, has_parent: bool) -> None:
+        pass
+
+    def build(self, parent: Path | None, *, seed: int) -> StubTrainee:
+        module = StubModule(self.dropout)
+        if parent is not None:
+            module.load_state_dict(torch.load(parent / "model.pt", weights_only=True))
+        return StubTrainee(module, self)
+
+
+class StubTrainee:
+    def __init__(self, module: StubModule, learner: StubLearner) -> None:
+        self.module = module
+        self._learner = learner
+        self._calls = 0
+
+    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
+        self.module.frozen.requires_grad_(False)
+        head = list(self.module.head.parameters())
+        rest = [*self.module.hidden.parameters(), self.module.idle]
+        return [
+            {"name": "head", "params": head, "lr": config.learning_rate, "weight_decay": 0.0},
+            {"name": "rest", "params": rest, "lr": config.learning_rate / 2, "weight_decay": 0.01},
+        ]
+
+    def collate(self, examples: Sequence[Example]) -> StubBatch:
+        boxes = np.concatenate([example.record.boxes for example in examples])
+        wide = boxes[:, 2] - boxes[:, 0] > boxes[:, 3] - boxes[:, 1]
+        return StubBatch(torch.from_numpy(boxes), torch.from_numpy(wide.astype(np.int64)))
+
+    def weigh(self, batch: StubBatch) -> float:
+        return float(len(batch.labels))
+
+    def loss(self, forward: Callable[..., Any], batch: StubBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        self._calls += 1
+        self._obey()
+        logits = forward(batch.inputs)
+        right = float((logits.argmax(1) == batch.labels).sum())
+        return nn.functional.cross_entropy(logits, batch.labels, reduction="sum"), {"accuracy": right}
+
+    def export(self, folder: Path) -> None:
+        torch.save(self.module.state_dict(), folder / "model.pt")
+
+    def _obey(self) -> None:
+        if not self._learner.control:
+            return
+        crash, slow = (Path(self._learner.control, name) for name in ("crash", "slow"))
+        if slow.exists():
+            time.sleep(float(slow.read_text()))
+        if crash.exists():
+            rank, calls = map(int, crash.read_text().split())
+            if (rank, calls) == (dist.get_rank(), self._calls):
+                crash.unlink()
+                os._exit(1)
+
+
+def record(number: int, dataset: str = "drawn", task: str = "detection") -> RegionExample:
+    """An example of 1 to 3 boxes that follow from its number."""
+    generator = np.random.Generator(np.random.PCG64(number))
+    corners = generator.uniform(0, 60, (number % 3 + 1, 2))
+    boxes = np.concatenate([corners, corners + generator.uniform(5, 60, corners.shape)], 1).astype(np.float32)
+    return RegionExample(
+        sample_id=f"{dataset}:{task}:{number:05d}",
+        dataset=dataset,
+        task=task,
+        image_id=f"{number:05d}",
+        width=128,
+        height=128,
+        boxes=boxes,
+        scores=(0.5,) * len(boxes),
+        box_sources=("proposal",) * len(boxes),
+    )
+
+
+def write_stub_shards(root: Path) -> Artifact:
+    """Finished shards of two tasks, in two buckets: 40 detection and 15 counting examples."""
+    artifact = Artifact(root=str(root), kind="shards", name="drawn", fingerprint="0123456789abcdef")
+    files: dict[str, dict[str, int]] = {}
+    for task, bucket, numbers in [
+        ("detection", 0, range(25)),
+        ("detection", 1, range(25, 40)),
+        ("counting", 0, range(40, 44)),
+        ("counting", 1, range(44, 55)),
+    ]:
+        writer = TarWriter()
+        for number in numbers:
+            writer.add(record(number, task=task), f"image {number}".encode())
+        tar, index = writer.finish()
+        artifact.write_bytes(f"{task}-{bucket:05d}.tar", tar)
+        artifact.write_bytes(f"{task}-{bucket:05d}.index.parquet", index)
+        files[f"{task}-{bucket:05d}.tar"] = {"rows": len(numbers)}
+    artifact.commit({"files": files})
+    return artifact
+
+
+def stub_job(shards: Artifact, *, learner: StubLearner | None = None, **changes: Any) -> TrainJob:
+    """A job of 12 steps over both tasks of `shards`."""
+    config = TrainConfig(
+        **{
+            "steps": 12,
+            "batch_size": 8,
+            "micro_batch_size": 2,
+            "learning_rate": 1e-2,
+            "warmup_steps": 3,
+            "checkpoint_every": 5,
+            **changes,
+        }
+    )
+    return TrainJob(
+        name="stub",
+        learner=learner or StubLearner(),
+        config=config,
+        mix={"drawn/detection": 0.75, "drawn/counting": 0.25},
+        shards={"drawn": shards},
+    )
+
+
+def history_of(output: Artifact) -> list[dict[str, float]]:
+    return json.loads(output.read_bytes("history.json"))
+
+
+def weights_of(output: Artifact) -> dict[str, torch.Tensor]:
+    return torch.load(Path(output.path, "export", "model.pt"), weights_only=True)

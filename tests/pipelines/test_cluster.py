@@ -1,0 +1,115 @@
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.cluster import RuntimeConfig, check_pool, map_buckets
+from pipelines.progress import Progress, duration
+
+
+def doubler() -> type:
+    """Worker of the tests: says what it was given. Made here, so that it is pickled by value: Ray's workers
+    cannot import the modules of tests."""
+
+    class Doubler:
+        def __init__(self, factor: int, broken: int | None = None) -> None:
+            self.factor, self.broken = factor, broken
+
+        def __call__(self, bucket: int) -> dict:
+            if bucket == self.broken:
+                raise RuntimeError(f"sample x{bucket} is broken")
+            threads = os.environ.get("OMP_NUM_THREADS")
+            return {"rows_in": 10, "value": self.factor * bucket, "pid": os.getpid(), "threads": threads}
+
+    return Doubler
+
+
+def runtime(workers: int) -> RuntimeConfig:
+    return RuntimeConfig(root="/tmp/fo1", data="/tmp", workers=workers)
+
+
+def test_inline_runs_here_in_order_and_lazily() -> None:
+    ledgers = map_buckets(doubler(), {"factor": 2}, [3, 1], runtime=runtime(0), description="test")
+    first = next(ledgers)
+    assert first["bucket"] == 3
+    assert first["value"] == 6
+    assert first["pid"] == os.getpid()
+    assert [ledger["bucket"] for ledger in ledgers] == [1]
+
+
+def test_nothing_to_do_starts_nothing() -> None:
+    assert list(map_buckets(doubler(), {}, [], runtime=runtime(2), description="test")) == []
+
+
+def test_inline_does_not_import_ray() -> None:
+    code = (
+        "import sys; from pipelines.cluster import *; import pipelines.shards, pipelines.samples\n"
+        "class W:\n    def __call__(self, b): return {}\n"
+        "runtime = RuntimeConfig(root='/tmp', data='/tmp', workers=0)\n"
+        "list(map_buckets(W, {}, [1], runtime=runtime, description='t'))\n"
+        "assert not {'ray', 'torch', 'mlflow', 'webdataset'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+
+
+@pytest.mark.parametrize("wrong", [{"workers": -1}, {"max_reject_fraction": 1.5}, {"root": ""}])
+def test_wrong_settings_name_the_field(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RuntimeConfig(**({"root": "/tmp", "data": "/tmp"} | wrong))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_in_a_log_prints_now_and_then() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    progress = Progress("propose coco", 10, stream=stream, clock=lambda: now[0])
+    for _ in range(10):
+        now[0] += 2.0
+        progress.update(1, rows=8, rejects=1)
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        "propose coco: 3/10 buckets, 24 rows, 4.0 rows/s, 3 rejected, 14s left",
+        "propose coco: 6/10 buckets, 48 rows, 4.0 rows/s, 6 rejected, 8s left",
+        "propose coco: 9/10 buckets, 72 rows, 4.0 rows/s, 9 rejected, 2s left",
+        "propose coco: 10/10 buckets, 80 rows, 4.0 rows/s, 10 rejected, took 20s",
+    ]
+
+
+def test_progress_on_a_terminal_rewrites_its_line() -> None:
+    now = [0.0]
+    stream = Terminal()
+    progress = Progress("build", None, unit="samples", stream=stream, clock=lambda: now[0])
+    now[0] = 1.0
+    progress.update(5)
+    progress.close()
+    assert stream.getvalue() == "\rbuild: 5 samples\rbuild: 5 samples, took 1s\n"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (125, "2m05s"), (7500, "2h05m")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.cluster
+def test_on_ray_every_bucket_once_errors_as_raised_and_impossible_pools_refused() -> None:
+    ledgers = list(map_buckets(doubler(), {"factor": 3}, [4, 2, 7], runtime=runtime(2), description="test"))
+    assert sorted((ledger["bucket"], ledger["value"]) for ledger in ledgers) == [(2, 6), (4, 12), (7, 21)]
+    assert os.getpid() not in {ledger["pid"] for ledger in ledgers}
+    assert {ledger["threads"] for ledger in ledgers} == {"1"}
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+    with pytest.raises(RuntimeError, match="sample x2 is broken"):
+        list(map_buckets(doubler(), {"factor": 1, "broken": 2}, [2], runtime=runtime(1), description="test"))
+
+    cpus = max(4, os.cpu_count() or 1)
+    with pytest.raises(ValueError, match=rf"workers={cpus} at 1 CPUs each.*--workers {cpus - 1}"):
+        check_pool(cpus, num_cpus=1)
+    with pytest.raises(ValueError, match="GPUs"):
+        map_buckets(doubler(), {"factor": 1}, [1], runtime=runtime(1), description="test", num_gpus=64)

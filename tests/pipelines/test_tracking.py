@@ -1,0 +1,123 @@
+"""One MLflow run an artifact, each step once, nothing secret, on a database of its own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipelines.artifacts import Artifact
+from pipelines.tracking import Tracker, flatten, local_uri
+
+PARAMS = {"train": {"steps": 3, "betas": [0.9, 0.99]}, "mix": {"drawn/detection": 1.0}, "name": "x"}
+INPUTS = {"shards/drawn": "0123456789abcdef", "runs/stage1": "fedcba9876543210"}
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its tables: making them takes seconds, copying it does not."""
+    root = tmp_path_factory.mktemp("mlflow")
+    MlflowClient(tracking_uri=local_uri(str(root))).search_experiments()
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def output(migrated: Path, tmp_path: Path) -> Artifact:
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    return Artifact(root=str(tmp_path), kind="runs", name="stage2", fingerprint="00112233aabbccdd")
+
+
+def open_tracker(output: Artifact, **changes) -> Tracker:
+    return Tracker(
+        output, **{"uri": None, "experiment": "fo1", "params": PARAMS, "inputs": INPUTS, **changes}
+    )
+
+
+def records(*steps: int) -> list[dict[str, float]]:
+    return [{"step": step, "loss": 1 / step, "learning_rate/head": 0.1} for step in steps]
+
+
+def client(output: Artifact) -> MlflowClient:
+    return MlflowClient(tracking_uri=local_uri(output.root))
+
+
+def test_a_run_with_its_lineage(output: Artifact) -> None:
+    tracker = open_tracker(output)
+    tracker.log(records(1, 2))
+    tracker.finish("FINISHED")
+    run = client(output).get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "stage2-00112233aabbccdd"
+    assert run.data.params == {
+        "train.steps": "3",
+        "train.betas": "[0.9, 0.99]",
+        "mix.drawn/detection": "1.0",
+        "name": "x",
+    }
+    assert run.data.tags["fingerprint"] == output.fingerprint
+    assert run.data.tags["input.runs/stage1"] == "fedcba9876543210"
+    assert {(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs} == set(INPUTS.items())
+    assert run.data.metrics["loss"] == 0.5
+    experiment = client(output).get_experiment(run.info.experiment_id)
+    assert experiment.artifact_location == (Path(output.root) / "mlflow-artifacts" / "fo1").as_uri()
+
+
+def test_reopened_runs_log_each_step_once(output: Artifact) -> None:
+    first = open_tracker(output)
+    first.log(records(1, 2, 3))
+    first.log(records(2, 3, 4))
+    second = open_tracker(output)
+    second.log(records(1, 2, 3, 4, 5))
+    assert second.run_id == first.run_id
+    assert len(client(output).search_runs([client(output).get_experiment_by_name("fo1").experiment_id])) == 1
+    for key in ("loss", "learning_rate/head"):
+        history = client(output).get_metric_history(second.run_id, key)
+        assert [metric.step for metric in history] == [1, 2, 3, 4, 5]
+    assert client(output).get_run(second.run_id).info.status == "RUNNING"
+    second.finish("FAILED")
+    assert client(output).get_run(second.run_id).info.status == "FAILED"
+
+
+def test_many_records_go_in_whole_steps(output: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = open_tracker(output)
+    sent: list[list[int]] = []
+    log_batch = tracker._client.log_batch
+
+    def spy(run_id: str, metrics=(), **more) -> None:
+        sent.append([metric.step for metric in metrics])
+        log_batch(run_id, metrics=metrics, **more)
+
+    monkeypatch.setattr(tracker._client, "log_batch", spy)
+    tracker.log(records(*range(1, 603)))
+    assert [len(steps) for steps in sent] == [1000, 204]
+    assert sent[0][-1] == 500
+    assert sent[1][0] == 501
+
+
+def test_another_database_gets_a_run_of_its_own(output: Artifact, migrated: Path, tmp_path: Path) -> None:
+    first = open_tracker(output)
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    assert open_tracker(output).run_id != first.run_id
+
+
+def test_nothing_secret_is_kept(output: Artifact, tmp_path: Path) -> None:
+    shutil.copy(tmp_path / "mlflow.db", tmp_path / "hunter2.db")
+    tracker = open_tracker(output, uri=f"sqlite:///{tmp_path}/hunter2.db")
+    tracker.finish("FINISHED")
+    assert json.loads(output.read_bytes("mlflow_run.json")) == {"run_id": tracker.run_id}
+    run = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/hunter2.db").get_run(tracker.run_id)
+    assert "hunter2" not in json.dumps(run.data.to_dictionary())
+
+
+def test_a_remote_root_needs_a_server() -> None:
+    with pytest.raises(ValueError, match="tracking_uri"):
+        local_uri("s3://bucket/runs")
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, "x"]}) == {
+        "a.b": "1",
+        "a.c.d": "null",
+        "e": '[1, "x"]',
+    }

@@ -1,0 +1,356 @@
+"""Training: exact resume after any kill, one MLflow run, no step twice; wrong settings refused at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.cloudpickle
+import stub_learner
+import torch
+from mlflow import MlflowClient
+from stub_learner import StubLearner, StubTrainee, history_of, stub_job, weights_of, write_stub_shards
+
+from pipelines.artifacts import Artifact
+from pipelines.cluster import RuntimeConfig
+from pipelines.tracking import local_uri
+from pipelines.train_job import TrainConfig, TrainJob
+from pipelines.training import train
+
+ALONE = 0
+"""Workers: none, the loop runs in the test's process."""
+
+# Workers cannot import a module from the tests' folder; they get its code with the job.
+ray.cloudpickle.register_pickle_by_value(stub_learner)
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables."""
+    root = tmp_path_factory.mktemp("mlflow")
+    MlflowClient(tracking_uri=local_uri(str(root))).search_experiments()
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def root(migrated: Path, tmp_path: Path) -> Path:
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def runtime(root: Path, workers: int = ALONE) -> RuntimeConfig:
+    return RuntimeConfig(root=str(root), data=str(root), workers=workers)
+
+
+def run(job: TrainJob, root: Path, workers: int = ALONE) -> Artifact:
+    output = job.artifact(str(root))
+    train(job, output, runtime(root, workers))
+    return output
+
+
+def mlflow_runs(root: Path) -> list[Any]:
+    client = MlflowClient(tracking_uri=local_uri(str(root)))
+    return client.search_runs([client.get_experiment_by_name("fo1").experiment_id])
+
+
+def steps_in_mlflow(root: Path, run_id: str) -> list[int]:
+    return [
+        m.step for m in MlflowClient(tracking_uri=local_uri(str(root))).get_metric_history(run_id, "loss")
+    ]
+
+
+def assert_same_result(one: Artifact, other: Artifact) -> None:
+    assert history_of(one) == history_of(other)
+    weights = weights_of(other)
+    for name, value in weights_of(one).items():
+        assert torch.equal(value, weights[name]), name
+
+
+# In this process.
+
+
+def test_trains_exports_and_logs(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    job = stub_job(write_stub_shards(root), steps=60, checkpoint_every=25)
+    output = run(job, root)
+    history = history_of(output)
+    assert [record["step"] for record in history] == list(range(1, 61))
+    assert sum(r["loss"] for r in history[-10:]) < 0.9 * sum(r["loss"] for r in history[:10])
+    assert set(history[0]) == {
+        *("step", "loss", "accuracy", "gradient_norm", "learning_rate/head", "learning_rate/rest")
+    }
+    assert history[0]["learning_rate/head"] == pytest.approx(1e-2 / 3)
+    manifest = output.manifest()
+    assert manifest["metrics"] == history[-1]
+    assert manifest["inputs"] == {"shards/drawn": "0123456789abcdef"}
+    assert manifest["ledger"] == {"steps": 60, "examples": 480}
+    (logged,) = mlflow_runs(root)
+    assert logged.info.status == "FINISHED"
+    assert steps_in_mlflow(root, logged.info.run_id) == list(range(1, 61))
+    line = capfd.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("train stub: step 60/60, loss ")
+    assert "samples/s" in line
+    assert train(job, output, runtime(root)) == manifest
+    assert len(mlflow_runs(root)) == 1
+
+
+def test_same_bytes_twice(root: Path) -> None:
+    job = stub_job(write_stub_shards(root))
+    output = run(job, root)
+    names = ("manifest.json", "history.json", "export/model.pt")
+    first = [output.read_bytes(name) for name in names]
+    output.delete()
+    assert [run(job, root).read_bytes(name) for name in names] == first
+
+
+@pytest.mark.parametrize("calls", [3, 21, 40])
+def test_an_interrupted_run_ends_as_if_it_was_not(
+    root: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """Before the first checkpoint (step 5, 20 passes), right after it, and late."""
+    job = stub_job(write_stub_shards(root))
+    whole = run(replace(job, name="whole"), root)
+    loss = StubTrainee.loss
+
+    def failing(self: StubTrainee, forward: Any, batch: Any) -> Any:
+        if self._calls == calls:
+            raise OSError("the machine is gone")
+        return loss(self, forward, batch)
+
+    monkeypatch.setattr(StubTrainee, "loss", failing)
+    with pytest.raises(OSError, match="gone"):
+        run(job, root)
+    assert {r.info.run_name[:5]: r.info.status for r in mlflow_runs(root)} == {
+        "whole": "FINISHED",
+        "stub-": "FAILED",
+    }
+    monkeypatch.setattr(StubTrainee, "loss", loss)
+    resumed = run(job, root)
+    assert_same_result(whole, resumed)
+    runs = mlflow_runs(root)
+    assert [r.info.status for r in runs] == ["FINISHED"] * 2
+    assert [steps_in_mlflow(root, r.info.run_id) for r in runs] == [list(range(1, 13))] * 2
+
+
+def test_a_resumed_run_logs_what_the_killed_driver_had_not(
+    root: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records travel in the checkpoint: MLflow gets the steps before it too."""
+    job = stub_job(write_stub_shards(root))
+    loss = StubTrainee.loss
+
+    def failing(self: StubTrainee, forward: Any, batch: Any) -> Any:
+        if self._calls == 30:
+            raise OSError("the machine is gone")
+        return loss(self, forward, batch)
+
+    monkeypatch.setattr(StubTrainee, "loss", failing)
+    with pytest.raises(OSError, match="gone"):
+        run(job, root)
+    shutil.copy(migrated, root / "mlflow.db")
+    monkeypatch.setattr(StubTrainee, "loss", loss)
+    run(job, root)
+    (logged,) = mlflow_runs(root)
+    assert steps_in_mlflow(root, logged.info.run_id) == list(range(1, 13))
+
+
+def test_how_a_batch_is_cut_does_not_matter(root: Path) -> None:
+    """The loss is divided by the weight of the whole step, so four passes of two equal one of eight."""
+    shards = write_stub_shards(root)
+    cut = run(stub_job(shards, learner=StubLearner(dropout=0.0), micro_batch_size=2), root)
+    uncut = run(stub_job(shards, learner=StubLearner(dropout=0.0), micro_batch_size=8), root)
+    for name, value in weights_of(cut).items():
+        torch.testing.assert_close(value, weights_of(uncut)[name], rtol=1e-5, atol=1e-6)
+    assert history_of(cut)[0]["loss"] == pytest.approx(history_of(uncut)[0]["loss"], rel=1e-6)
+
+
+def test_a_parent_run_is_where_it_starts(root: Path) -> None:
+    job = stub_job(write_stub_shards(root), steps=3)
+    first = run(job, root)
+    child = stub_job(job.shards["drawn"], steps=1, warmup_steps=0, learning_rate=1e-30)
+    child = replace(child, name="child", parent=first)
+    second = run(child, root)
+    torch.testing.assert_close(weights_of(second)["head.weight"], weights_of(first)["head.weight"])
+    assert second.manifest()["inputs"]["runs/stub"] == first.fingerprint
+
+
+def test_a_loss_that_is_not_finite_names_the_samples(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collate = StubTrainee.collate
+
+    def poisoned(self: StubTrainee, examples: Any) -> Any:
+        batch = collate(self, examples)
+        return replace(batch, inputs=batch.inputs * float("nan"))
+
+    monkeypatch.setattr(StubTrainee, "collate", poisoned)
+    with pytest.raises(FloatingPointError, match=r"step 0: loss is nan; rank 0 had drawn:detection:\d{5}, "):
+        run(stub_job(write_stub_shards(root)), root)
+
+
+def test_settings_are_refused_before_anything_starts(root: Path) -> None:
+    shards = write_stub_shards(root)
+    job = stub_job(shards)
+    with pytest.raises(ValueError, match="batch_size=8 is less than the 9 workers"):
+        run(job, root, workers=9)
+    with pytest.raises(ValueError, match=r"no shards of task 'ocr'.*counting, detection"):
+        run(replace(job, mix={"drawn/ocr": 1.0}), root)
+    with pytest.raises(ValueError, match="whose shards are not given"):
+        replace(job, mix={"coco/detection": 1.0})
+    unmade = replace(shards, fingerprint="f" * 16)
+    with pytest.raises(ValueError, match="shards/drawn is stale: make it first"):
+        run(replace(job, shards={"drawn": unmade}), root)
+    assert not job.artifact(str(root)).exists("")
+    output = job.artifact(str(root))
+    output.write_bytes("workers.json", json.dumps({"workers": 2}).encode())
+    with pytest.raises(ValueError, match=r"was started with 2 workers.*--workers 2, or --force"):
+        run(job, root)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"warmup_steps": 11}, "warmup_steps=11"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"precision": "fp16"}, "precision='fp16'"),
+        ({"zero_stage": 4}, "zero_stage=4"),
+        ({"gradient_clip": -1.0}, "gradient_clip"),
+    ],
+)
+def test_bad_configs(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TrainConfig(**{"steps": 10, "batch_size": 2, "learning_rate": 1.0, **change})
+
+
+def test_schedule() -> None:
+    """Warm-up reaches the peak in its last step; the cosine is half way in the middle, then at its floor."""
+    config = TrainConfig(steps=14, batch_size=1, learning_rate=1.0, warmup_steps=4, final_learning_rate=0.2)
+    assert [config.schedule(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert config.schedule(9) == pytest.approx(0.6)
+    assert config.schedule(14) == pytest.approx(0.2)
+
+
+def test_the_fingerprint_follows_what_changes_the_result(tmp_path: Path) -> None:
+    shards = Artifact(root=str(tmp_path), kind="shards", name="drawn", fingerprint="0" * 16)
+    parent = Artifact(root=str(tmp_path), kind="runs", name="stage1", fingerprint="1" * 16)
+    job = stub_job(shards)
+    same = [replace(job, tracking_uri="http://user:secret@host"), replace(job, name="other")]
+    others = [
+        stub_job(shards, seed=1),
+        stub_job(shards, shuffled_regions=True),
+        replace(job, mix={"drawn/detection": 0.8, "drawn/counting": 0.2}),
+        replace(job, shards={"drawn": replace(shards, fingerprint="2" * 16)}),
+        replace(job, parent=parent),
+        replace(job, learner=StubLearner(dropout=0.5)),
+    ]
+    key = job.artifact(str(tmp_path)).fingerprint
+    assert all(j.artifact(str(tmp_path)).fingerprint == key for j in same)
+    assert len({key, *(j.artifact(str(tmp_path)).fingerprint for j in others)}) == 7
+    assert "secret" not in repr(same[0])
+
+
+def test_recipes_can_be_read_without_torch_and_ray() -> None:
+    code = (
+        "import sys, pipelines.training, pipelines.learners\n"
+        "print([m for m in ('torch', 'ray', 'mlflow', 'deepspeed', 'transformers') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+# On Ray, two workers.
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)  # three starts of Ray and of its workers, on a machine that may be busy
+def test_a_killed_worker_and_a_killed_driver_change_nothing(root: Path) -> None:
+    """Rank 1 dies right after a checkpoint, then everything does; the run ends as the uninterrupted one.
+
+    Starts are what costs: one driver is killed, the other resumes and then makes the uninterrupted run too.
+    """
+    control = root / "control"
+    control.mkdir()
+    killed, whole = (job.artifact(str(root)) for job in kill_jobs(root, control))
+    # Two passes a step on each rank: the 11th is in step 6, after the commit of step 5.
+    (control / "crash").write_text("1 11")
+    (control / "slow").write_text("0.5")
+    driver = start_driver(root, control)
+    try:
+        wait_for(lambda: checkpoint_of(killed, 10), driver, seconds=300)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    assert not (control / "crash").exists()
+    assert killed.status() == "partial"
+    (control / "slow").unlink()
+    driver = start_driver(root, control)
+    try:
+        assert driver.wait(900) == 0
+    finally:
+        driver.kill()
+
+    assert_same_result(whole, killed)
+    runs = {run.info.run_name: run for run in mlflow_runs(root)}
+    assert set(runs) == {f"killed-{killed.fingerprint}", f"whole-{whole.fingerprint}"}
+    for run_of in runs.values():
+        assert run_of.info.status == "FINISHED"
+        assert steps_in_mlflow(root, run_of.info.run_id) == list(range(1, 13))
+
+
+@pytest.mark.cluster
+def test_two_workers_equal_one(root: Path) -> None:
+    """Losses and gradients are normalised over all ranks: the world size changes the last bits only.
+
+    Three examples in passes of one: the rank with one example fills its second pass.
+    """
+    learner = StubLearner(dropout=0.0)
+    shards = write_stub_shards(root)
+    alone = run(stub_job(shards, learner=learner, batch_size=3, micro_batch_size=1), root)
+    history, weights = history_of(alone), weights_of(alone)
+    alone.delete()
+    together = run(stub_job(shards, learner=learner, batch_size=3, micro_batch_size=1), root, workers=2)
+    for one, two in zip(history, history_of(together), strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
+    for name, value in weights_of(together).items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-6)
+
+
+def kill_jobs(root: Path, control: Path) -> list[TrainJob]:
+    """The job that is interrupted, and the same under another name."""
+    shards = write_stub_shards(root)
+    job = stub_job(shards, learner=StubLearner(control=str(control)))
+    return [replace(job, name="killed"), replace(job, name="whole")]
+
+
+def start_driver(root: Path, control: Path) -> subprocess.Popen[bytes]:
+    """This file as a program: the interrupted job, in a process group of its own."""
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, __file__, str(root), str(control)]
+    return subprocess.Popen(command, env=environment, start_new_session=True)
+
+
+def checkpoint_of(output: Artifact, step: int) -> bool:
+    pattern = "train/*/checkpoint_manager_snapshot.json"
+    return any(f"checkpoint_{step:09d}" in file.read_text() for file in Path(output.path).glob(pattern))
+
+
+def wait_for(condition: Any, driver: subprocess.Popen[bytes], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert driver.poll() is None, "the driver ended before the kill"
+        assert time.monotonic() < end, "the run did not get there in time"
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main_root = Path(sys.argv[1])
+    for main_job in kill_jobs(main_root, Path(sys.argv[2])):
+        run(main_job, main_root, workers=2)
