@@ -1,0 +1,1 @@
+"""What people run: recipes, mixes, benchmarks, and the command. Wiring only."""

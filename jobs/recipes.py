@@ -1,0 +1,281 @@
+"""Named recipes: functions whose keyword arguments are the sweep surface, returning one frozen Recipe.
+
+A recipe says what is trained on what; `jobs.steps` turns it into artifacts. ``my_module:my_recipe`` names a
+recipe outside the project. Values are marked paper, release or ours.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from dataset_builders import BuildOptions
+from fo1_model.config import SIZES, ModelConfig
+from fo1_model.detectors.configs import DETECTORS, DetectorConfig, Selection
+from fo1_model.opn.config import OPN_SIZES
+from jobs.mixes import Mix, parse_mix
+from pipelines.assign import AssignConfig
+from pipelines.learners import FO1Learner, OPNLearner
+from pipelines.rejection import RejectionConfig
+from pipelines.training import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training run."""
+
+    name: str
+    """Name of its artifact below ``runs/``."""
+    learner: OPNLearner | FO1Learner
+    """What trains, and from where it starts; ``start="parent"`` goes on from the training before it."""
+    mix: Mix
+    """Sources of its samples."""
+    config: TrainConfig
+    """How long, how fast."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the results of a chain of artifacts; no path, no worker count."""
+
+    name: str
+    """For people: names the report."""
+    detector: DetectorConfig
+    """Where proposals come from."""
+    detector_training: Training | None = None
+    """Trains the detector, on ground-truth boxes, where it is one of ours."""
+    trainings: tuple[Training, ...] = ()
+    """In order, each able to start from the one before."""
+    benchmarks: tuple[str, ...] = ()
+    """Names in ``jobs.benchmarks.BENCHMARKS``; every training is evaluated on each."""
+    options: BuildOptions = field(default_factory=BuildOptions)
+    """Which samples the builders make."""
+    assign: AssignConfig = field(default_factory=AssignConfig)
+    """How objects meet proposals in training shards."""
+    rejection: RejectionConfig = field(default_factory=RejectionConfig)
+    """How rejection samples are composed."""
+    turns: int = 1
+    """Most questions about one picture in a training example; they share its regions and its encoding."""
+    shuffled_regions: bool = False
+    """Control: every index shows another box, in training and in evaluation. Must fall to chance."""
+    max_new_tokens: int | None = None
+    """Longest answer in evaluation; None leaves it to the benchmark."""
+    roots: Mapping[str, str] = field(default_factory=dict)
+    """Folder of a dataset, where it is not ``<data>/<its usual name>``. Not hashed: contents are."""
+
+
+DRAWN_QUESTIONS = BuildOptions(single_names=3, counting=2, region_names=4)
+"""Questions about one drawn scene: enough of each kind to fill an example of four turns."""
+DetectorName = Literal["opn", "opn_untrained", "ground_truth", "ground_truth_jitter"]
+Size = Literal["debug", "tiny"]
+
+
+def opn(
+    *,
+    size: Literal["tiny", "swin_tiny"] = "tiny",
+    mix: str = "drawn_train/detection",
+    steps: int = 400,
+    batch_size: int = 16,
+    learning_rate: float = 1e-3,
+    proposals: int = 12,
+    seed: int = 0,
+) -> Recipe:
+    """Train the proposal network on annotated boxes, and measure its proposals on held-out scenes."""
+    training = _opn_training(size, parse_mix(mix), steps, batch_size, learning_rate, seed)
+    return Recipe(
+        name="opn",
+        detector=DETECTORS["opn"](selection=_selection(proposals)),
+        detector_training=training,
+        benchmarks=("drawn_val",),
+    )
+
+
+def stage1(
+    *,
+    size: Size = "tiny",
+    mix: str = "drawn_stage1",
+    detector: DetectorName = "opn",
+    proposals: int = 12,
+    learning_rate: float = 3e-3,
+    steps: int = 300,
+    batch_size: int = 16,
+    opn_steps: int = 400,
+    shuffled_regions: bool = False,
+    seed: int = 0,
+) -> Recipe:
+    """Region-language alignment: pyramid, connector and new rows train, all else is frozen (paper 3.3)."""
+    return Recipe(
+        name="stage1",
+        trainings=(
+            _stage("stage1", size, parse_mix(mix), learning_rate, steps, batch_size, shuffled_regions, seed),
+        ),
+        benchmarks=("drawn_val", "drawn_refs_val"),
+        options=DRAWN_QUESTIONS,
+        turns=3,
+        shuffled_regions=shuffled_regions,
+        **_detector(detector, proposals, opn_steps, seed),
+    )
+
+
+def stage2(
+    *,
+    size: Size = "tiny",
+    mix: str = "drawn_stage2",
+    stage1_mix: str = "drawn_stage1",
+    detector: DetectorName = "opn",
+    proposals: int = 12,
+    learning_rate: float = 1e-3,
+    stage1_learning_rate: float = 3e-3,
+    steps: int = 500,
+    stage1_steps: int = 300,
+    batch_size: int = 16,
+    opn_steps: int = 400,
+    shuffled_regions: bool = False,
+    seed: int = 0,
+) -> Recipe:
+    """Stage 1, then perception fine-tuning of everything but the primary vision tower (paper 3.3)."""
+    first = stage1(
+        size=size,
+        mix=stage1_mix,
+        detector=detector,
+        proposals=proposals,
+        learning_rate=stage1_learning_rate,
+        steps=stage1_steps,
+        batch_size=batch_size,
+        opn_steps=opn_steps,
+        shuffled_regions=shuffled_regions,
+        seed=seed,
+    )
+    second = _stage("stage2", size, parse_mix(mix), learning_rate, steps, batch_size, shuffled_regions, seed)
+    return replace(
+        first,
+        name="stage2",
+        trainings=(*first.trainings, second),
+        benchmarks=(*first.benchmarks, "drawn_val_all"),
+    )
+
+
+def coco_sample(
+    *,
+    coco_root: str,
+    size: Size = "debug",
+    detector: Literal["opn_untrained", "ground_truth", "ground_truth_jitter"] = "ground_truth_jitter",
+    proposals: int = 60,
+    steps: int = 4,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Recipe:
+    """The whole chain over any folder in COCO layout: ``coco_root/annotations``, ``coco_root/train2017``."""
+    mix = parse_mix("coco")
+    return Recipe(
+        name="coco_sample",
+        trainings=(
+            _stage("coco_stage1", size, mix, 1e-3, steps, batch_size, False, seed),
+            _stage("coco_stage2", size, mix, 1e-4, steps, batch_size, False, seed, follows=True),
+        ),
+        benchmarks=("coco",),
+        roots={"coco": coco_root},
+        max_new_tokens=48,  # an untrained model never stops by itself
+        **_detector(detector, proposals, 0, seed),
+    )
+
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "opn": opn,
+    "stage1": stage1,
+    "stage2": stage2,
+    "coco_sample": coco_sample,
+}
+"""Recipes by name."""
+
+
+def find_recipe(name: str) -> Callable[..., Recipe]:
+    """A named recipe, or ``my_module:my_recipe``. Raises ValueError naming the known ones."""
+    if name in RECIPES:
+        return RECIPES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}, or my_module:my_recipe")
+    try:
+        recipe = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"recipe {name!r}: {error}; is the module on PYTHONPATH?") from error
+    return recipe
+
+
+def _selection(proposals: int) -> Selection:
+    return Selection(nms_iou=0.6, max_boxes=proposals)
+
+
+def _detector(name: str, proposals: int, opn_steps: int, seed: int) -> dict:
+    """Fields of a Recipe that say where proposals come from."""
+    detector = DETECTORS[name](selection=_selection(proposals))
+    if name != "opn":
+        return {"detector": detector}
+    training = opn(steps=opn_steps, proposals=proposals, seed=seed).detector_training
+    return {"detector": detector, "detector_training": training}
+
+
+def _opn_training(
+    size: str, mix: Mix, steps: int, batch_size: int, learning_rate: float, seed: int
+) -> Training:
+    return Training(
+        name="opn",
+        learner=OPNLearner(network=OPN_SIZES[size]()),
+        mix=mix,
+        config=TrainConfig(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=min(50, steps // 6),
+            final_learning_rate=0.02,
+            weight_decay=1e-4,
+            seed=seed,
+        ),
+    )
+
+
+def _stage(
+    name: str,
+    size: str,
+    mix: Mix,
+    learning_rate: float,
+    steps: int,
+    batch_size: int,
+    shuffled_regions: bool,
+    seed: int,
+    *,
+    follows: bool | None = None,
+) -> Training:
+    """One stage of the region-token model; stage 2 starts from the training before it."""
+    stage = name[-6:]
+    if follows or (follows is None and stage == "stage2"):
+        learner = FO1Learner(stage=stage, learning_rates=_language_rate(size, learning_rate))
+    elif size == "tiny":
+        learner = FO1Learner(stage=stage, start="base", base="tiny")
+    else:
+        learner = FO1Learner(stage=stage, start="new", model=_model(size))
+    return Training(
+        name=name,
+        learner=learner,
+        mix=mix,
+        config=TrainConfig(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=min(20, steps // 10),
+            final_learning_rate=0.05,
+            weight_decay=0.01,
+            shuffled_regions=shuffled_regions,
+            seed=seed,
+        ),
+    )
+
+
+def _language_rate(size: str, learning_rate: float) -> dict[str, float]:
+    """The tiny decoder looks regions up already: at the full rate it forgets that and learns by heart."""
+    return {"language": learning_rate / 5} if size == "tiny" else {}
+
+
+def _model(size: str) -> ModelConfig:
+    return SIZES[size]()

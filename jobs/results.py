@@ -1,0 +1,121 @@
+"""Pages and tables from artifacts that are done: the report of a recipe, inspection of its shards."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataset_builders import DATASETS
+from jobs.benchmarks import BENCHMARKS
+from jobs.steps import Chain, Evaluated, Step, detector_name
+from pipelines.artifacts import filesystem_of
+
+
+def report(made: Chain) -> None:
+    """Figures of every run on every benchmark: printed, logged to MLflow, and shown on one page."""
+    from pipelines.evaluation import evaluate, evaluate_proposals, read_examples
+    from pipelines.pages import Card
+    from pipelines.report import Result, judged_cards, make_report
+
+    results: list[Result] = []
+    pictures: dict[str, list[Card]] = {}
+    for item in made.evaluated:
+        if item.predictions.artifact.status() != "done":
+            continue
+        benchmark = BENCHMARKS[item.benchmark]
+        figures, cases = evaluate(
+            item.predictions.artifact, item.shards.artifact, item.samples.artifact, coco=benchmark.coco_ap
+        )
+        results.append(Result(benchmark=item.benchmark, run=run_name(item.run), metrics=figures))
+        _log(made, item, figures)
+        if item.run is made.runs[-1] and not benchmark.coco_ap:
+            examples = read_examples(item.shards.artifact, benchmark.tasks)
+            cards = judged_cards(cases, examples)
+            pictures |= {f"{item.benchmark}: {heading.lower()}": found for heading, found in cards.items()}
+    results += [
+        Result(benchmark=name, run="paper", metrics=BENCHMARKS[name].paper)
+        for name in dict.fromkeys(result.benchmark for result in results)
+        if BENCHMARKS[name].paper
+    ]
+    detectors = {
+        f"{detector_name(made.recipe)} on {name}": evaluate_proposals(found.artifact, truth.artifact)
+        for name, (found, truth) in made.proposed.items()
+        if found.artifact.status() == truth.artifact.status() == "done" and not BENCHMARKS[name].coco_ap
+    }
+    runs = [step for step in (made.detector_run, *made.runs) if step and step.artifact.status() == "done"]
+    page = make_report(
+        f"VLM-FO1: {made.recipe.name}",
+        results,
+        runs=[_facts(step) for step in runs],
+        detectors=detectors,
+        pictures=pictures,
+    )
+    path = write_page(made, f"{made.recipe.name}.html", page.html)
+    print(f"\n{page.text}\n\nreport: {path}")
+
+
+def inspect_pages(made: Chain, dataset: str | None) -> None:
+    """One page for each shard artifact of the chain that is done, or of one dataset.
+
+    Raises ValueError when there is nothing to show, with the command that makes it.
+    """
+    from pipelines.inspection import inspect_page
+
+    if dataset is not None and dataset not in DATASETS:
+        raise ValueError(f"dataset={dataset}: unknown; known: {', '.join(DATASETS)}")
+    shown = [
+        step
+        for step in made.steps.values()
+        if step.verb == "shard" and step.artifact.status() == "done"
+        if dataset is None or step.artifact.name.split("/")[0] == dataset
+    ]
+    if not shown:
+        which = f"of {dataset} " if dataset else ""
+        raise ValueError(
+            f"inspect: no shards {which}are done; make them with: fo1 shard {made.recipe.name} ..."
+        )
+    for step in shown:
+        inputs = {needed.artifact.kind: needed.artifact for needed in step.inputs}
+        html = inspect_page(step.artifact, samples=inputs.get("samples"), proposals=inputs.get("proposals"))
+        name = f"inspect-{step.artifact.name.replace('/', '-')}.html"
+        print(f"inspect: {write_page(made, name, html)}")
+
+
+def write_page(made: Chain, name: str, html: str) -> str:
+    """Write a page below ``<root>/pages`` and return where it is."""
+    return write_file(f"{made.runtime.root}/pages/{name}", html.encode())
+
+
+def write_file(uri: str, data: bytes) -> str:
+    """Write a file to a path or URI, making its folder."""
+    filesystem, path = filesystem_of(uri)
+    filesystem.create_dir(str(Path(path).parent))
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(data)
+    return uri
+
+
+def run_name(step: Step) -> str:
+    """Name of a run in tables."""
+    return step.artifact.name
+
+
+def _facts(step: Step) -> Any:
+    from pipelines.report import RunFacts
+    from pipelines.tracking import flatten
+
+    manifest = step.artifact.manifest()
+    history: Sequence[dict[str, float]] = json.loads(step.artifact.read_bytes("history.json"))
+    return RunFacts(
+        run=run_name(step),
+        config=flatten(manifest["config"]),
+        fingerprints={**manifest["inputs"], "run": step.artifact.fingerprint},
+        loss=[(record["step"], record["loss"]) for record in history],
+    )
+
+
+def _log(made: Chain, item: Evaluated, figures: dict[str, float]) -> None:
+    from pipelines.tracking import log_figures
+
+    named = {f"{item.benchmark}.{name}": value for name, value in figures.items()}
+    log_figures(item.run.artifact, named, uri=made.runtime.tracking_uri)

@@ -1,0 +1,282 @@
+"""From a recipe to its chain of artifacts: every step with inputs, fingerprint and the call that makes it.
+
+Fingerprints follow from configs and inputs alone, so the whole chain is known before anything runs: `chain`
+is what `fo1 plan` prints and what the other verbs walk along.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dataset_builders import DATASETS, DatasetSpec
+from jobs.benchmarks import BENCHMARKS, Benchmark
+from jobs.mixes import Mix
+from jobs.recipes import Recipe, Training
+from pipelines import proposals, samples, shards
+from pipelines.artifacts import Artifact, fingerprint
+from pipelines.cluster import RuntimeConfig
+from pipelines.inference import VERSION as PREDICT_VERSION
+from pipelines.inference import PredictConfig, predict, predict_inputs
+from pipelines.train_job import TrainJob
+
+VERBS = ("build", "propose", "shard", "train", "evaluate")
+"""Verbs that make artifacts, in the order of their steps."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """One artifact of a chain and how it is made."""
+
+    verb: str
+    """One of VERBS."""
+    artifact: Artifact
+    """What it makes."""
+    inputs: tuple["Step", ...]
+    """Steps whose artifacts it reads."""
+    execute: Callable[[RuntimeConfig], Mapping[str, Any]]
+    """Makes the artifact and returns its manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """One run answering one benchmark."""
+
+    benchmark: str
+    """Name in BENCHMARKS."""
+    run: Step
+    """The model."""
+    shards: Step
+    """The questions."""
+    samples: Step
+    """The truth."""
+    predictions: Step
+    """The answers."""
+
+
+@dataclass(kw_only=True)
+class Chain:
+    """Every step of a recipe, inputs before what reads them."""
+
+    recipe: Recipe
+    """What is made."""
+    runtime: RuntimeConfig
+    """Where."""
+    steps: dict[str, Step] = field(default_factory=dict)
+    """By path of the artifact, in an order in which they can run."""
+    train_shards: dict[str, Step] = field(default_factory=dict)
+    """Shards of the datasets in the mixes, by dataset."""
+    runs: list[Step] = field(default_factory=list)
+    """Training runs of the recipe, in order, without the detector's."""
+    detector_run: Step | None = None
+    """Run of the detector, where it is trained."""
+    evaluated: list[Evaluated] = field(default_factory=list)
+    """What every run is asked."""
+    proposed: dict[str, tuple[Step, Step]] = field(default_factory=dict)
+    """Benchmark -> (proposals, samples): how good the detector is on it."""
+
+    def add(self, verb: str, artifact: Artifact, inputs: Iterable[Step], execute: Callable[..., Any]) -> Step:
+        """The step of an artifact, the one already there if two parts of the recipe share it."""
+        step = Step(verb=verb, artifact=artifact, inputs=tuple(inputs), execute=execute)
+        return self.steps.setdefault(artifact.path, step)
+
+    def root_of(self, spec: DatasetSpec) -> str:
+        """Folder of a dataset on this machine."""
+        return str(Path(self.recipe.roots.get(spec.folder, f"{self.runtime.data}/{spec.folder}")).absolute())
+
+    @property
+    def digest_cache(self) -> str:
+        """Local folder that remembers digests of annotation files."""
+        root = self.runtime.root
+        return f"{root}/.digests" if "://" not in root else str(Path.home() / ".cache" / "fo1" / "digests")
+
+
+def chain(recipe: Recipe, runtime: RuntimeConfig) -> Chain:
+    """Every step of a recipe. ValueError for an unknown dataset, task or benchmark, or a missing file."""
+    made = Chain(recipe=recipe, runtime=runtime)
+    _check_names(recipe)
+    if recipe.detector_training is not None:
+        boxes = {
+            name: _box_shards(made, DATASETS[name]) for name in datasets_of(recipe.detector_training.mix)
+        }
+        made.detector_run = _training(made, recipe.detector_training, boxes, None)
+    previous: Step | None = None
+    for training in recipe.trainings:
+        for name in datasets_of(training.mix):
+            if name not in made.train_shards:
+                made.train_shards[name] = region_shards(made, DATASETS[name], evaluation=False)
+        previous = _training(made, training, made.train_shards, previous)
+        made.runs.append(previous)
+    for name in recipe.benchmarks:
+        _evaluation(made, name)
+    return made
+
+
+def datasets_of(mix: Mix) -> list[str]:
+    """Names of the datasets in a mix, each once, in its order."""
+    return list(dict.fromkeys(source.split("/")[0] for source in mix))
+
+
+def build_step(made: Chain, spec: DatasetSpec) -> Step:
+    """Samples of a dataset."""
+    config = samples.SamplesConfig(dataset=spec.name, options=made.recipe.options)
+    root = made.root_of(spec)
+    inputs = samples.samples_inputs(config, root, made.digest_cache)
+    key = fingerprint(kind="samples", version=samples.VERSION, config=config, inputs=inputs)
+    output = Artifact(root=made.runtime.root, kind="samples", name=spec.name, fingerprint=key)
+
+    def execute(runtime: RuntimeConfig) -> Mapping[str, Any]:
+        return samples.build_samples(config, output, dataset_root=root, runtime=runtime, inputs=inputs)
+
+    return made.add("build", output, (), execute)
+
+
+def propose_step(made: Chain, spec: DatasetSpec) -> Step:
+    """Proposals of the recipe's detector for the images of a dataset."""
+    detector = made.recipe.detector
+    config = proposals.ProposalsConfig(image_source=spec.image_source, detector=detector)
+    root = made.root_of(spec)
+    truth = build_step(made, proposals.spec_of(spec.image_source)) if detector.needs_objects else None
+    run = made.detector_run if detector.needs_checkpoint else None
+    inputs = proposals.proposals_inputs(
+        config,
+        root,
+        made.digest_cache,
+        samples=truth.artifact if truth else None,
+        run=run.artifact if run else None,
+    )
+    key = fingerprint(kind="proposals", version=proposals.VERSION, config=config, inputs=inputs)
+    name = f"{spec.image_source}/{detector_name(made.recipe)}"
+    output = Artifact(root=made.runtime.root, kind="proposals", name=name, fingerprint=key)
+
+    def execute(runtime: RuntimeConfig) -> Mapping[str, Any]:
+        return proposals.propose(
+            config,
+            output,
+            dataset_root=root,
+            runtime=runtime,
+            inputs=inputs,
+            samples=truth.artifact if truth else None,
+            checkpoint=run.artifact.uri("export") if run else None,
+        )
+
+    return made.add("propose", output, [step for step in (truth, run) if step], execute)
+
+
+def detector_name(recipe: Recipe) -> str:
+    """Name of the recipe's detector in DETECTORS."""
+    from fo1_model.detectors.configs import DETECTORS
+
+    return next(name for name, config in DETECTORS.items() if isinstance(recipe.detector, config))
+
+
+def _check_names(recipe: Recipe) -> None:
+    mixes = [training.mix for training in (recipe.detector_training, *recipe.trainings) if training]
+    for name in {name for mix in mixes for name in datasets_of(mix)}:
+        if name not in DATASETS:
+            raise ValueError(f"mix: unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+    for mix in mixes:
+        for source in mix:
+            dataset, task = source.split("/")
+            if task not in DATASETS[dataset].tasks:
+                raise ValueError(
+                    f"mix: {dataset} has no task {task!r}; it has {', '.join(DATASETS[dataset].tasks)}"
+                )
+    for name in recipe.benchmarks:
+        if name not in BENCHMARKS:
+            raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
+
+
+def _box_shards(made: Chain, spec: DatasetSpec) -> Step:
+    """Pictures with their annotated boxes: what a detector trains on."""
+    return _shards(made, spec, None, shards.ShardsConfig(regions="ground_truth", rejection=None))
+
+
+def region_shards(made: Chain, spec: DatasetSpec, *, evaluation: bool) -> Step:
+    """Conversations over proposals, for training or for evaluation."""
+    config = shards.ShardsConfig(
+        regions="proposals_scored" if evaluation else "proposals",
+        assign=made.recipe.assign,
+        rejection=made.recipe.rejection,
+        turns=1 if evaluation else made.recipe.turns,
+    )
+    return _shards(made, spec, propose_step(made, spec), config)
+
+
+def _shards(made: Chain, spec: DatasetSpec, found: Step | None, config: shards.ShardsConfig) -> Step:
+    truth = build_step(made, spec)
+    inputs = shards.shards_inputs(truth.artifact, found.artifact if found else None)
+    key = fingerprint(kind="shards", version=shards.VERSION, config=config, inputs=inputs)
+    name = f"{spec.name}/{config.regions}"
+    output = Artifact(root=made.runtime.root, kind="shards", name=name, fingerprint=key)
+    root = made.root_of(spec)
+
+    def execute(runtime: RuntimeConfig) -> Mapping[str, Any]:
+        return shards.write_shards(
+            config,
+            truth.artifact,
+            found.artifact if found else None,
+            output,
+            dataset_root=root,
+            runtime=runtime,
+        )
+
+    return made.add("shard", output, [step for step in (truth, found) if step], execute)
+
+
+def _training(made: Chain, training: Training, sources: Mapping[str, Step], previous: Step | None) -> Step:
+    used = {name: sources[name] for name in datasets_of(training.mix)}
+    parent = previous if getattr(training.learner, "start", None) == "parent" else None
+    job = TrainJob(
+        name=training.name,
+        learner=training.learner,
+        config=training.config,
+        mix=training.mix,
+        shards={name: step.artifact for name, step in used.items()},
+        parent=parent.artifact if parent else None,
+        tracking_uri=made.runtime.tracking_uri,
+    )
+    output = job.artifact(made.runtime.root)
+
+    def execute(runtime: RuntimeConfig) -> Mapping[str, Any]:
+        from pipelines.training import train
+
+        return train(job, output, runtime)
+
+    return made.add("train", output, [*used.values(), *([parent] if parent else [])], execute)
+
+
+def _evaluation(made: Chain, name: str) -> None:
+    """Every run of the recipe on one benchmark, and the detector's proposals on it."""
+    benchmark = BENCHMARKS[name]
+    spec = DATASETS[benchmark.dataset]
+    truth = build_step(made, spec)
+    if spec.tasks[0] != "referring":
+        made.proposed[name] = (propose_step(made, spec), truth)
+    if not made.runs:
+        return
+    questions = region_shards(made, spec, evaluation=True)
+    for run in made.runs:
+        answers = predict_step(made, name, benchmark, questions, run)
+        made.evaluated.append(
+            Evaluated(benchmark=name, run=run, shards=questions, samples=truth, predictions=answers)
+        )
+
+
+def predict_step(made: Chain, name: str, benchmark: Benchmark, questions: Step, run: Step) -> Step:
+    """Answers of a run to the questions of a benchmark."""
+    config = PredictConfig(
+        tasks=benchmark.tasks,
+        max_new_tokens=made.recipe.max_new_tokens or benchmark.max_new_tokens,
+        shuffled_regions=made.recipe.shuffled_regions,
+    )
+    inputs = predict_inputs(questions.artifact, run.artifact)
+    key = fingerprint(kind="predictions", version=PREDICT_VERSION, config=config, inputs=inputs)
+    output = Artifact(
+        root=made.runtime.root, kind="predictions", name=f"{name}/{run.artifact.name}", fingerprint=key
+    )
+
+    def execute(runtime: RuntimeConfig) -> Mapping[str, Any]:
+        return predict(config, questions.artifact, run.artifact, output, runtime=runtime)
+
+    return made.add("evaluate", output, (questions, run), execute)

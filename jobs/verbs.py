@@ -1,0 +1,226 @@
+"""What each verb of the command does: parse the recipe, walk its chain, say what happened."""
+
+import shutil
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.arguments import describe_arguments, parse_arguments
+from jobs.recipes import RECIPES, Recipe, find_recipe
+from jobs.steps import Chain, Step, chain
+from pipelines.artifacts import check_writable
+from pipelines.cluster import RuntimeConfig
+from pipelines.ledgers import LedgerError
+
+STEP_FAILURES: tuple[type[Exception], ...] = (LedgerError, OSError)
+"""Failures of a step that a message explains; anything else is a defect and shows its traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The flags of the command."""
+
+    root: str
+    data: str
+    address: str | None
+    workers: int
+    force: bool
+    tracking_uri: str | None
+
+    def runtime(self, *, force: bool = False) -> RuntimeConfig:
+        """Where things run; `force` only for the verb's own artifacts."""
+        return RuntimeConfig(
+            root=self.root,
+            data=self.data,
+            address=self.address,
+            workers=self.workers,
+            force=force,
+            tracking_uri=self.tracking_uri,
+        )
+
+
+def list_all(words: list[str], _: Options) -> None:
+    """Print every name that the other verbs understand."""
+    from dataset_builders import DATASETS
+    from fo1_model.detectors.configs import DETECTORS
+    from jobs.benchmarks import BENCHMARKS
+    from jobs.mixes import MIXES
+
+    if words[:1] == ["datasets"] and len(words) == 2:
+        return _print_dataset(words[1])
+    if words and words != ["datasets"]:
+        raise ValueError(f"list {' '.join(words)}: write fo1 list, or fo1 list datasets NAME")
+    if not words:
+        print("recipes (name, arguments with their defaults)")
+        for name, recipe in RECIPES.items():
+            print(
+                f"  {name:<14}{(recipe.__doc__ or '').splitlines()[0]}\n{'':16}{describe_arguments(recipe)}"
+            )
+    print("datasets (name, tasks, licence, source)")
+    for spec in DATASETS.values():
+        print(f"  {spec.name:<18}{', '.join(spec.tasks):<48}{spec.licence}; {spec.source}")
+    if words:
+        return None
+    print("detectors\n  " + ", ".join(DETECTORS))
+    print("mixes (drop with NAME-part, weigh with NAME*part=2)")
+    for name, mix in MIXES.items():
+        print(f"  {name:<14}" + ", ".join(f"{source} {weight:g}" for source, weight in mix.items()))
+    print("benchmarks")
+    for name, benchmark in BENCHMARKS.items():
+        protocol = " (COCO AP)" if benchmark.coco_ap else ""
+        print(f"  {name:<16}{benchmark.dataset}: {', '.join(benchmark.tasks)}{protocol}")
+    return None
+
+
+def plan(words: list[str], options: Options) -> None:
+    """Print each artifact of a recipe, its state, and the command that makes what is missing."""
+    made, command = _chain(words, options)
+    print(plan_table(made, command))
+
+
+def build(words: list[str], options: Options) -> None:
+    """Samples of every dataset that the recipe uses."""
+    _run_verb("build", words, options)
+
+
+def propose(words: list[str], options: Options) -> None:
+    """Proposals for every image source that the recipe uses."""
+    _run_verb("propose", words, options)
+
+
+def shard(words: list[str], options: Options) -> None:
+    """Training and evaluation shards."""
+    _run_verb("shard", words, options)
+
+
+def train(words: list[str], options: Options) -> None:
+    """The recipe's training runs."""
+    if words[:1] == ["tiny_base"]:
+        from jobs.base import train_base
+
+        train_base(words[1:], options.runtime(force=options.force))
+        return
+    _run_verb("train", words, options)
+
+
+def evaluate(words: list[str], options: Options) -> None:
+    """Predictions of the recipe's runs, or of one checkpoint on one benchmark; then figures and report."""
+    from jobs.benchmarks import BENCHMARKS
+    from jobs.checkpoints import evaluate_checkpoint
+    from jobs.results import report
+
+    if words and words[0] in BENCHMARKS:
+        return evaluate_checkpoint(words[0], words[1:], options.runtime(force=options.force))
+    made = _run_verb("evaluate", words, options)
+    return report(made)
+
+
+def inspect(words: list[str], options: Options) -> None:
+    """Write a page of pictures and statistics for each shard artifact of the recipe that is there."""
+    from jobs.results import inspect_pages
+
+    dataset = next((word.partition("=")[2] for word in words if word.startswith("dataset=")), None)
+    made, _ = _chain([word for word in words if not word.startswith("dataset=")], options)
+    inspect_pages(made, dataset)
+
+
+def predict(words: list[str], options: Options) -> None:
+    """Answer one question about one picture."""
+    from jobs.checkpoints import predict_picture
+
+    predict_picture(words, options.runtime())
+
+
+def run(words: list[str], options: Options) -> None:
+    """Everything of the recipe that is not done, in order; then the pages."""
+    from jobs.results import inspect_pages, report
+
+    check_writable(options.root)
+    made, command = _chain(words, options)
+    print(plan_table(made, command))
+    waiting = [step for step in made.steps.values() if options.force or step.artifact.status() != "done"]
+    execute(waiting, options.runtime(force=options.force))
+    if waiting or not made.recipe.trainings:
+        inspect_pages(made, None)
+    if made.evaluated or made.proposed:
+        report(made)
+
+
+def plan_table(made: Chain, command: str) -> str:
+    """One line an artifact: verb, name, fingerprint, state, and the command that makes it."""
+    lines = []
+    for step in made.steps.values():
+        status = step.artifact.status()
+        what = f"{step.artifact.kind}/{step.artifact.name}"
+        make = "" if status == "done" else f"fo1 {step.verb} {command}"
+        lines.append(f"{status:<8} {step.artifact.fingerprint}  {what:<44} {make}".rstrip())
+    return "\n".join(lines)
+
+
+def _print_dataset(name: str) -> None:
+    from dataset_builders import DATASETS
+
+    if name not in DATASETS:
+        raise ValueError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+    spec = DATASETS[name]
+    print(f"{spec.name}\ntasks:   {', '.join(spec.tasks)}\nlicence: {spec.licence}\nsource:  {spec.source}")
+    print(f"layout below <data>/{spec.folder}:")
+    print("\n".join(f"  {line}" for line in spec.layout.splitlines()))
+
+
+def _chain(words: list[str], options: Options) -> tuple[Chain, str]:
+    recipe = _recipe(words)
+    return chain(recipe, options.runtime()), " ".join(words)
+
+
+def _recipe(words: list[str]) -> Recipe:
+    if not words or "=" in words[0]:
+        raise ValueError(f"name a recipe first, one of {', '.join(RECIPES)}, or my_module:my_recipe")
+    recipe = find_recipe(words[0])
+    return recipe(**parse_arguments(recipe, words[1:]))
+
+
+def _run_verb(verb: str, words: list[str], options: Options) -> Chain:
+    """Make the verb's artifacts of a recipe; what they read must be there."""
+    check_writable(options.root)
+    made, command = _chain(words, options)
+    own = [step for step in made.steps.values() if step.verb == verb]
+    waiting = [step for step in own if options.force or step.artifact.status() != "done"]
+    _check_inputs(waiting, verb, command)
+    execute(waiting, options.runtime(force=options.force))
+    for step in own:
+        print(f"{step.artifact.path}{'' if step in waiting else '  (was done)'}")
+    return made
+
+
+def _check_inputs(waiting: Collection[Step], verb: str, command: str) -> None:
+    for step in waiting:
+        for needed in step.inputs:
+            if needed.artifact.status() != "done" and needed not in waiting:
+                kind = f"{needed.artifact.kind}/{needed.artifact.name}"
+                raise ValueError(
+                    f"{verb}: {step.artifact.name} needs {kind}, which is {needed.artifact.status()}; "
+                    f"make it with: fo1 {needed.verb} {command}   (or everything: fo1 run {command})"
+                )
+
+
+def execute(waiting: Iterable[Step], runtime: RuntimeConfig) -> None:
+    """Make artifacts one after the other, each announced with its time."""
+    waiting = list(waiting)
+    width = min(100, shutil.get_terminal_size().columns)
+    for number, step in enumerate(waiting, 1):
+        title = f"[{number}/{len(waiting)}] {step.verb} {step.artifact.name} "
+        print(f"{title}{'-' * max(3, width - len(title))}", flush=True)
+        start = time.perf_counter()
+        manifest = step.execute(runtime)
+        print(f"{_summary(manifest)} ({time.perf_counter() - start:.1f} s)", flush=True)
+
+
+def _summary(manifest: Any) -> str:
+    ledger = manifest.get("ledger", {})
+    if "rows_in" not in ledger:
+        return "done"
+    text = f"{ledger['rows_in']} rows in, {ledger['rows_out']} out, {ledger['rejects']} rejected"
+    reasons = ", ".join(f"{reason} {count}" for reason, count in ledger["rejects_by_reason"].items())
+    return f"{text}: {reasons}" if reasons else text

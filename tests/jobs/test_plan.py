@@ -1,0 +1,167 @@
+"""What `fo1 plan` calls stale: exactly what a change reaches, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.recipes import stage2
+from jobs.steps import Chain, chain
+from pipelines.cluster import RuntimeConfig
+
+NAMES = {
+    "samples/drawn_train",
+    "samples/drawn_refs_train",
+    "samples/drawn_val",
+    "samples/drawn_refs_val",
+    "samples/drawn_val_all",
+    "proposals/drawn_train/opn",
+    "proposals/drawn_val/opn",
+    "shards/drawn_train/ground_truth",
+    "shards/drawn_train/proposals",
+    "shards/drawn_refs_train/proposals",
+    "shards/drawn_val/proposals_scored",
+    "shards/drawn_refs_val/proposals_scored",
+    "shards/drawn_val_all/proposals_scored",
+    "runs/opn",
+    "runs/stage1",
+    "runs/stage2",
+    *(
+        f"predictions/{benchmark}/{run}"
+        for run in ("stage1", "stage2")
+        for benchmark in ("drawn_val", "drawn_refs_val", "drawn_val_all")
+    ),
+}
+TRAINED = {name for name in NAMES if name.startswith(("runs/stage", "predictions/"))}
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    write_world(tmp_path / "datasets" / "drawn")
+    return RuntimeConfig(root=str(tmp_path / "root"), data=str(tmp_path / "datasets"))
+
+
+def write_world(folder: Path) -> None:
+    """Annotation files with one picture and one box; plans read nothing else."""
+    categories = [{"id": 1, "name": "red circle"}, {"id": 2, "name": "blue square"}]
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        coco = {
+            "images": [{"id": 1, "file_name": "000000000001.jpg", "width": 64, "height": 48}],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0}
+            ],
+            "categories": categories,
+        }
+        for file in (folder / "annotations" / f"instances_{split}.json", folder / "refs" / "instances.json"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(coco))
+    (folder / "refs" / "refs(drawn).p").write_bytes(b"not read by a plan")
+
+
+def finish(made: Chain) -> None:
+    """Pretend that every artifact was made."""
+    for step in made.steps.values():
+        if step.artifact.status() != "done":
+            step.artifact.commit({})
+
+
+def unfinished(made: Chain) -> set[str]:
+    return {
+        f"{step.artifact.kind}/{step.artifact.name}"
+        for step in made.steps.values()
+        if step.artifact.status() != "done"
+    }
+
+
+def plan(runtime: RuntimeConfig, **changes) -> Chain:
+    return chain(stage2(size="debug", **changes), runtime)
+
+
+def test_everything_is_missing_then_done(runtime):
+    made = plan(runtime)
+    assert unfinished(made) == NAMES
+    assert {step.artifact.status() for step in made.steps.values()} == {"missing"}
+    finish(made)
+    assert unfinished(plan(runtime)) == set()
+
+
+def test_inputs_come_before_what_reads_them(runtime):
+    seen = set()
+    for step in plan(runtime).steps.values():
+        assert all(needed.artifact.path in seen for needed in step.inputs)
+        seen.add(step.artifact.path)
+
+
+def test_another_detector_leaves_samples_alone(runtime):
+    finish(plan(runtime))
+    made = plan(runtime, detector="ground_truth_jitter")
+    changed = {f"proposals/drawn_{split}/ground_truth_jitter" for split in ("train", "val")}
+    changed |= {name for name in NAMES if name.startswith("shards/") and not name.endswith("ground_truth")}
+    assert unfinished(made) == changed | TRAINED
+    # Caches of another detector are another artifact; what has the same name is stale.
+    states = {step.artifact.name: step.artifact.status() for step in made.steps.values()}
+    assert states["drawn_train/ground_truth_jitter"] == "missing"
+    assert states["drawn_train/proposals"] == "stale"
+    finish(made)
+    assert unfinished(plan(runtime)) == set(), "the first detector's artifacts are still there"
+
+
+def test_other_weights_touch_only_runs_and_answers(runtime):
+    finish(plan(runtime))
+    assert unfinished(plan(runtime, mix="drawn_stage2*counting=2")) == {
+        name for name in TRAINED if name.endswith("stage2")
+    }
+    assert unfinished(plan(runtime, stage1_mix="drawn_stage1*counting=2")) == TRAINED
+
+
+def test_workers_and_places_change_nothing(runtime, tmp_path):
+    finish(plan(runtime))
+    other = RuntimeConfig(root=runtime.root, data=runtime.data, workers=5)
+    assert unfinished(plan(other)) == set()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "datasets" / "drawn").rename(tmp_path / "elsewhere" / "drawn")
+    moved = RuntimeConfig(root=runtime.root, data=str(tmp_path / "elsewhere"))
+    assert unfinished(plan(moved)) == set()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_one_annotation_reaches_what_was_made_from_it(runtime, split):
+    finish(plan(runtime, detector="opn_untrained"))
+    file = Path(runtime.data, "drawn", "annotations", f"instances_{split}.json")
+    coco = json.loads(file.read_text())
+    coco["annotations"][0]["bbox"][2] += 1
+    file.write_text(json.dumps(coco))
+    changed = unfinished(plan(runtime, detector="opn_untrained"))
+    if split == "train":
+        assert changed == {"samples/drawn_train", "shards/drawn_train/proposals"} | TRAINED
+    else:
+        asked = {
+            f"predictions/{name}/{run}"
+            for name in ("drawn_val", "drawn_val_all")
+            for run in ("stage1", "stage2")
+        }
+        made_from = {"samples/drawn_val", "samples/drawn_val_all"}
+        made_from |= {"shards/drawn_val/proposals_scored", "shards/drawn_val_all/proposals_scored"}
+        assert changed == made_from | asked
+    assert not any(name.startswith("proposals/") for name in changed), "the pictures are the same"
+
+
+def test_the_trained_detector_depends_on_the_training_annotations(runtime):
+    finish(plan(runtime))
+    file = Path(runtime.data, "drawn", "annotations", "instances_train.json")
+    file.write_text(file.read_text().replace('"bbox": [4,', '"bbox": [5,'))
+    untouched = {
+        "samples/drawn_refs_train",
+        "samples/drawn_val",
+        "samples/drawn_refs_val",
+        "samples/drawn_val_all",
+    }
+    assert unfinished(plan(runtime)) == NAMES - untouched
+
+
+def test_unknown_names_are_refused_before_anything_is_read(runtime):
+    with pytest.raises(ValueError, match="unknown dataset 'cars'; known: drawn_train"):
+        plan(runtime, mix="cars/detection=1")
+    with pytest.raises(ValueError, match="drawn_train has no task 'referring'"):
+        plan(runtime, mix="drawn_train/referring=1")
