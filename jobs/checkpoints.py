@@ -24,8 +24,6 @@ class Lineage:
     """Its config."""
     run: Artifact | None
     """The run that trained it, for a detector of ours."""
-    shards: Artifact
-    """Shards that tell it."""
 
 
 def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:
@@ -65,7 +63,7 @@ def lineage(run: Artifact) -> Lineage:
         for proposals in _inputs(shards, "proposals"):
             trained = _inputs(proposals, "runs")
             described = proposals.manifest()["config"]["detector"]
-            return Lineage(detector=_detector(described), run=trained[0] if trained else None, shards=shards)
+            return Lineage(detector=_detector(described), run=trained[0] if trained else None)
     raise ValueError(f"runs/{run.name} was not trained on proposals; name a stage 1 or stage 2 run")
 
 

@@ -84,7 +84,7 @@ def opn(
     training = _opn_training(size, parse_mix(mix), steps, batch_size, learning_rate, seed)
     return Recipe(
         name="opn",
-        detector=DETECTORS["opn"](selection=_selection(proposals)),
+        detector=_detector_config("opn", proposals),
         detector_training=training,
         benchmarks=("drawn_val",),
     )
@@ -176,7 +176,7 @@ def coco_sample(
         benchmarks=("coco",),
         roots={"coco": coco_root},
         max_new_tokens=48,  # an untrained model never stops by itself
-        **_detector(detector, proposals, 0, seed),
+        detector=DETECTORS[detector](selection=Selection(max_boxes=proposals)),
     )
 
 
@@ -203,13 +203,18 @@ def find_recipe(name: str) -> Callable[..., Recipe]:
     return recipe
 
 
-def _selection(proposals: int) -> Selection:
-    return Selection(nms_iou=0.6, max_boxes=proposals)
+def _detector_config(name: str, proposals: int) -> DetectorConfig:
+    """A detector of the drawn world, where boxes of two objects never overlap by more than 0.3.
+
+    The floor keeps answers about objects: the released scripts use 0.3 on UPN's scores.
+    """
+    floor = 0.1 if name == "opn" else 0.0
+    return DETECTORS[name](selection=Selection(score_min=floor, nms_iou=0.4, max_boxes=proposals))
 
 
 def _detector(name: str, proposals: int, opn_steps: int, seed: int) -> dict:
     """Fields of a Recipe that say where proposals come from."""
-    detector = DETECTORS[name](selection=_selection(proposals))
+    detector = _detector_config(name, proposals)
     if name != "opn":
         return {"detector": detector}
     training = opn(steps=opn_steps, proposals=proposals, seed=seed).detector_training

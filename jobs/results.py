@@ -26,7 +26,7 @@ def report(made: Chain) -> None:
         figures, cases = evaluate(
             item.predictions.artifact, item.shards.artifact, item.samples.artifact, coco=benchmark.coco_ap
         )
-        results.append(Result(benchmark=item.benchmark, run=run_name(item.run), metrics=figures))
+        results.append(Result(benchmark=item.benchmark, run=item.run.artifact.name, metrics=figures))
         _log(made, item, figures)
         if item.run is made.runs[-1] and not benchmark.coco_ap:
             examples = read_examples(item.shards.artifact, benchmark.tasks)
@@ -95,11 +95,6 @@ def write_file(uri: str, data: bytes) -> str:
     return uri
 
 
-def run_name(step: Step) -> str:
-    """Name of a run in tables."""
-    return step.artifact.name
-
-
 def _facts(step: Step) -> Any:
     from pipelines.report import RunFacts
     from pipelines.tracking import flatten
@@ -107,7 +102,7 @@ def _facts(step: Step) -> Any:
     manifest = step.artifact.manifest()
     history: Sequence[dict[str, float]] = json.loads(step.artifact.read_bytes("history.json"))
     return RunFacts(
-        run=run_name(step),
+        run=step.artifact.name,
         config=flatten(manifest["config"]),
         fingerprints={**manifest["inputs"], "run": step.artifact.fingerprint},
         loss=[(record["step"], record["loss"]) for record in history],

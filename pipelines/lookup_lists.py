@@ -6,9 +6,7 @@ Questions have the wording of the drawn world's tasks, answers the form in which
 
     <|object_ref_start|>red circle<|object_ref_end|><|box_start|>KEY KEY<|box_end|>
 
-so that the region language is, to the finished base, a new set of keys and brackets for a skill it has. Lists
-grow level by level; absent names are asked for only once look-up works (a base that meets them early answers
-None to all).
+so that the region language is, to the finished base, a new set of keys and brackets for a skill it has.
 """
 
 import random
@@ -21,14 +19,13 @@ from dataset_builders.drawing import CATEGORIES
 from dataset_builders.prompts import JOINER, TEMPLATES
 from fo1_model.tiny_tokenizer import tiny_words
 
-LEVELS = (2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28)
-"""Most items of a list, by level."""
-_REPEATS, _NAMES, _BACKGROUND, _SEVERAL, _ABSENT = 2, 2, 3, 3, 5
-"""Levels from which lists repeat items, questions show a key, lists have empty items, questions ask for
-several names, and for absent ones."""
+MOST_ITEMS = 16
+"""Most items of a list."""
 KINDS = ("probe", "short", "full")
 """What surrounds a list: an answer's phrases and keys alone; questions cut short, without system turn and
 image; prompts as the region tasks have them. Short ones make early training cheap."""
+_TURNS = {"probe": 0, "short": 4, "full": 3}
+"""Questions about one list: the list costs more than a question."""
 _WORLD_WORDS = 70
 """Leading words of the tokenizer's list that the prompts and the drawn world use; they are no keys."""
 
@@ -81,9 +78,6 @@ class ListWriter:
         self.keys = [self._ids(form)[0] for form in forms]
         """Ids that serve as keys."""
 
-        self.naming_share, self.absent_share = 0.25, 0.2
-        """Share of questions that show a key, and of detection questions that ask for absent names only."""
-
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
@@ -94,14 +88,14 @@ class ListWriter:
         name = f"<|object_ref_start|>{self._name(phrase)}<|object_ref_end|><|box_start|>"
         return [*self._ids(name), *keys, *self._ids("<|box_end|>")]
 
-    def write(self, rng: random.Random, level: int, kind: str) -> Conversation:
+    def write(self, rng: random.Random, kind: str, *, most: int = MOST_ITEMS) -> Conversation:
         """A conversation about one list.
 
-        level: index into `LEVELS`. kind: one of `KINDS`.
+        kind: one of `KINDS`. most: items of the longest list.
         """
-        about_words = level >= _REPEATS and rng.random() < 0.1
-        names = [self._any_phrase(rng) for _ in self._world] if about_words else self._world
-        items = self._items(rng, level, names)
+        # Some lists are about anything: what is learned must not be the drawn world's words alone.
+        names = [self._any_phrase(rng) for _ in self._world] if rng.random() < 0.1 else self._world
+        items = self._items(rng, most, names)
         keys = rng.sample(self.keys, len(items))
         ids, image_at = list(self._line), None
         if kind == "full":
@@ -120,8 +114,8 @@ class ListWriter:
         labels = [-100] * len(ids)
         if kind == "probe":
             self._probe(rng, found, ids, labels)
-        for turn in range({"probe": 0, "short": 3, "full": 2}[kind]):
-            question, answer = self._turn(rng, level, names, found, short=kind == "short")
+        for turn in range(_TURNS[kind]):
+            question, answer = self._turn(rng, names, found, short=kind == "short")
             asked = (self._to_question if turn else []) + question + self._to_answer
             ids += asked + answer + self._end
             labels += [-100] * len(asked) + answer + self._end
@@ -140,21 +134,12 @@ class ListWriter:
         half = len(self._words) // 2
         return rng.choice(self._words[:half]), rng.choice(self._words[half:])
 
-    def _items(self, rng: random.Random, level: int, names: list[Phrase]) -> list[Phrase | None]:
-        most = LEVELS[level]
-        if level < _REPEATS:
-            return list(rng.sample(names, most))
+    def _items(self, rng: random.Random, most: int, names: list[Phrase]) -> list[Phrase | None]:
+        """Items of a few kinds, some of them nothing, as proposals of a picture are."""
         kinds = rng.randint(1, 4) if rng.random() < 0.7 else rng.randint(1, len(names))
         present = rng.sample(names, kinds)
-        empty = (
-            0.0
-            if level < _BACKGROUND
-            else rng.uniform(0, 0.4)
-            if level == _BACKGROUND
-            else rng.uniform(0, 0.8)
-        )
-        number = rng.randint(max(1, most // 2), most)
-        return [None if rng.random() < empty else rng.choice(present) for _ in range(number)]
+        empty = rng.uniform(0, 0.8)
+        return [None if rng.random() < empty else rng.choice(present) for _ in range(rng.randint(2, most))]
 
     def _probe(
         self, rng: random.Random, found: dict[Phrase, list[int]], ids: list[int], labels: list[int]
@@ -170,33 +155,24 @@ class ListWriter:
             labels += [-100] * given + answer[given:] + [-100]
 
     def _turn(
-        self,
-        rng: random.Random,
-        level: int,
-        names: list[Phrase],
-        found: dict[Phrase, list[int]],
-        *,
-        short: bool,
+        self, rng: random.Random, names: list[Phrase], found: dict[Phrase, list[int]], *, short: bool
     ) -> tuple[list[int], list[int]]:
         """Ids of a question and its answer."""
         kind = rng.random()
-        absent = [name for name in names if name not in found] if level >= _ABSENT or not found else []
-        if kind < self.naming_share and found and level >= _NAMES:
+        if kind < 0.25 and found:
             phrase = rng.choice(list(found))
             before, after = TEMPLATES["region_name"][0].split("{}")
             question = [*self._ids(before), rng.choice(found[phrase]), *self._ids(after)]
             return question, self._ids(self._name(phrase))
-        if kind < self.naming_share + 0.12 and level >= _SEVERAL:
-            phrase = (
-                rng.choice(absent)
-                if absent and (not found or rng.random() < 0.25)
-                else rng.choice(list(found))
-            )
+        absent = [name for name in names if name not in found]
+        if kind < 0.37:
+            none = absent and (not found or rng.random() < 0.3)
+            phrase = rng.choice(absent if none else list(found))
             keys = found.get(phrase, [])
             answer = [*self._grounded(phrase, keys), *self._line] if keys else []
             question = self._question("counting", self._name(phrase), short=short)
             return question, answer + self._ids(f"There are {len(keys)}.")
-        asked = self._asked(rng, level, list(found), absent, names)
+        asked = self._asked(rng, list(found), absent, names)
         answer = []
         for phrase in asked:
             if phrase in found:
@@ -209,16 +185,16 @@ class ListWriter:
         return self._ids((text[: text.index("{}") + 2] if short else text).format(names))
 
     def _asked(
-        self, rng: random.Random, level: int, present: list[Phrase], absent: list[Phrase], names: list[Phrase]
+        self, rng: random.Random, present: list[Phrase], absent: list[Phrase], names: list[Phrase]
     ) -> list[Phrase]:
-        """The names of a detection question: one, a few, or all in their order."""
-        size = rng.random()
-        if absent and present and size < 0.15:
-            return names if rng.random() < 0.7 else rng.sample(names, len(names))
-        if not present or (absent and rng.random() < self.absent_share):
+        """The names of a detection question: absent ones, one, a few of both, or all in their order."""
+        kind = rng.random()
+        if absent and (not present or kind < 0.3):
             return rng.sample(absent, min(len(absent), rng.choice((1, 1, 2, 3))))
-        if level < _SEVERAL or size < 0.55:
+        if kind < 0.55:
             return [rng.choice(present)]
+        if kind < 0.7:
+            return names
         asked = rng.sample(present, rng.randint(1, min(4, len(present))))
         asked += rng.sample(absent, rng.randint(0, min(3, len(absent))))
         rng.shuffle(asked)

@@ -63,16 +63,16 @@ class TinyBaseConfig:
     """Steps of 16 scenes."""
     primary_rate: float = 2e-3
     """Peak learning rate."""
-    lookup_steps: int = 3600
-    """Steps of 24 to 64 conversations."""
+    lookup_steps: int = 600
+    """Steps of 24 to 64 conversations with AdamW."""
     lookup_rate: float = 1.5e-3
-    """Learning rate; falls over the last 60 % of the steps."""
-    refine_steps: int = 700
-    """Steps on long lists in whole prompts after them."""
-    caption_share: float = 0.06
+    """Their learning rate."""
+    refine_steps: int = 3600
+    """Steps with Muon after them."""
+    refine_rate: float = 1.5e-3
+    """Their peak learning rate."""
+    caption_share: float = 0.05
     """Share of look-up steps that caption pictures instead."""
-    promote_at: float = 0.75
-    """Running share of right keys at which lists grow a level."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -138,9 +138,9 @@ def train_vlm(
     lookup = LookupConfig(
         steps=config.lookup_steps,
         rate=config.lookup_rate,
-        caption_share=config.caption_share,
-        promote_at=config.promote_at,
         refine_steps=config.refine_steps,
+        refine_rate=config.refine_rate,
+        caption_share=config.caption_share,
         seed=config.seed,
     )
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Training of the tiny base's decoder on lists that grow, with captions of drawn pictures among them. ours
+"""Training of the tiny base's decoder on lists, with captions of drawn pictures among them. ours
 
 Keys are words, items are soft vectors: see `lookup_lists`; the start is laid out by `decoder_start`. Image
 tokens come from the vision tower, which is trained before and frozen here.
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from dataset_builders.drawing import CATEGORIES
 from fo1_model.tiny_tokenizer import tiny_tokenizer, tiny_words
 from pipelines.decoder_start import lay_out_lookup
-from pipelines.lookup_lists import KINDS, LEVELS, Conversation, ListWriter
+from pipelines.lookup_lists import KINDS, Conversation, ListWriter
 from pipelines.tiny_towers import Log, Picture, StepClock
 
 _BATCH = {"probe": 64, "short": 32, "full": 24}
 """Conversations a step, by kind: about equally many tokens."""
+_DECAY = 0.01
+"""Weight decay of matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +32,15 @@ class LookupConfig:
     """How the decoder learns to look up."""
 
     steps: int
-    """Steps of 24 to 64 conversations."""
+    """Steps of 24 to 64 conversations with AdamW, which tunes the laid-out start without undoing it."""
     rate: float
-    """Learning rate; falls over the last 60 % of the steps."""
+    """Their learning rate."""
+    refine_steps: int
+    """Steps with Muon after them, which learns what the start has not."""
+    refine_rate: float
+    """Their learning rate, in AdamW's units; falls to 0."""
     caption_share: float
     """Share of steps that caption pictures instead."""
-    promote_at: float
-    """Running share of right keys at which lists grow a level."""
-    refine_steps: int
-    """Steps of refinement after them."""
     seed: int
     """Of the start and of every list."""
 
@@ -62,8 +64,9 @@ class DecoderTraining:
         self.rows: nn.Parameter = self.decoder.embed_tokens.weight
         self.tokenizer = tiny_tokenizer()
         self.spread = float(family.hidden_size) ** -0.5
+        self.spaces = lay_out_lookup(self.decoder, config.seed)
+        self.item_of_words = self.spaces.item_of_words
         self._start_words()
-        self.item_space = lay_out_lookup(self.decoder, config.seed)
         self._shrink_image_tokens(vlm, train[:50])
         square = [picture for picture in train if picture.pixels.shape[0] == picture.pixels.shape[1]]
         self.grid = family.preprocess(Image.fromarray(square[0].pixels))[1]
@@ -78,8 +81,10 @@ class DecoderTraining:
 
     @torch.no_grad()
     def _start_words(self) -> None:
-        """Both forms of a word, bare and after a blank, start close to each other."""
-        nn.init.normal_(self.rows, std=self.spread)
+        """Both forms of a word, bare and after a blank, start close to each other, in the words' space."""
+        words = self.rows[:, self.spaces.words]
+        self.rows.zero_()
+        nn.init.normal_(words, std=words.shape[1] ** -0.5)
         for word in tiny_words():
             bare, blank = (
                 self.tokenizer.encode(form, add_special_tokens=False)[0] for form in (word, " " + word)
@@ -88,7 +93,8 @@ class DecoderTraining:
 
     @torch.no_grad()
     def _shrink_image_tokens(self, vlm: Any, pictures: Sequence[Picture]) -> None:
-        """Bring image tokens to the size of word embeddings by scaling the last layer of the merger."""
+        """Bring image tokens to the size of word embeddings, and mostly into their space, by scaling the last
+        layer of the merger."""
         inputs = [self.family.preprocess(Image.fromarray(picture.pixels)) for picture in pictures]
         pixels, grids = torch.cat([item[0] for item in inputs]), [item[1] for item in inputs]
         factor = 1.4 * self.spread / float(self.family.encode_images(vlm, pixels, grids)[0].std())
@@ -97,8 +103,10 @@ class DecoderTraining:
             for module in self.family.vision_tower(vlm).merger.modules()
             if isinstance(module, nn.Linear)
         ][-1]
-        last.weight.mul_(factor)
-        last.bias.mul_(factor)
+        scale = torch.full((len(last.weight), 1), 0.2 * factor)
+        scale[self.spaces.words] = factor
+        last.weight.mul_(scale)
+        last.bias.mul_(scale[:, 0])
 
     @torch.no_grad()
     def _captioned(self, vlm: Any, pictures: Sequence[Picture]) -> list[tuple[Tensor, str]]:
@@ -112,74 +120,72 @@ class DecoderTraining:
         return found
 
     def run(self, log: Log) -> dict[str, float]:
-        """Train over the levels, then refine; returns what fresh full lists and held-out captions give."""
-        steps, level, since, running = self.config.steps, 0, 0, 0.0
-        optimizer = self._optimizer()
-        clock = StepClock("look-up", steps, log)
-        for number in range(steps):
-            rate = self.config.rate * min(1.0, (number + 1) / 50, (1 - number / steps) / 0.6 + 0.02)
-            used = level if self.rng.random() < 0.8 else self.rng.randint(0, level)
-            if level > 2 and self.rng.random() < self.config.caption_share:
-                clock.tick({**self._step(optimizer, rate, self._captions(16)), "items": float(LEVELS[level])})
-                continue
-            right = self._step(optimizer, rate, self._lists(used, self._kind(used, number / steps)))
-            clock.tick({**right, "items": float(LEVELS[level])})
-            if used == level:
-                running, since = 0.9 * running + 0.1 * right["keys"], since + 1
-            if running > self.config.promote_at and since > 30 and level + 1 < len(LEVELS):
-                log(f"tiny base, look-up: lists of {LEVELS[level + 1]} from step {number + 1}")
-                level, since, running = level + 1, 0, running / 2
-        self.refine(log)
+        """Train; returns what fresh lists and held-out captions give."""
+        config = self.config
+        self.decoder.train()
+        matrices = [
+            p for name, p in self.decoder.named_parameters() if p.ndim > 1 and "embed_tokens" not in name
+        ]
+        others = [p for name, p in self.decoder.named_parameters() if p.ndim <= 1 or "embed_tokens" in name]
+        adamw = [self._adamw(matrices, config.rate), self._adamw(others, config.rate)]
+        self._train("look-up", adamw, config.steps, config.rate, (0.3, 0.4, 0.3), log)
+        # Muon moves every direction of a matrix alike: much faster, once there is something to move.
+        muon = torch.optim.Muon(
+            matrices, lr=config.refine_rate, weight_decay=_DECAY, adjust_lr_fn="match_rms_adamw"
+        )
+        both = [muon, self._adamw(others, config.refine_rate)]
+        rate = config.refine_rate
+        self._train("refinement", both, config.refine_steps, rate, (0.1, 0.35, 0.55), log, falls=True)
         self.decoder.eval()
-        return {"list_items": float(LEVELS[level]), **self.figures()}
+        return self.figures()
 
-    def refine(self, log: Log) -> None:
-        """Long lists in whole prompts, with more questions about keys and absent names; rate falls to 0."""
-        steps, top = self.config.refine_steps, len(LEVELS) - 1
-        self.rng = random.Random(f"refine/{self.config.seed}")
-        torch.manual_seed(self.config.seed + 1)
-        self.writer.naming_share, self.writer.absent_share = 0.35, 0.4
-        optimizer = self._optimizer()
-        clock = StepClock("refinement", steps, log)
+    def _train(
+        self,
+        name: str,
+        optimizers: Sequence[torch.optim.Optimizer],
+        steps: int,
+        rate: float,
+        kinds: tuple[float, float, float],
+        log: Log,
+        *,
+        falls: bool = False,
+    ) -> None:
+        """One phase. kinds: weights of `KINDS`. falls: the rate goes to 0 over the last two thirds."""
+        clock = StepClock(name, steps, log)
         for number in range(steps):
-            rate = self.config.rate * min((number + 1) / 20, 0.8 * (1 - number / steps))
+            share = min(1.0, (number + 1) / 50, 1.5 * (1 - number / steps) if falls else 1.0)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * share
             if self.rng.random() < self.config.caption_share:
                 batch = self._captions(16)
             else:
-                level = top if self.rng.random() < 0.4 else self.rng.randint(4, top)
-                batch = self._lists(level, self.rng.choices(KINDS, (0.1, 0.4, 0.5))[0])
-            clock.tick(self._step(optimizer, rate, batch))
+                batch = self._lists(self.rng.choices(KINDS, kinds)[0])
+            clock.tick(self._step(optimizers, batch))
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        self.decoder.train()
-        matrices = [p for p in self.decoder.parameters() if p.ndim > 1]
-        vectors = [p for p in self.decoder.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.config.rate, betas=(0.9, 0.95))
+    def _adamw(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        decays = all(p.ndim > 1 for p in parameters)
+        return torch.optim.AdamW(
+            parameters, lr=rate, betas=(0.9, 0.95), weight_decay=_DECAY if decays else 0.0
+        )
 
     def _step(
-        self, optimizer: torch.optim.Optimizer, rate: float, batch: list[tuple[Conversation, Tensor | None]]
+        self, optimizers: Sequence[torch.optim.Optimizer], batch: list[tuple[Conversation, Tensor | None]]
     ) -> dict[str, float]:
-        """One optimizer step; returns the loss and the shares of right keys and tokens."""
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        """One step; returns the loss and the shares of right keys and tokens."""
         loss, right = self._forward(batch)
-        optimizer.zero_grad()
+        self.decoder.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         return {"loss": loss.item(), **right}
 
-    def _kind(self, level: int, progress: float) -> str:
-        if level < 3:
-            return "probe"
-        return self.rng.choices(KINDS, (0.1, 0.2, 0.7) if progress > 0.7 else (0.4, 0.35, 0.25))[0]
-
     @torch.no_grad()
-    def figures(self, level: int = LEVELS.index(16)) -> dict[str, float]:
-        """Shares of right keys and tokens on fresh lists of a level, and of right caption tokens."""
+    def figures(self) -> dict[str, float]:
+        """Shares of right keys and tokens on fresh lists, and of right caption tokens."""
         self.rng.seed(f"held out/{self.config.seed}")
-        lists = [self._forward(self._lists(level, "full"))[1] for _ in range(10)]
+        lists = [self._forward(self._lists("full"))[1] for _ in range(10)]
         captions = [self._forward(self._captions(16, self.held_out))[1]["tokens"] for _ in range(10)]
         return {
             "list_keys": round(sum(item["keys"] for item in lists) / 10, 3),
@@ -187,9 +193,9 @@ class DecoderTraining:
             "caption_tokens": round(sum(captions) / 10, 3),
         }
 
-    def _lists(self, level: int, kind: str) -> list[tuple[Conversation, Tensor | None]]:
+    def _lists(self, kind: str) -> list[tuple[Conversation, Tensor | None]]:
         """Conversations with the image tokens of a random picture, which has nothing to do with the list."""
-        batch = [self.writer.write(self.rng, level, kind) for _ in range(_BATCH[kind])]
+        batch = [self.writer.write(self.rng, kind) for _ in range(_BATCH[kind])]
         return [
             (item, self.rng.choice(self.train)[0] if item.image_at is not None else None) for item in batch
         ]
@@ -239,7 +245,7 @@ class DecoderTraining:
         and with noise; noise alone for an item that is nothing."""
         real = torch.tensor([slot.words is not None for slot in item.slots])[:, None]
         words = torch.tensor([slot.words or (0, 0) for slot in item.slots]).reshape(-1, 2)
-        meaning = F.embedding(words, self.rows).sum(1) @ self.item_space.T
+        meaning = F.embedding(words, self.rows).sum(1) @ self.item_of_words.T
         size = torch.empty(len(words), 1).uniform_(0.7, 1.5)
         noise = torch.randn(len(words), self.rows.shape[1]) * torch.rand(len(words), 1) * self.spread
         return torch.where(real, meaning * size + 0.4 * noise, noise)

@@ -46,12 +46,16 @@ _FOLLOW_EVERY_S = 0.2
 def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, Any]:
     """Run a job to its end and return the manifest of `output`; a finished run is left as it is.
 
-    With ``runtime.workers=0`` the loop runs in this process, without Ray. ValueError, before any worker
-    starts, for settings that cannot work.
+    With ``runtime.force`` what is there is removed and the run starts anew, as another MLflow run. With
+    ``runtime.workers=0`` the loop runs in this process, without Ray. ValueError, before any worker starts,
+    for settings that cannot work.
     """
-    if output.status() == "done":
+    if output.status() == "done" and not runtime.force:
         return output.manifest()
     _check(job, output, runtime)
+    if runtime.force:
+        output.delete()
+    output.write_bytes("workers.json", json_bytes({"workers": runtime.workers}))
     from pipelines.tracking import Tracker
 
     tracker = Tracker(
@@ -98,14 +102,13 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
     if runtime.workers == 0 and "://" in output.root:
         raise ValueError(f"root={output.root!r} needs workers: training without Ray writes to local folders")
     make_plan(open_sources(job.shards, job.mix), job.mix, seed=job.config.seed)
-    if output.exists("workers.json"):
+    if output.exists("workers.json") and not runtime.force:
         before = json.loads(output.read_bytes("workers.json"))["workers"]
         if before != runtime.workers:
             raise ValueError(
                 f"runs/{output.name} was started with {before} workers and cannot go on with "
                 f"{runtime.workers}: use --workers {before}, or --force to start anew"
             )
-    output.write_bytes("workers.json", json_bytes({"workers": runtime.workers}))
 
 
 def _run_here(job: TrainJob, output: Artifact, follower: _Follower) -> None:

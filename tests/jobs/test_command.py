@@ -68,6 +68,11 @@ def test_a_wrong_setting_is_one_line_and_status_two(words, message, tmp_path, ca
     assert "Traceback" not in shown.err
 
 
+def test_arguments_may_follow_flags(tmp_path, capsys):
+    assert main(["plan", "stage2", "--root", str(tmp_path), "colour=red"]) == 2
+    assert "unknown argument 'colour' of stage2" in capsys.readouterr().err
+
+
 def test_a_root_that_cannot_be_written_is_refused(tmp_path, capsys, drawn_world):
     (tmp_path / "file").write_text("")
     words = [

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from fo1_model.checkpoint import ASSETS, BASES, new_model
 from fo1_model.config import SIZES
 from fo1_model.tiny_tokenizer import tiny_tokenizer, tokenizer_digest
 from fo1_model.vlms import build_family
-from pipelines.decoder_start import lay_out_lookup
-from pipelines.lookup_lists import KINDS, LEVELS, ListWriter
+from pipelines.decoder_start import Spaces, lay_out_lookup
+from pipelines.lookup_lists import KINDS, ListWriter
 from pipelines.tiny_base import FILE_NAME, METADATA, TinyBaseConfig, train_tiny_base
 from pipelines.tiny_decoder import DecoderTraining, LookupConfig
 from pipelines.tiny_towers import Picture, draw_pictures, patch_targets, region_targets, sample_regions
@@ -43,12 +44,13 @@ def picture(*objects: tuple[tuple[float, float, float, float], str, bool]) -> Pi
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("level", [0, 3, 6, len(LEVELS) - 1])
-def test_answers_name_exactly_the_keys_of_the_items_asked_for(kind, level):
+@pytest.mark.parametrize("most", [2, 6, 16])
+def test_answers_name_exactly_the_keys_of_the_items_asked_for(kind, most):
     """Read the text back with a reader of its own and check every grounded phrase against the list."""
     writer, rng = ListWriter(TOKENIZER, 4), random.Random(7)
     for _ in range(30):
-        item = writer.write(rng, level, kind)
+        item = writer.write(rng, kind, most=most)
+        assert 2 <= len(item.slots) <= most
         assert len(item.ids) == len(item.labels)
         assert all(label in (-100, token) for token, label in zip(item.ids, item.labels, strict=True))
         keys: dict[str, list[int]] = {}
@@ -66,13 +68,14 @@ def test_answers_name_exactly_the_keys_of_the_items_asked_for(kind, level):
         assert openers or kind != "probe" or not keys
 
 
-def test_absent_names_wait_until_look_up_works():
-    writer, none = ListWriter(TOKENIZER, 4), TOKENIZER.encode("None")[0]
-    rng = random.Random(1)
-    with_items = [writer.write(rng, level, "short") for level in (3, 4) for _ in range(60)]
-    with_items = [item for item in with_items if any(slot.words for slot in item.slots)]
-    assert all(none not in item.labels for item in with_items)
-    assert any(none in writer.write(rng, 6, "short").labels for _ in range(60))
+def test_a_list_without_items_has_none_as_its_only_grounding():
+    writer, rng = ListWriter(TOKENIZER, 4), random.Random(1)
+    lists = [writer.write(rng, "short", most=3) for _ in range(200)]
+    bare = [item for item in lists if all(slot.words is None for slot in item.slots)]
+    assert len(bare) > 10
+    for item in bare:
+        answers = TOKENIZER.decode([label for label in item.labels if label >= 0])
+        assert re.fullmatch(r"((None|There are 0\.)<\|im_end\|>)+", answers)
 
 
 def test_the_skeleton_looks_one_two_and_three_tokens_back_and_finds_equal_items():
@@ -82,14 +85,36 @@ def test_the_skeleton_looks_one_two_and_three_tokens_back_and_finds_equal_items(
     vlm.set_attn_implementation("eager")
     decoder = family.language_model(vlm)
     before = {name: value.clone() for name, value in decoder.state_dict().items()}
-    rotation = lay_out_lookup(decoder, seed=3)
-    torch.testing.assert_close(rotation @ rotation.T, torch.eye(96), atol=1e-4, rtol=0)
+    spaces = lay_out_lookup(decoder, seed=3)
     assert all(value.shape == before[name].shape for name, value in decoder.state_dict().items())
-    embedded = torch.randn(1, 40, 96) * 96**-0.5
-    positions = torch.arange(40).expand(3, 1, 40)
-    attention = decoder(inputs_embeds=embedded, position_ids=positions, output_attentions=True).attentions
+    embedded = torch.stack([skeleton_example(spaces) for _ in range(40)])
+    positions = torch.arange(embedded.shape[1]).expand(3, len(embedded), -1)
+    layers = decoder(inputs_embeds=embedded, position_ids=positions, output_attentions=True).attentions
+    first, second, third = (layer.mean(0) for layer in layers[:3])
     for head, distance in ((0, 1), (1, 2), (2, 3), (3, 1)):
-        assert attention[0][0, head].diagonal(-distance)[5:].mean() > 0.6
+        assert first[head].diagonal(-distance)[3:].mean() > 0.6
+    bracket, said, slot, equal_slot = 16, 17, 5, 9
+    assert second[0, bracket, [slot, equal_slot]].sum() > 0.8  # the slots of the phrase
+    assert third[2, bracket, slot] > max(0.4, 2 * third[2, bracket, equal_slot])  # the first of them
+    assert third[0, said].argmax() == equal_slot  # after its key, the next of them
+    assert third[1, said, slot] > 0.6  # a key takes its own item
+
+
+def skeleton_example(spaces: Spaces) -> torch.Tensor:
+    """Embeddings float[18, 96]: four words, four (key, item) pairs of which the first and third items are
+    equal, then a phrase, two tokens after it the bracket, and the first key."""
+    words = torch.randn(12, spaces.words.stop) * spaces.words.stop**-0.5
+    keys, (colour, shape) = words[:4], words[4:6]
+    embedded = torch.zeros(14, 96)
+    embedded[0:8:2, spaces.words] = keys
+    for place, (one, two) in ((1, (4, 5)), (3, (6, 7)), (5, (4, 5)), (7, (7, 8))):
+        named = torch.zeros(96)
+        named[spaces.words] = words[one] + words[two]
+        embedded[place] = spaces.item_of_words @ named
+    embedded[8:, spaces.words] = torch.stack([words[9], colour, shape, words[10], words[11], keys[0]])
+    opening = torch.zeros(4, 96)
+    opening[:, spaces.words] = torch.randn(4, spaces.words.stop) * spaces.words.stop**-0.5
+    return torch.cat([opening, embedded])
 
 
 def test_a_decoder_of_another_form_is_refused():
@@ -154,21 +179,21 @@ def test_settings_are_checked_before_any_work():
 
 
 @pytest.mark.slow
-def test_look_up_in_two_items_is_learned_from_the_skeleton_at_once():
-    """120 steps; without the skeleton the share of right keys is below one half after 400."""
+def test_look_up_is_learned_from_the_skeleton_at_once():
+    """200 steps; without the skeleton the share of right keys stays at chance for thousands."""
     family = build_family(SIZES["tiny"]().vlm)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pictures = list(draw_pictures(3, 0, 12))
         config = LookupConfig(
-            steps=120, rate=1.5e-3, caption_share=0.0, promote_at=2.0, refine_steps=0, seed=0
+            steps=200, rate=1.5e-3, refine_steps=1, refine_rate=1e-6, caption_share=0.0, seed=0
         )
         training = DecoderTraining(config, family, family.build(), pictures, pictures)
-        figures = training.run(lambda line: None)
+        training.run(lambda line: None)
         with torch.no_grad():
-            right = training._forward(training._lists(0, "probe"))[1]
-    assert figures["list_items"] == 2
-    assert right["keys"] > 0.8
+            right = training._forward(training._lists("probe"))[1]
+    print(right)
+    assert right["keys"] > 0.5
 
 
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="no tiny base beside the code")
