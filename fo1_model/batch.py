@@ -41,9 +41,9 @@ class Encoded:
     positions: Tensor
     """int64[A, L]."""
     pixels: tuple[Tensor, ...]
-    """Per image: float32[P_i, D], the primary tower's input."""
+    """Per image: float32[P_i, D], the primary tower's input; a row a patch, or a row a tile."""
     grids: tuple[Grid, ...]
-    """Per image: patch grid (rows, columns)."""
+    """Per image: its shape as the VLM family counts it (``fo1_model.vlms.Grid``)."""
     auxiliary: tuple[Tensor, ...]
     """Per image: float32[3, H, W], the auxiliary tower's input."""
     sizes: tuple[tuple[int, int], ...]
@@ -71,7 +71,7 @@ class Batch:
     pixels: Tensor
     """float32[sum of P_i, D]; no rows when the batch has no image."""
     grids: tuple[Grid, ...]
-    """I patch grids."""
+    """I grids."""
     auxiliary: tuple[Tensor, ...]
     """I tensors float32[3, H_i, W_i]."""
     sizes: tuple[tuple[int, int], ...]

@@ -13,31 +13,6 @@ from torchvision.ops import box_iou
 _MAX_PERIOD = 10000.0
 
 
-def check_boxes(boxes: Tensor, width: int, height: int, sample_id: str) -> None:
-    """Raise unless `boxes` are usable regions of one image.
-
-    boxes: float32[N, 4] xyxy in original pixels; N may be 0.
-    width, height: size of the original image in pixels.
-
-    Raises ValueError, naming the sample, for a wrong shape or type, a value that is not finite, a reversed
-    box, or a box that leaves the image by more than a thousandth of a pixel (clip first).
-    """
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"sample {sample_id}: boxes must have shape [N, 4], got {list(boxes.shape)}")
-    if not boxes.is_floating_point():
-        raise ValueError(f"sample {sample_id}: boxes must be floating point, got {boxes.dtype}")
-    limit = boxes.new_tensor([width, height, width, height]) + 1e-3
-    faults = {
-        "a value that is not finite": ~torch.isfinite(boxes).all(dim=1),
-        "x1 < x0 or y1 < y0": (boxes[:, 2:] < boxes[:, :2]).any(dim=1),
-        f"a corner outside the {width}x{height} image": ((boxes < -1e-3) | (boxes > limit)).any(dim=1),
-    }
-    for fault, rows in faults.items():
-        if rows.any():
-            index = int(rows.nonzero()[0, 0])
-            raise ValueError(f"sample {sample_id}: box {index} {boxes[index].tolist()} has {fault}")
-
-
 def clip(boxes: Tensor, width: float, height: float) -> Tensor:
     """Boxes cut to the image; float[N, 4] xyxy in pixels of a `width` x `height` image."""
     limit = boxes.new_tensor([width, height, width, height])

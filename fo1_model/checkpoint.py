@@ -1,25 +1,47 @@
-"""Models on disk, and new ones.
+"""Models on disk, in the Hugging Face layout, and new ones.
 
-A model is a folder of ``config.json``, ``model.safetensors`` and ``tokenizer.json``. Weights are read from
-safetensors only. A tied head is not stored twice.
+A model is a folder:
+
+    config.json                                what the model is, and the ids of the tokens it knows
+    model.safetensors                          its weights; numbered files with an index when they are large
+    processor_config.json                      names the processor, for ``AutoProcessor``
+    tokenizer.json, tokenizer_config.json      the tokenizer, the region language's tokens included
+
+Weights are read from safetensors only. A tied head is not stored twice. transformers' auto classes read the
+folder too, once ``fo1_model`` is imported.
 """
 
-import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fo1_model.config import SIZES, ModelConfig
+from fo1_model.batch import TokenIds
+from fo1_model.config import MODEL_TYPE, SIZES, ModelConfig
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 from fo1_model.tiny_tokenizer import tiny_tokenizer
+from fo1_model.weights import (
+    MAX_FILE_BYTES,
+    load_weights,
+    open_weights,
+    read_json,
+    uninitialised,
+    weights_of,
+    write_json,
+    write_weights,
+)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout."""
+PROCESSOR_CLASS = "FO1Processor"
+"""Name of the processor for ``AutoProcessor``."""
 ASSETS = Path(__file__).parent / "assets"
 BASES = {"tiny": "tiny_base.safetensors"}
 """Sizes whose pretrained VLM and auxiliary tower come with the package."""
@@ -45,8 +67,7 @@ def new_model(
         torch.manual_seed(seed)
         model = FO1Model(config, processor.token_ids)
         if base is not None:
-            parts = [name for name in model.state_dict() if name.startswith(_PRETRAINED)]
-            _load(model, base, expected=set(parts), what="the base weights")
+            _load_base(model, base)
         generator = torch.Generator().manual_seed(seed)
         start: dict[str, Any] = {
             "spread": config.new_rows.spread,
@@ -69,65 +90,130 @@ def load_base(name: str, seed: int = 0) -> tuple[FO1Model, Processor]:
     return new_model(SIZES[name](), seed, base=load_file(ASSETS / BASES[name]))
 
 
-def save_model(model: FO1Model, processor: Processor, folder: str | Path) -> None:
+def save_model(
+    model: FO1Model, processor: Processor, folder: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES
+) -> None:
     """Write the model folder; the same model gives the same bytes."""
+    write_model(model, folder, max_file_bytes=max_file_bytes)
+    write_processor(processor, folder)
+
+
+def write_model(model: FO1Model, folder: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+    """Write a model's part of its folder: ``config.json`` and the weights."""
+    folder = Path(folder)
+    own = weights_of(model)
+    write_weights(
+        folder,
+        {name: partial(Tensor.detach, value) for name, value in own.items()},
+        {name: value.nbytes for name, value in own.items()},
+        max_file_bytes=max_file_bytes,
+    )
+    _write_config(folder, model.config, model.token_ids)
+
+
+def write_processor(processor: Processor, folder: str | Path) -> None:
+    """Write a processor's part of a model folder: ``config.json``, and the tokenizer with its tokens."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    skipped = _tied_names(model)
-    weights = {
-        name: value.detach().cpu().contiguous()
-        for name, value in model.state_dict().items()
-        if name not in skipped
+    _write_config(folder, processor.config, processor.token_ids)
+    write_json(folder / "processor_config.json", {"processor_class": PROCESSOR_CLASS})
+    write_tokenizer(processor.tokenizer, folder)
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``, without a trace of where it was read from."""
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": tokenizer.model_max_length,
+        **{
+            name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
+        },
     }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    processor.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"format": FORMAT, "model": model.config.to_dict()}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if tokenizer.chat_template is not None:
+        settings["chat_template"] = tokenizer.chat_template
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def load_model(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    device: str | torch.device = "cpu",
 ) -> tuple[FO1Model, Processor]:
     """The model of a folder, in eval mode, and its processor.
 
-    Raises ValueError when the folder's format is unknown, or weights are missing, left over or of another
-    shape.
+    dtype: of the weights; None keeps each as it is stored.
+
+    Raises ValueError when the folder's format is unknown, weights are missing, left over or of another shape,
+    or the tokenizer gives other ids than the model was made for.
     """
+    processor = load_processor(folder)
+    return read_model(folder, dtype=dtype, device=device), processor
+
+
+def read_model(
+    folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> FO1Model:
+    """The model alone, in eval mode; arguments and errors as for ``load_model``."""
     folder = Path(folder)
+    config, token_ids = _read_config(folder)
+    stored = open_weights(folder)
+    with uninitialised():
+        model = FO1Model(config, token_ids)
+    load_weights(
+        weights_of(model), stored.shapes, stored.tensors(), what=str(folder), dtype=dtype, device=device
+    )
+    # Weights are in their place; this moves the buffers, whose type must stay.
+    return model.to(device=device).eval()
+
+
+def load_processor(folder: str | Path) -> Processor:
+    """The processor alone; errors as for ``load_model``."""
+    folder = Path(folder)
+    config, token_ids = _read_config(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer.json; it was saved without its processor")
+    processor = Processor(config, PreTrainedTokenizerFast.from_pretrained(str(folder)))
+    if processor.token_ids != token_ids:
+        raise ValueError(f"{folder}/tokenizer.json gives other ids to the model's tokens than config.json")
+    return processor
+
+
+def _write_config(folder: Path, config: ModelConfig, token_ids: TokenIds) -> None:
+    values = {
+        "architectures": ["FO1Model"],
+        "model_type": MODEL_TYPE,
+        "format": FORMAT,
+        "model": config.to_dict(),
+        "token_ids": asdict(token_ids),
+    }
+    write_json(folder / "config.json", values)
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, TokenIds]:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != MODEL_TYPE:
+        raise ValueError(
+            f"{folder}/config.json has model_type {config.get('model_type')!r}, not {MODEL_TYPE!r}; "
+            "fo1 import-release reads the released checkpoint"
+        )
     if config.get("format") != FORMAT:
         raise ValueError(
             f"{folder}/config.json has format {config.get('format')!r}; this code reads {FORMAT}"
         )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    processor = Processor(ModelConfig.from_dict(config["model"]), tokenizer)
-    model = FO1Model(processor.config, processor.token_ids)
-    _load(model, load_file(folder / "model.safetensors"), expected=None, what=f"{folder}/model.safetensors")
-    return model.to(device=device, dtype=dtype).eval(), processor
+    ids = config["token_ids"]
+    token_ids = TokenIds(image=ids["image"], region=ids["region"], new=tuple(ids["new"]))
+    return ModelConfig.from_dict(config["model"]), token_ids
 
 
-def _tied_names(model: FO1Model) -> set[str]:
-    """Names of the state that repeat another tensor's storage."""
-    return {"vlm.lm_head.weight"} if model.family.tied else set()
-
-
-def _load(model: FO1Model, weights: dict[str, Tensor], *, expected: set[str] | None, what: str) -> None:
-    """Copy ``weights`` into the model; they must be exactly ``expected`` (all of the state by default)."""
-    own = model.state_dict()
-    tied = _tied_names(model)
-    expected = (set(own) if expected is None else expected) - tied
-    given = set(weights) - tied
-    if missing := sorted(expected - given):
-        raise ValueError(f"{what}: {len(missing)} weights are missing, such as {missing[0]}")
-    if extra := sorted(given - expected):
-        raise ValueError(f"{what}: {len(extra)} weights are not the model's, such as {extra[0]}")
-    for name in sorted(expected):
-        if weights[name].shape != own[name].shape:
-            raise ValueError(
-                f"{what}: {name} is {list(weights[name].shape)}, the model has {list(own[name].shape)}"
-            )
-    with torch.no_grad():
-        for name in sorted(expected):
-            own[name].copy_(weights[name])
+def _load_base(model: FO1Model, base: Mapping[str, Tensor]) -> None:
+    """Copy a base's weights, all of them and no others, into a new model."""
+    own = {name: value for name, value in weights_of(model).items() if name.startswith(_PRETRAINED)}
+    repeated = set(model.state_dict()) - set(weights_of(model))
+    given = {name: value for name, value in base.items() if name not in repeated}
+    shapes = {name: tuple(value.shape) for name, value in given.items()}
+    load_weights(own, shapes, given.items(), what="the base weights", dtype=torch.float32)

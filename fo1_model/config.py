@@ -12,6 +12,8 @@ from typing import Any, get_type_hints
 AUXILIARY_RESIZES = ("dynamic", "squash", "dynamic_square")
 REGION_FEATURES = ("hybrid", "auxiliary", "primary")
 BOX_FRAMES = ("primary", "auxiliary")
+MODEL_TYPE = "vlm_fo1"
+"""What ``config.json`` calls our models, for transformers' auto classes."""
 
 
 def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -48,6 +50,8 @@ class AuxiliaryConfig:
     """Side of the squashed image, pixels (release: 768). Used by ``squash`` only."""
     drop_path: float = 0.0
     """Stochastic depth of the last half-block while training, linear from 0 at the first (release: 0.1)."""
+    keep_unread: bool = False
+    """Build the tower even where no region feature reads it, for a released checkpoint that carries it."""
 
     def __post_init__(self) -> None:
         _choose("AuxiliaryConfig.resize", self.resize, AUXILIARY_RESIZES)
@@ -88,6 +92,9 @@ class RegionConfig:
     """LayerNorm on each branch after pooling (release: decided by the checkpoint)."""
     box_embedding: bool = True
     """Add the sine-cosine embedding of the box (release)."""
+    map_embedding: bool = False
+    """Add a sine-cosine map of the position to every auxiliary level before it is pooled (release:
+    ``feature_map_based`` and, with the embedding of the box, ``hybrid``)."""
 
     def __post_init__(self) -> None:
         _choose("RegionConfig.features", self.features, REGION_FEATURES)
@@ -97,6 +104,10 @@ class RegionConfig:
         if self.sampling_ratio != -1 and self.sampling_ratio < 1:
             raise ValueError(
                 f"RegionConfig.sampling_ratio={self.sampling_ratio} must be -1 (adaptive) or at least 1"
+            )
+        if self.map_embedding and self.features == "primary":
+            raise ValueError(
+                "RegionConfig.map_embedding=True needs the auxiliary maps; features='primary' has none"
             )
 
 
@@ -145,10 +156,20 @@ class ModelConfig:
     """Number of ``<regionN>`` tokens, the most boxes a sample may have (paper 3.2)."""
     max_long_side: int = 2048
     """Longer images are scaled down to this long side, pixels (release)."""
+    image_projector_layers: int = 0
+    """Linear layers, GELU between them, on the image tokens (release: ``mm_projector_type``); 0 for none."""
+    release: dict[str, Any] | None = None
+    """The config of the released checkpoint that the model was imported from, kept for the way back."""
 
     def __post_init__(self) -> None:
+        _at_least("ModelConfig.image_projector_layers", self.image_projector_layers, 0)
         _at_least("ModelConfig.num_region_tokens", self.num_region_tokens, 1)
         _at_least("ModelConfig.max_long_side", self.max_long_side, 28)
+
+    @property
+    def builds_auxiliary(self) -> bool:
+        """Whether the model has an auxiliary tower."""
+        return self.region.features != "primary" or self.auxiliary.keep_unread
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON values; tuples become lists."""
@@ -188,7 +209,7 @@ def _from_dict(cls: type, values: Mapping[str, Any], path: str) -> Any:
     return cls(**arguments)
 
 
-def _qwen2_5_vl(*, text: dict[str, Any], vision: dict[str, Any], mrope_section: list[int]) -> VLMConfig:
+def qwen2_5_vl(*, text: dict[str, Any], vision: dict[str, Any], mrope_section: list[int]) -> VLMConfig:
     """A Qwen2.5-VL of any width, with what the whole family has in common filled in."""
     family_text = {
         "rms_norm_eps": 1e-6,
@@ -216,14 +237,15 @@ def _qwen2_5_vl(*, text: dict[str, Any], vision: dict[str, Any], mrope_section: 
     )
 
 
-def _davit(*, depths: list[int], dims: list[int], heads: list[int], window: int) -> dict[str, Any]:
+def davit(*, depths: list[int], dims: list[int], heads: list[int], window: int) -> dict[str, Any]:
+    """``AuxiliaryConfig.kwargs`` of a DaViT."""
     return {"depths": depths, "embed_dims": dims, "num_heads": heads, "window_size": window}
 
 
 def debug() -> ModelConfig:
     """A model that runs the whole path on a CPU in milliseconds and is too small to learn."""
     return ModelConfig(
-        vlm=_qwen2_5_vl(
+        vlm=qwen2_5_vl(
             text={
                 "vocab_size": 2048,
                 "hidden_size": 32,
@@ -242,7 +264,7 @@ def debug() -> ModelConfig:
             mrope_section=[2, 3, 3],
         ),
         auxiliary=AuxiliaryConfig(
-            kwargs=_davit(depths=[1, 1, 1, 1], dims=[16, 24, 32, 40], heads=[1, 2, 2, 2], window=4),
+            kwargs=davit(depths=[1, 1, 1, 1], dims=[16, 24, 32, 40], heads=[1, 2, 2, 2], window=4),
             resize="squash",
             size=64,
         ),
@@ -258,7 +280,7 @@ def tiny() -> ModelConfig:
     hundred tokens. The auxiliary tower costs much of a step, hence its narrow first stages.
     """
     return ModelConfig(
-        vlm=_qwen2_5_vl(
+        vlm=qwen2_5_vl(
             text={
                 "vocab_size": 1152,
                 "hidden_size": 96,
@@ -280,7 +302,7 @@ def tiny() -> ModelConfig:
             mrope_section=[4, 4, 4],
         ),
         auxiliary=AuxiliaryConfig(
-            kwargs=_davit(depths=[1, 1, 1, 1], dims=[16, 32, 64, 128], heads=[1, 2, 4, 8], window=8),
+            kwargs=davit(depths=[1, 1, 1, 1], dims=[16, 32, 64, 128], heads=[1, 2, 4, 8], window=8),
             resize="squash",
             size=128,
         ),
@@ -301,7 +323,7 @@ def tiny() -> ModelConfig:
 def qwen2_5_vl_3b() -> ModelConfig:
     """The released model: Qwen2.5-VL-3B, Florence-2-large's DaViT, 512-channel pyramid."""
     return ModelConfig(
-        vlm=_qwen2_5_vl(
+        vlm=qwen2_5_vl(
             text={
                 "vocab_size": 151936,
                 "hidden_size": 2048,
@@ -320,7 +342,7 @@ def qwen2_5_vl_3b() -> ModelConfig:
             mrope_section=[16, 24, 24],
         ),
         auxiliary=AuxiliaryConfig(
-            kwargs=_davit(depths=[1, 1, 9, 1], dims=[256, 512, 1024, 2048], heads=[8, 16, 32, 64], window=12),
+            kwargs=davit(depths=[1, 1, 9, 1], dims=[256, 512, 1024, 2048], heads=[8, 16, 32, 64], window=12),
             resize="dynamic",
             size=768,
             drop_path=0.1,

@@ -2,8 +2,7 @@
 
 One forward pass over the left-padded prompts fills the cache, then tokens follow one by one. Positions go
 on from the largest position of each prompt, on all axes: images make a prompt's positions shorter than its
-tokens, and decoding by token count would silently say something else from the second token on
-.
+tokens, and decoding by token count would silently say something else from the second token on.
 """
 
 import hashlib
@@ -15,7 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from fo1_model import grammar
+from fo1_model.answer_tokens import answer_vocabulary
 from fo1_model.batch import Encoded
+from fo1_model.constraint import GrammarConstraint
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 
@@ -35,6 +36,8 @@ class GenerationConfig:
     """Draw from the smallest set of tokens with this total probability."""
     seed: int = 0
     """Seed of the draws; each sample's draws depend on it and the sample's id, not on its batch."""
+    constrained: bool = False
+    """Only answers that the grammar reads cleanly and that end within ``max_new_tokens`` (ours)."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -56,7 +59,7 @@ class Answer:
     region_logprobs: tuple[float, ...]
     """Log-probability of each of ``parsed.regions`` where it was first said, under the unmodified logits."""
     finished: bool
-    """Whether the answer ended by itself, not by ``max_new_tokens``."""
+    """Whether a stop token ended the answer, not ``max_new_tokens``; always so when it was constrained."""
 
 
 @torch.inference_mode()
@@ -66,13 +69,21 @@ def generate(
     samples: Sequence[Encoded],
     config: GenerationConfig | None = None,
     *,
+    names: Sequence[Sequence[str] | None] | None = None,
     logits_hook: LogitsHook | None = None,
 ) -> list[Answer]:
     """Answers to ``samples`` (encoded ``for_generation``), in order, as one batch.
 
+    names: with ``config.constrained``, per sample the only phrases that it may ground; None for any.
     The model should be in eval mode. Answers do not depend on what else is in the batch beyond rounding.
+
+    Raises ValueError for names without the constraint, of another number than the samples, or that are no
+    phrases.
     """
     config = config or GenerationConfig()
+    num_regions = [sum(len(boxes) for boxes in sample.boxes) for sample in samples]
+    hooks = [logits_hook] if logits_hook else []
+    hooks += _constraint(processor, config, num_regions, names)
     device = next(model.parameters()).device
     batch = processor.collate(samples, pad="left").to(device)
     stop = torch.tensor(processor.stop_ids, device=device)
@@ -86,7 +97,10 @@ def generate(
     done = torch.zeros(len(samples), dtype=torch.bool, device=device)
     for step in range(config.max_new_tokens):
         logits = model.logits(hidden[:, -1])
-        chosen = _choose(logits if logits_hook is None else logits_hook(tokens, logits), config, generators)
+        changed = logits
+        for hook in hooks:
+            changed = hook(tokens, changed)
+        chosen = _choose(changed, config, generators)
         chosen = torch.where(done, processor.pad_id, chosen)
         logprob = logits.gather(1, chosen[:, None]) - logits.logsumexp(dim=1, keepdim=True)
         tokens, logprobs = torch.cat([tokens, chosen[:, None]], dim=1), torch.cat([logprobs, logprob], dim=1)
@@ -96,7 +110,6 @@ def generate(
         mask = torch.cat([mask, mask.new_ones(len(samples), 1)], dim=1)
         positions = (position + step).expand(batch.positions.shape[0], -1).unsqueeze(-1)
         hidden = model.decode(model.embed_ids(chosen[:, None]), mask, positions, cache)
-    num_regions = [sum(len(boxes) for boxes in sample.boxes) for sample in samples]
     return [
         read_answer(processor, row, row_logprobs, count)
         for row, row_logprobs, count in zip(tokens.tolist(), logprobs.tolist(), num_regions, strict=True)
@@ -128,6 +141,28 @@ def read_answer(
     return Answer(text=text, parsed=parsed, region_logprobs=region_logprobs, finished=finished)
 
 
+def _constraint(
+    processor: Processor,
+    config: GenerationConfig,
+    num_regions: Sequence[int],
+    names: Sequence[Sequence[str] | None] | None,
+) -> list[LogitsHook]:
+    """No hook or one; it comes last, so that no other hook can break an answer."""
+    if names is not None and not config.constrained:
+        raise ValueError(
+            "names need GenerationConfig.constrained=True; without it nothing holds answers to them"
+        )
+    if names is not None and len(names) != len(num_regions):
+        raise ValueError(
+            f"{len(names)} lists of names for {len(num_regions)} samples; give one or None a sample"
+        )
+    if not config.constrained:
+        return []
+    vocabulary = answer_vocabulary(processor)
+    limit = config.max_new_tokens
+    return [GrammarConstraint(vocabulary, num_regions=num_regions, max_new_tokens=limit, names=names)]
+
+
 def _generator(seed: int, sample_id: str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -141,7 +176,8 @@ def _choose(logits: Tensor, config: GenerationConfig, generators: Sequence[torch
         (logits / config.temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     )
     cumulative = probabilities.cumsum(dim=-1)
-    kept = cumulative - probabilities < config.top_p
+    # A sum of 0.9999 must not let in what has no probability at all.
+    kept = (cumulative - probabilities < config.top_p) & (probabilities > 0)
     totals = (probabilities * kept).sum(dim=-1, keepdim=True)
     draws = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(logits)
     rank = (cumulative < draws[:, None] * totals).sum(dim=-1, keepdim=True)

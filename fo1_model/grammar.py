@@ -24,10 +24,16 @@ PHRASE_TAGS = ("<ground>", "</ground>")
 OBJECT_TAGS = ("<objects>", "</objects>")
 """Around the index tokens a phrase names; the opening tag must touch the closing phrase tag."""
 
-_INDEX = re.compile(r"<region(\d+)>", re.IGNORECASE)
-_GROUNDED = re.compile(r"<ground>(.*?)</ground><objects?>(.*?)</objects?>", re.IGNORECASE)
-_TAG = re.compile(r"</?(?:ground|objects?)>", re.IGNORECASE)
-_RESERVED = re.compile(r"</?ground>|</?objects?>|<region\d+>|<regionfeat>|<image>|<\|\w+\|>", re.IGNORECASE)
+# ASCII: "\u017f" is no s and an Arabic digit no index. Twelve digits are more than any index has.
+_FLAGS = re.IGNORECASE | re.ASCII
+_INDEX = re.compile(r"<region(\d{1,12})>", _FLAGS)
+_GROUNDED = re.compile(r"<ground>(.*?)</ground><objects?>(.*?)</objects?>", _FLAGS)
+_TAG = re.compile(r"</?(?:ground|objects?)>", _FLAGS)
+_RESERVED = re.compile(r"</?ground>|</?objects?>|<region\d+>|<regionfeat>|<image>|<\|\w+\|>", _FLAGS)
+_SPELLINGS = (
+    *PHRASE_TAGS, *OBJECT_TAGS, "<object>", "</object>", "<region0>", REGION_FEATURE, IMAGE, "<|x|>"
+)  # fmt: skip
+"""One of each of the reserved."""
 
 Part = tuple[str | None, Sequence[int]]
 """(text, regions): text alone, regions alone (a bare mention), or both (a grounded phrase)."""
@@ -63,6 +69,18 @@ def region_prompt(num_regions: int, first: int = 0) -> str:
 def reserved_text(text: str) -> bool:
     """Whether free text holds something the region language or the chat markup would take for its own."""
     return _RESERVED.search(text) is not None
+
+
+def unfinished_tag(text: str) -> str:
+    """The end of ``text`` that more text may turn into something reserved; empty when there is none.
+
+    Lower case, and ends that go on alike are one: "<REGION12" gives "<region0", "<|im_s" gives "<|x".
+    """
+    end = text[text.rfind("<") :].lower() if "<" in text else ""
+    for spelt, one in ((r"^<region\d+", "<region0"), (r"^<\|\w+", "<|x")):
+        end = re.sub(spelt, one, end, flags=re.ASCII)
+    unfinished = any(spelling.startswith(end) and spelling != end for spelling in _SPELLINGS)
+    return end if unfinished else ""
 
 
 def mentioned_regions(text: str) -> tuple[int, ...]:

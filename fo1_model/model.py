@@ -12,6 +12,7 @@ rows.
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from fo1_model.auxiliary_tower import AuxiliaryTower
 from fo1_model.batch import IGNORE, Batch, TokenIds
 from fo1_model.config import ModelConfig
 from fo1_model.embeddings import NewTokenRows
-from fo1_model.region_encoder import RegionEncoder
+from fo1_model.region_encoder import RegionEncoder, build_connector
 from fo1_model.region_pooling import FeatureMap
 from fo1_model.vlms import build_family
 
@@ -57,7 +58,7 @@ class FO1Model(nn.Module):
         self.family = build_family(config.vlm)
         family = self.family
         self.vlm: Any = family.build()
-        self.auxiliary = AuxiliaryTower(config.auxiliary)
+        self.auxiliary = AuxiliaryTower(config.auxiliary) if config.builds_auxiliary else None
         self.region_encoder = RegionEncoder(
             config.region,
             config.connector,
@@ -65,15 +66,38 @@ class FO1Model(nn.Module):
             primary_dim=family.primary_dim * (1 if config.region.pyramid else family.num_levels),
             hidden_size=family.hidden_size,
         )
+        self.image_projector = build_connector(
+            config.image_projector_layers, family.hidden_size, family.hidden_size
+        )
         rows = {"base_rows": family.vocabulary_rows, "hidden_size": family.hidden_size}
         self.new_rows = NewTokenRows(token_ids.new, **rows)
         self.new_output_rows = None if family.tied else NewTokenRows(token_ids.new, **rows)
+
+    @classmethod
+    def from_release(cls, path: str | Path, **options: Any) -> "FO1Model":
+        """The model of a released checkpoint's folder; see ``fo1_model.release.load_release``."""
+        from fo1_model.release import load_release
+
+        return load_release(path, **options)[0]
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> "FO1Model":
+        """The model of a folder that ``save_pretrained`` wrote; see ``fo1_model.checkpoint.read_model``."""
+        from fo1_model.checkpoint import read_model
+
+        return read_model(path, **options)
+
+    def save_pretrained(self, path: str | Path, **options: Any) -> None:
+        """Write config and weights; see ``fo1_model.checkpoint.write_model``."""
+        from fo1_model.checkpoint import write_model
+
+        write_model(self, path, **options)
 
     def train(self, mode: bool = True) -> "FO1Model":
         """Training mode for what trains: a frozen tower keeps its stochastic depth off."""
         super().train(mode)
         for tower in (self.family.vision_tower(self.vlm), self.auxiliary):
-            if _frozen(tower):
+            if tower is not None and _frozen(tower):
                 tower.eval()
         return self
 
@@ -100,10 +124,11 @@ class FO1Model(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """The decoder's input float[B, L, D]: embeddings with image and region tokens in their slots.
 
+        Wider than D where image tokens are (``VLMFamily.encode_images``); the rest has zeros there.
         Raises ValueError when slots and features do not match in number.
         """
         image_tokens, region_tokens, anchor = self.visual_tokens(batch)
-        embeddings = self.embed_ids(batch.input_ids)
+        embeddings = _widen(self.embed_ids(batch.input_ids), image_tokens.shape[1])
         for slot, tokens in ((self.token_ids.image, image_tokens), (self.token_ids.region, region_tokens)):
             mask = batch.input_ids == slot
             if int(mask.sum()) != len(tokens):
@@ -111,7 +136,8 @@ class FO1Model(nn.Module):
                     f"{int(mask.sum())} slots of id {slot} for {len(tokens)} features; "
                     f"samples {', '.join(batch.sample_ids)}"
                 )
-            embeddings = embeddings.masked_scatter(mask.unsqueeze(-1), tokens.to(embeddings.dtype))
+            features = _widen(tokens, embeddings.shape[-1]).to(embeddings.dtype)
+            embeddings = embeddings.masked_scatter(mask.unsqueeze(-1), features)
         return embeddings + anchor.to(embeddings.dtype)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
@@ -120,7 +146,7 @@ class FO1Model(nn.Module):
         return self.new_rows(base, ids=ids)
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Image tokens float[T, D], region tokens float[N, D], and a zero that ties idle modules to the loss.
+        """Image tokens float[T, W], region tokens float[N, D], and a zero that ties idle modules to the loss.
 
         A batch without images runs on a blank one when it trains; its features go into the zero only.
         """
@@ -156,7 +182,7 @@ class FO1Model(nn.Module):
         encoded = self._encode_regions(
             [batch.auxiliary[index] for index in used],
             [batch.sizes[index] for index in used],
-            [maps[index] for index in used],
+            [self._primary_map(batch, maps, index) for index in used],
             [_whole_image(batch, index) if index in idle else batch.boxes[index] for index in used],
         )
         by_image = dict(zip(used, encoded, strict=True))
@@ -169,41 +195,51 @@ class FO1Model(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         visual = self.family.vision_tower(self.vlm)
         with torch.no_grad() if _frozen(visual) else nullcontext():
-            return self.family.encode_images(
+            tokens, maps = self.family.encode_images(
                 self.vlm, pixels, grids, all_levels=not self.config.region.pyramid
             )
+        return self.image_projector(tokens), maps
+
+    def _primary_map(self, batch: Batch, maps: list[Tensor], index: int) -> FeatureMap:
+        """One image's map with its place over the original image.
+
+        An odd side (27 cells of SigLIP's 384 px) gets its last line twice: SimpleFP halves the map.
+        """
+        values, (width, height) = maps[index], batch.sizes[index]
+        if self.config.region.pyramid and (values.shape[1] % 2 or values.shape[2] % 2):
+            values = F.pad(values, (0, values.shape[2] % 2, 0, values.shape[1] % 2), mode="replicate")
+        columns, rows = self.family.input_size(batch.grids[index])
+        return FeatureMap(values, (columns / width, rows / height), self.family.patch_size)
 
     def _encode_regions(
-        self, auxiliary: list[Tensor], sizes: list[tuple[int, int]], maps: list[Tensor], boxes: list[Tensor]
+        self,
+        auxiliary: list[Tensor],
+        sizes: list[tuple[int, int]],
+        maps: list[FeatureMap],
+        boxes: list[Tensor],
     ) -> list[Tensor]:
         """Per image, float[N_i, D]."""
-        if self.config.region.features == "primary":
+        if self.auxiliary is None or self.config.region.features == "primary":
             auxiliary_maps: list[list[FeatureMap]] = [[] for _ in boxes]
         else:
             with torch.no_grad() if _frozen(self.auxiliary) else nullcontext():
                 auxiliary_maps = self.auxiliary(auxiliary, sizes)
-        encoded = []
-        for levels, values, (width, height), image_boxes in zip(
-            auxiliary_maps, maps, sizes, boxes, strict=True
-        ):
-            rows, columns = values.shape[1:]
-            patch = self.family.patch_size
-            primary = FeatureMap(values, (columns * patch / width, rows * patch / height), patch)
-            encoded.append(self.region_encoder(levels, primary, image_boxes))
-        return encoded
+        return [
+            self.region_encoder(levels, primary, image_boxes)
+            for levels, primary, image_boxes in zip(auxiliary_maps, maps, boxes, strict=True)
+        ]
 
     def decode(
         self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any = None
     ) -> Tensor:
-        """Final hidden states float[B, L, D].
+        """Final hidden states float[B, L, D] of ``embed``'s or ``embed_ids``'s result.
 
         cache: a transformers cache; ``embeddings`` and ``positions`` are then the new tokens' only.
         attention_mask: int64[B, cached + L]. positions: int64[A, B, L].
         """
         return self.family.language_model(self.vlm)(
-            inputs_embeds=embeddings,
+            **self.family.decoder_inputs(embeddings, positions),
             attention_mask=attention_mask,
-            position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
@@ -213,9 +249,23 @@ class FO1Model(nn.Module):
         rows = self.new_rows if self.new_output_rows is None else self.new_output_rows
         return rows(self.vlm.get_output_embeddings()(hidden), hidden=hidden).float()
 
+    def without_new_tokens(self, logits: Tensor) -> Tensor:
+        """``logits`` float[..., V] with the region language's tokens at minus infinity.
+
+        For answers about samples without regions: until the language model trains (stage 2), what is left is
+        the base's own distribution, bit for bit.
+        """
+        return logits.index_fill(-1, self.new_rows.ids, float("-inf"))
+
 
 def _frozen(module: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _widen(tokens: Tensor, width: int) -> Tensor:
+    """float[..., D] with zeros added up to ``width``."""
+    missing = width - tokens.shape[-1]
+    return F.pad(tokens, (0, missing)) if missing > 0 else tokens
 
 
 def _whole_image(batch: Batch, index: int) -> Tensor:

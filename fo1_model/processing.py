@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +15,6 @@ from fo1_model.batch import IGNORE, Batch, Encoded, TokenIds
 from fo1_model.config import ModelConfig
 from fo1_model.vlms import Grid, build_family
 
-SYSTEM = "You are a helpful assistant."
-"""The system turn when the messages bring none (release)."""
 _MIN_SIDE = 28
 """Shorter image sides are stretched to this many pixels (release)."""
 _STAND_INS = re.compile(f"({grammar.IMAGE}|{grammar.REGION_FEATURE})")
@@ -45,6 +44,8 @@ class Processor:
         self.num_region_tokens = config.num_region_tokens
         extend_tokenizer(tokenizer, config.num_region_tokens)
         self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+        for token in (*self.family.image_start, *self.family.image_end, self.family.turn_end):
+            self.id_of(token)
         self.token_ids = TokenIds(
             image=self.id_of(self.family.image_token),
             region=self.id_of(self.family.region_slot),
@@ -52,6 +53,19 @@ class Processor:
         )
         self.stop_ids = tuple(self.id_of(token) for token in self.family.stop_tokens)
         self.pad_id = self.id_of(self.family.pad_token)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "Processor":
+        """The processor of a model folder; see ``fo1_model.checkpoint.load_processor``."""
+        from fo1_model.checkpoint import load_processor
+
+        return load_processor(path)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config and tokenizer; see ``fo1_model.checkpoint.write_processor``."""
+        from fo1_model.checkpoint import write_processor
+
+        write_processor(self, path)
 
     def id_of(self, token: str) -> int:
         """Id of a token that the vocabulary must have; raises ValueError when it has not."""
@@ -83,6 +97,8 @@ class Processor:
         boxes than region tokens, slots that do not match images or boxes, an index without a region.
         """
         images = [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
+        for picture in images:
+            _check_image(picture, sample_id)
         per_image = _boxes_per_image(image, boxes, len(images), sample_id)
         checked = [
             check_boxes(item, picture.size, sample_id)
@@ -145,25 +161,27 @@ class Processor:
             labels.extend(new if supervised else [IGNORE] * len(new))
 
         turns = list(messages)
-        if not turns or turns[0]["role"] != "system":
-            turns.insert(0, {"role": "system", "content": SYSTEM})
+        if family.system is not None and (not turns or turns[0]["role"] != "system"):
+            turns.insert(0, {"role": "system", "content": family.system})
+        emit(self._tokens(family.opening))
         for turn in turns:
             supervised = turn["role"] == "assistant" and not for_generation
-            emit(self._tokens(f"{family.turn_start}{turn['role']}\n"))
-            for piece in _split(turn["content"]):
+            head, content = family.write_turn(turn["role"], turn["content"])
+            emit(self._tokens(head))
+            for piece in _split(content):
                 if piece == grammar.IMAGE:
-                    emit([self.id_of(family.image_start)])
+                    emit([self.id_of(token) for token in family.image_start])
                     starts.append(len(ids))
                     emit([self.token_ids.image] * family.num_image_tokens(grids[len(starts) - 1]))
-                    emit([self.id_of(family.image_end)])
+                    emit([self.id_of(token) for token in family.image_end])
                 elif piece == grammar.REGION_FEATURE:
                     emit([self.token_ids.region])
                 else:
                     emit(self._tokens(piece), supervised)
             emit([self.id_of(family.turn_end)], supervised)
-            emit(self._tokens("\n"))
+            emit(self._tokens(family.turn_gap))
         if for_generation:
-            emit(self._tokens(f"{family.turn_start}assistant\n"))
+            emit(self._tokens(family.write_turn("assistant", "")[0]))
         return ids, labels, starts
 
     def _tokens(self, text: str) -> list[int]:
@@ -176,7 +194,8 @@ class Processor:
             if token in self.stop_ids:
                 break
             kept.append(token)
-        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text).removeprefix(self.family.answer_lead)
 
     def collate(self, samples: Sequence[Encoded], *, pad: str = "right") -> Batch:
         """One batch; ``pad`` is ``right`` for training and ``left`` for generation.
@@ -221,8 +240,7 @@ def fit_image(image: Image.Image, max_long_side: int, sample_id: str = "") -> Im
     Sides are truncated to whole pixels; boxes are not touched: every map knows its scale to the original.
     Raises ValueError for an image without pixels.
     """
-    if min(image.size) < 1:
-        raise ValueError(f"sample {sample_id!r} has an image of {image.width}x{image.height} pixels")
+    _check_image(image, sample_id)
     image = image.convert("RGB")
     size = (max(image.width, _MIN_SIDE), max(image.height, _MIN_SIDE))
     if size != image.size:
@@ -232,6 +250,13 @@ def fit_image(image: Image.Image, max_long_side: int, sample_id: str = "") -> Im
         size = (max(int(size[0] * ratio), _MIN_SIDE), max(int(size[1] * ratio), _MIN_SIDE))
         image = image.resize(size, Image.Resampling.BICUBIC)
     return image
+
+
+def _check_image(image: Image.Image, sample_id: str) -> None:
+    if min(image.size) < 1:
+        raise ValueError(
+            f"sample {sample_id!r} has an image of {image.width}x{image.height} pixels; each side needs one"
+        )
 
 
 def check_boxes(boxes: np.ndarray, size: tuple[int, int], sample_id: str = "") -> np.ndarray:

@@ -1,6 +1,6 @@
 """HFRE and the connector: maps of both towers + boxes -> one vector a box in the language model's width.
 
-    auxiliary maps --- upsampled to the finest, pooled ---\\
+    auxiliary maps (+ positions) - upsampled, pooled -----\\
                                                           concat + box embedding -> connector -> region token
     primary map -- SimpleFP -- pooled level by level ----/
 
@@ -8,6 +8,7 @@ All arithmetic from pooling to the box embedding is float32; the sum is cast to 
 Sources: paper 3.1; the release for order (auxiliary first), embedding and RoIAlign settings.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -69,6 +70,10 @@ class RegionEncoder(nn.Module):
             raise ValueError(
                 f"box_embedding needs a region width that is a multiple of 4, got {self.hybrid_size}"
             )
+        if region.map_embedding and any(dim % 4 for dim in auxiliary_dims):
+            raise ValueError(
+                f"map_embedding needs widths that are multiples of 4, got {list(auxiliary_dims)}"
+            )
         self.auxiliary_norm = RegionNorm(auxiliary_width) if region.region_norm and auxiliary_width else None
         self.primary_norm = RegionNorm(primary_width) if region.region_norm and primary_width else None
         self.connector = build_connector(connector.num_layers, self.hybrid_size, hidden_size)
@@ -87,7 +92,7 @@ class RegionEncoder(nn.Module):
         self, auxiliary_maps: Sequence[FeatureMap], primary: FeatureMap, boxes: Tensor
     ) -> Tensor:
         """The feature before the connector, float32[N, hybrid_size]: [auxiliary | primary] + embedding."""
-        boxes = boxes.float()
+        auxiliary_maps, primary, boxes = _in_auxiliary_frame(auxiliary_maps, primary, boxes)
         parts = []
         if self.use_auxiliary:
             pooled = self._pool_auxiliary(auxiliary_maps, boxes)
@@ -106,8 +111,11 @@ class RegionEncoder(nn.Module):
     def _pool_auxiliary(self, maps: Sequence[FeatureMap], boxes: Tensor) -> Tensor:
         """All levels as if upsampled to the grid of the finest, float32[N, sum of channels]."""
         finest = maps[0]
+        levels = [level.values for level in maps]
+        if self.region.map_embedding:
+            levels = [values + _map_embedding(values) for values in levels]
         return pool_levels(
-            [level.values for level in maps],
+            levels,
             boxes_in_cells(finest, boxes),
             output_size=self.region.roi_size,
             aligned=self.region.aligned,
@@ -131,14 +139,56 @@ class RegionEncoder(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
+def _in_auxiliary_frame(
+    auxiliary_maps: Sequence[FeatureMap], primary: FeatureMap, boxes: Tensor
+) -> tuple[list[FeatureMap], FeatureMap, Tensor]:
+    """The same maps and boxes, float32[N, 4], as if the auxiliary tower's input were the original image.
+
+    The release brings boxes to that frame first, rounds them to float32, and goes on to the primary tower's
+    from there. The order matters: a box as wide as the image often spans a whole number of samples, and then
+    the last bit of its width in cells decides how many RoIAlign takes.
+    """
+    if not auxiliary_maps:
+        return [], primary, boxes.float()
+    scale_x, scale_y = auxiliary_maps[0].scale
+    boxes = box_ops.scale(boxes.double(), scale_x, scale_y).float()
+    relative = (primary.scale[0] / scale_x, primary.scale[1] / scale_y)
+    return (
+        [level._replace(scale=(1.0, 1.0)) for level in auxiliary_maps],
+        primary._replace(scale=relative),
+        boxes,
+    )
+
+
+def _map_embedding(values: Tensor) -> Tensor:
+    """Where each cell of a map float[C, H, W] lies in it, in the map's type; C is a multiple of 4.
+
+    The first half of the channels is of v = i / H, the second of v = j / W: sine and cosine, interleaved, of
+    2 pi v / 10000^(2 floor(k/2) / (C/4)) for k = 0 .. C/4 - 1. Source: release.
+    """
+    channels, height, width = values.shape
+    index = torch.arange(channels // 4, device=values.device)
+    frequencies = 10000.0 ** (2 * (index // 2) / (channels // 4))
+
+    def waves(length: int) -> Tensor:
+        angles = torch.arange(length, device=values.device)[:, None] / length * (2 * math.pi) / frequencies
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).T
+
+    rows = waves(height)[:, :, None].expand(-1, -1, width)
+    columns = waves(width)[:, None, :].expand(-1, height, -1)
+    return torch.cat((rows, columns)).to(values.dtype)
+
+
 def build_connector(num_layers: int, in_size: int, hidden_size: int) -> nn.Sequential:
-    """Linear layers with exact GELU between them: the release's `mlpNx_gelu`, or its `linear` for one layer.
+    """Linear layers with exact GELU between them: the release's `mlpNx_gelu`, `linear` for one layer, and
+    `identity` for none.
 
     Weights are normal(0, 0.02), biases zero.
     """
-    layers: list[nn.Module] = [nn.Linear(in_size, hidden_size)]
-    for _ in range(num_layers - 1):
-        layers += [nn.GELU(), nn.Linear(hidden_size, hidden_size)]
+    layers: list[nn.Module] = []
+    for index in range(num_layers):
+        layers += [nn.GELU()] if index else []
+        layers.append(nn.Linear(hidden_size if index else in_size, hidden_size))
     for layer in layers:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.02)

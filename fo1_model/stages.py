@@ -14,14 +14,14 @@ from fo1_model.model import FO1Model
 
 PARTS: dict[str, tuple[str, ...]] = {
     "primary": ("vlm.{visual}",),
-    "language": ("vlm.",),
+    "language": ("vlm.", "image_projector."),
     "auxiliary": ("auxiliary.",),
     "region_encoder": ("region_encoder.",),
     "new_rows": ("new_rows.", "new_output_rows."),
 }
 """Part -> prefixes of its parameter names; a parameter belongs to the part with the longest match.
 
-``{visual}`` is the VLM family's name for its vision tower.
+``{visual}`` stands for each of the VLM family's ``visual_prefixes``: vision tower and projector.
 """
 
 
@@ -37,9 +37,15 @@ STAGES: dict[str, Stage] = {
     "stage1": Stage(parts=("region_encoder", "new_rows")),
     "stage1_auxiliary": Stage(parts=("auxiliary", "region_encoder", "new_rows")),
     "stage2": Stage(parts=("language", "auxiliary", "region_encoder", "new_rows")),
+    "stage2_primary": Stage(parts=("primary", "language", "auxiliary", "region_encoder", "new_rows")),
 }
 """Stages by name. The paper names "HFRE and connector" for stage 1 but unfreezes DaViT in stage 2 only,
-hence the variant."""
+hence ``stage1_auxiliary``; ``stage2_primary`` (ours) unfreezes the primary vision tower too."""
+
+
+def _expanded(patterns: tuple[str, ...], model: FO1Model) -> list[str]:
+    prefixes = model.family.visual_prefixes
+    return [pattern.format(visual=prefix) for pattern in patterns for prefix in prefixes]
 
 
 def part_of_parameters(model: FO1Model) -> dict[str, str]:
@@ -51,7 +57,7 @@ def part_of_parameters(model: FO1Model) -> dict[str, str]:
     for name, _ in model.named_parameters():
         matches: dict[str, int] = {}
         for part, prefixes in PARTS.items():
-            for prefix in (pattern.format(visual=model.family.visual_prefix) for pattern in prefixes):
+            for prefix in _expanded(prefixes, model):
                 if name.startswith(prefix):
                     matches[part] = max(len(prefix), matches.get(part, 0))
         best = [part for part, length in matches.items() if length == max(matches.values())]
@@ -60,7 +66,8 @@ def part_of_parameters(model: FO1Model) -> dict[str, str]:
                 f"parameter {name!r} belongs to {best or 'no part'}; PARTS must name exactly one"
             )
         owners[name] = best[0]
-    if empty := sorted(set(PARTS) - set(owners.values())):
+    expected = set(PARTS) if model.auxiliary is not None else set(PARTS) - {"auxiliary"}
+    if empty := sorted(expected - set(owners.values())):
         raise ValueError(f"no parameter belongs to {', '.join(empty)}; PARTS names something the model lacks")
     return owners
 
@@ -73,7 +80,7 @@ def parameter_groups(
     weight_decay: float = 0.0,
     learning_rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Freeze what the stage freezes and return optimizer groups of the rest.
+    """Freeze what the stage freezes, and what no output reads, and return optimizer groups of the rest.
 
     learning_rate: of every part. learning_rates: part -> its own. weight_decay: of matrices; vectors
     (biases, norms) and vocabulary rows get none, as usual.
@@ -91,11 +98,13 @@ def parameter_groups(
     if unknown := sorted(set(rates) - set(trained)):
         raise ValueError(f"learning_rates names {', '.join(unknown)}; {stage} trains {', '.join(trained)}")
     owners = part_of_parameters(model)
+    idle = tuple(f"vlm.{prefix}" for prefix in model.family.idle_prefixes)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         part = owners[name]
-        parameter.requires_grad_(part in trained)
-        if part in trained:
+        trains = part in trained and not name.startswith(idle)
+        parameter.requires_grad_(trains)
+        if trains:
             decays = parameter.ndim > 1 and part != "new_rows"
             groups.setdefault((part, decays), []).append(parameter)
     model.train(model.training)

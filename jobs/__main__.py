@@ -23,6 +23,8 @@ VERBS: dict[str, tuple[str, Callable[[list[str], "verbs.Options"], None]]] = {
         "checkpoint=RUN image=a.jpg query='red cup' [boxes=...]: answer and annotated picture",
         verbs.predict,
     ),
+    "import-release": ("PATH OUT: the released checkpoint as a model folder of ours", verbs.import_release),
+    "export-release": ("RUN_OR_FOLDER OUT: a model as the released code reads it", verbs.export_release),
     "run": ("RECIPE: all of the above that is not done, in order", verbs.run),
 }
 
@@ -35,7 +37,7 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; a wrong setting prints one line and returns 2, a failed step prints one and returns 1."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     root = arguments.root
     options = verbs.Options(
         root=root,

@@ -1,8 +1,9 @@
 """Finished runs as checkpoints: find one, follow its lineage to its detector, evaluate it, ask it."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.fs as pafs
 
@@ -73,14 +74,24 @@ def evaluate_checkpoint(benchmark: str, words: list[str], runtime: RuntimeConfig
     from jobs.verbs import execute
 
     def arguments(
-        *, checkpoint: str, detector: str | None = None, proposals: int | None = None
+        *,
+        checkpoint: str,
+        detector: str | None = None,
+        proposals: int | None = None,
+        constraint: Literal["none", "grammar", "names"] = "none",
+        score: Literal["proposal", "model", "product"] = "proposal",
     ) -> dict[str, Any]:
         """What ``fo1 evaluate BENCHMARK`` takes."""
-        return {"checkpoint": checkpoint, "detector": detector, "proposals": proposals}
+        return {
+            "checkpoint": checkpoint,
+            "detector": detector,
+            "proposals": proposals,
+            "answers": {"constraint": constraint, "score": score},
+        }
 
     given = arguments(**parse_arguments(arguments, words))
     run = find_run(given["checkpoint"], runtime)
-    made = _evaluation_chain(benchmark, run, given["detector"], given["proposals"], runtime)
+    made = _evaluation_chain(benchmark, run, given["detector"], given["proposals"], given["answers"], runtime)
     execute([step for step in made.steps.values() if step.artifact.status() != "done"], runtime)
     report(made)
 
@@ -128,28 +139,42 @@ def predict_picture(words: list[str], runtime: RuntimeConfig) -> None:
 
 
 def _evaluation_chain(
-    benchmark: str, run: Artifact, detector: str | None, max_boxes: int | None, runtime: RuntimeConfig
+    benchmark: str,
+    run: Artifact,
+    detector: str | None,
+    max_boxes: int | None,
+    answers: Mapping[str, str],
+    runtime: RuntimeConfig,
 ) -> Chain:
     """The steps from a benchmark's annotations to the answers of a run that exists."""
     behind = lineage(run)
     chosen = behind.detector
-    if detector is not None:
-        if detector not in DETECTORS:
-            raise ValueError(f"detector={detector}: unknown; known: {', '.join(DETECTORS)}")
-        kept = chosen.selection if max_boxes is None else Selection(nms_iou=0.6, max_boxes=max_boxes)
-        chosen = DETECTORS[detector](selection=kept)
+    if detector is not None and detector not in DETECTORS:
+        raise ValueError(f"detector={detector}: unknown; known: {', '.join(DETECTORS)}")
+    kept = chosen.selection if max_boxes is None else replace(chosen.selection, max_boxes=max_boxes)
+    chosen = replace(chosen, selection=kept) if detector is None else DETECTORS[detector](selection=kept)
     trained = behind.run
     if chosen.needs_checkpoint and trained is None:
         trained = find_run(str(detector), runtime)
-    made = Chain(recipe=Recipe(name=f"{benchmark}-{run.name}", detector=chosen), runtime=runtime)
+    made = Chain(
+        recipe=Recipe(
+            name=f"{benchmark}-{run.name}",
+            detector=chosen,
+            constraint=answers["constraint"],
+            score=answers["score"],
+        ),
+        runtime=runtime,
+    )
     made.runs = [_existing(run)]
     made.detector_run = _existing(trained) if trained and chosen.needs_checkpoint else None
     named, spec = BENCHMARKS[benchmark], DATASETS[BENCHMARKS[benchmark].dataset]
     truth = build_step(made, spec)
     questions = region_shards(made, spec, evaluation=True)
-    answers = predict_step(made, benchmark, named, questions, made.runs[0])
+    predicted = predict_step(made, benchmark, named, questions, made.runs[0])
     made.evaluated = [
-        Evaluated(benchmark=benchmark, run=made.runs[0], shards=questions, samples=truth, predictions=answers)
+        Evaluated(
+            benchmark=benchmark, run=made.runs[0], shards=questions, samples=truth, predictions=predicted
+        )
     ]
     return made
 

@@ -60,6 +60,10 @@ class Recipe:
     """Control: every index shows another box, in training and in evaluation. Must fall to chance."""
     max_new_tokens: int | None = None
     """Longest answer in evaluation; None leaves it to the benchmark."""
+    constraint: str = "none"
+    """What answers in evaluation may say, see ``PredictConfig.constraint``."""
+    score: str = "proposal"
+    """Score of a named region in evaluation, see ``PredictConfig.score``."""
     roots: Mapping[str, str] = field(default_factory=dict)
     """Folder of a dataset, where it is not ``<data>/<its usual name>``. Not hashed: contents are."""
 

@@ -268,6 +268,8 @@ def predict_step(made: Chain, name: str, benchmark: Benchmark, questions: Step, 
     config = PredictConfig(
         tasks=benchmark.tasks,
         max_new_tokens=made.recipe.max_new_tokens or benchmark.max_new_tokens,
+        constraint=made.recipe.constraint,
+        score=made.recipe.score,
         shuffled_regions=made.recipe.shuffled_regions,
     )
     inputs = predict_inputs(questions.artifact, run.artifact)

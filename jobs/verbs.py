@@ -132,6 +132,20 @@ def predict(words: list[str], options: Options) -> None:
     predict_picture(words, options.runtime())
 
 
+def import_release(words: list[str], _: Options) -> None:
+    """The released checkpoint as a model folder of ours."""
+    from jobs.releases import import_folder
+
+    import_folder(words)
+
+
+def export_release(words: list[str], options: Options) -> None:
+    """A finished run or a model folder as the released code reads it."""
+    from jobs.releases import export_run
+
+    export_run(words, options.runtime())
+
+
 def run(words: list[str], options: Options) -> None:
     """Everything of the recipe that is not done, in order; then the pages."""
     from jobs.results import inspect_pages, report

@@ -40,10 +40,15 @@ def predict_image(
     boxes: np.ndarray | None = None,
     detector: Detector | None = None,
     max_new_tokens: int = 256,
+    constrained: bool = False,
+    names: Sequence[str] | None = None,
 ) -> ImageAnswer:
     """Answer a question about one picture over the given boxes, float32[N, 4] xyxy, or those of a detector.
 
-    Raises ValueError for neither or both of boxes and detector, or for more boxes than region tokens.
+    constrained: hold the answer to the region language, and to grounding only ``names`` when they are given.
+
+    Raises ValueError for neither or both of boxes and detector, for more boxes than region tokens, or for
+    names without the constraint.
     """
     if (boxes is None) == (detector is None):
         raise ValueError("boxes: give either boxes or a detector, and not both")
@@ -57,7 +62,8 @@ def predict_image(
     encoded = processor.encode(
         image, regions, [{"role": "user", "content": content}], for_generation=True, sample_id="image"
     )
-    answer = generate(model, processor, [encoded], GenerationConfig(max_new_tokens=max_new_tokens))[0]
+    config = GenerationConfig(max_new_tokens=max_new_tokens, constrained=constrained)
+    answer = generate(model, processor, [encoded], config, names=None if names is None else [names])[0]
     return ImageAnswer(
         answer=answer, boxes=regions, scores=scores, picture=draw_answer(image, regions, answer.parsed)
     )

@@ -7,6 +7,8 @@ gap: figures over fewer questions than were asked are no figures.
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataset_builders.images import decode_image
+from dataset_builders.prompts import JOINER, TEMPLATES
 from pipelines.artifacts import Artifact, parquet_bytes, prepare
 from pipelines.cluster import RuntimeConfig, map_buckets
 from pipelines.ledgers import entry
@@ -30,6 +33,10 @@ VERSION = 1
 """Raised when the same inputs would give other predictions."""
 EXPORT = "export"
 """Folder of a run that holds its model."""
+CONSTRAINTS = ("none", "grammar", "names")
+SCORES = ("proposal", "model", "product")
+LISTING_TASKS = ("detection", "rejection")
+"""Tasks whose questions list the names that an answer may ground."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +51,26 @@ class PredictConfig:
     """Examples answered side by side."""
     shuffled_regions: bool = False
     """Control: every region shows another box of its picture, so that choosing is no better than chance."""
+    constraint: str = "none"
+    """``none`` (release); ``grammar``: answers that read cleanly; ``names``: moreover only phrases that the
+    question asked for, in detection and rejection."""
+    score: str = "proposal"
+    """Score of a named region: the ``proposal``'s (release), the ``model``'s probability of its index token
+    where it was first said, or their ``product``."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("PredictConfig.tasks=() asks nothing; name at least one task of the shards")
         if self.batch_size < 1:
             raise ValueError(f"PredictConfig.batch_size={self.batch_size} must be at least 1")
+        for name, value, known in (
+            ("constraint", self.constraint, CONSTRAINTS),
+            ("score", self.score, SCORES),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"PredictConfig.{name}={value!r} is not known; choose one of {', '.join(known)}"
+                )
 
 
 def predict_inputs(shards: Artifact, run: Artifact) -> dict[str, str]:
@@ -136,14 +157,35 @@ def predict_examples(
 
     # Alike lengths side by side waste the least padding; the rows go back to their places.
     order = sorted(range(len(examples)), key=lambda i: (len(examples[i][0].boxes), i))
+    decoding = GenerationConfig(max_new_tokens=config.max_new_tokens, constrained=config.constraint != "none")
     rows: list[dict[str, Any]] = [{}] * len(examples)
     for start in range(0, len(order), config.batch_size):
         chunk = order[start : start + config.batch_size]
         encoded = [encode_question(processor, *examples[i], shuffled=config.shuffled_regions) for i in chunk]
-        answers = generate(model, processor, encoded, GenerationConfig(max_new_tokens=config.max_new_tokens))
+        names = [asked_names(examples[i][0]) for i in chunk] if config.constraint == "names" else None
+        answers = generate(model, processor, encoded, decoding, names=names)
         for i, answer in zip(chunk, answers, strict=True):
-            rows[i] = prediction_row(examples[i][0], answer)
+            rows[i] = prediction_row(examples[i][0], answer, config.score)
     return rows
+
+
+def asked_names(example: RegionExample) -> tuple[str, ...] | None:
+    """Return the names that the last question lists, read by its wording; None when it lists none.
+
+    Raises RuntimeError when the question of a naming task has none of the known wordings.
+    """
+    if example.task not in LISTING_TASKS:
+        return None
+    question = [message["content"] for message in example.messages if message["role"] == "user"][-1]
+    for wording in TEMPLATES["detection"]:
+        before, after = wording.split("{}")
+        listed = re.search(rf"(?:^|\n){re.escape(before)}(.+){re.escape(after)}\Z", question)
+        if listed:
+            return tuple(listed.group(1).split(JOINER))
+    raise RuntimeError(
+        f"{example.sample_id}: no wording of detection fits the question {question!r}; "
+        "predict with PredictConfig.constraint='grammar'"
+    )
 
 
 def encode_question(
@@ -168,8 +210,11 @@ def derangement(count: int, seed: str) -> np.ndarray:
     return moved
 
 
-def prediction_row(example: RegionExample, answer: Answer) -> dict[str, Any]:
-    """Return one row of `PREDICTION_SCHEMA`; boxes and scores are those of the regions named."""
+def prediction_row(example: RegionExample, answer: Answer, score: str = "proposal") -> dict[str, Any]:
+    """Return one row of `PREDICTION_SCHEMA`; boxes and scores are those of the regions named.
+
+    score: see `PredictConfig.score`.
+    """
     named = list(answer.parsed.regions)
     problems = [answer.parsed.problem] if answer.parsed.problem else []
     if not answer.finished:
@@ -182,7 +227,17 @@ def prediction_row(example: RegionExample, answer: Answer) -> dict[str, Any]:
         "phrases": [{"text": text, "regions": list(regions)} for text, regions in answer.parsed.phrases],
         "regions": named,
         "boxes": [example.boxes[region].tolist() for region in named],
-        "scores": [example.scores[region] for region in named],
+        "scores": [
+            region_score(score, example.scores[region], logprob)
+            for region, logprob in zip(named, answer.region_logprobs, strict=True)
+        ],
         "region_logprobs": list(answer.region_logprobs),
         "problem": "; ".join(problems) or None,
     }
+
+
+def region_score(score: str, proposal: float | None, logprob: float) -> float | None:
+    """Return a region's score by `PredictConfig.score`; an annotated box has no proposal score."""
+    if score == "model":
+        return math.exp(logprob)
+    return proposal if score == "proposal" or proposal is None else proposal * math.exp(logprob)

@@ -57,7 +57,7 @@ PREDICTION_SCHEMA = pa.schema(
         ),
         pa.field("regions", pa.list_(pa.int32()), nullable=False),  # ids named anywhere, each once
         pa.field("boxes", pa.list_(BOX), nullable=False),  # of `regions`, xyxy original px
-        pa.field("scores", pa.list_(pa.float32()), nullable=False),  # proposal scores of `regions`
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),  # of `regions`, see PredictConfig.score
         pa.field("region_logprobs", pa.list_(pa.float32()), nullable=False),  # the model's, of `regions`
         pa.field("problem", pa.string()),  # null when the answer parsed cleanly
     ]

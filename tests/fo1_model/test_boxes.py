@@ -32,31 +32,6 @@ def test_no_function_writes_into_its_argument(call) -> None:
     assert torch.equal(boxes, BOXES)
 
 
-def test_check_accepts_good_boxes_and_none() -> None:
-    box_ops.check_boxes(BOXES, 4, 5, "a")
-    box_ops.check_boxes(torch.zeros(0, 4), 4, 5, "a")
-
-
-@pytest.mark.parametrize(
-    ("boxes", "complaint"),
-    [
-        (torch.zeros(4), r"shape \[N, 4\], got \[4\]"),
-        (torch.zeros(2, 5), r"got \[2, 5\]"),
-        (torch.zeros(1, 4, dtype=torch.int64), "floating point, got torch.int64"),
-        (torch.tensor([[0, 0, 1, 1], [0, math.nan, 1, 1]]), "box 1 .* not finite"),
-        (torch.tensor([[0, 0, math.inf, 1]]), "box 0 .* not finite"),
-        (torch.tensor([[3.0, 0, 1, 1]]), "x1 < x0"),
-        (torch.tensor([[0, 3.0, 1, 1]]), "y1 < y0"),
-        (torch.tensor([[0, 0, 9.5, 1]]), "outside the 9x8 image"),
-        (torch.tensor([[0, 0, 1, 8.5]]), "outside the 9x8 image"),
-        (torch.tensor([[0, -0.5, 1, 1]]), "outside the 9x8 image"),
-    ],
-)
-def test_check_names_the_sample_and_the_fault(boxes: torch.Tensor, complaint: str) -> None:
-    with pytest.raises(ValueError, match=f"sample the-id: .*{complaint}"):
-        box_ops.check_boxes(boxes, 9, 8, "the-id")
-
-
 def test_clip_by_hand() -> None:
     boxes = torch.tensor([[-3.0, 2.0, 12.0, 30.0], [11.0, 21.0, 15.0, 25.0]])
     expected = torch.tensor([[0.0, 2.0, 10.0, 20.0], [10.0, 20.0, 10.0, 20.0]])

@@ -40,7 +40,9 @@ def test_same_model_same_bytes(model, processor, folder, tmp_path):
     assert sorted(file.name for file in folder.iterdir()) == [
         "config.json",
         "model.safetensors",
+        "processor_config.json",
         "tokenizer.json",
+        "tokenizer_config.json",
     ]
     assert str(tmp_path) not in "".join(file.read_text() for file in folder.glob("*.json"))
 
@@ -70,10 +72,10 @@ def test_dtype(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda weights: weights.pop("new_rows.weight"), "1 weights are missing, such as new_rows.weight"),
+        (lambda weights: weights.pop("new_rows.weight"), "1 weights are missing: new_rows.weight"),
         (
             lambda weights: weights.update(extra=torch.zeros(1)),
-            "1 weights are not the model's, such as extra",
+            "1 weights are not the model's: extra",
         ),
         (
             lambda weights: weights.update({"new_rows.weight": torch.zeros(2, 2)}),
@@ -131,7 +133,7 @@ def test_a_base_fills_its_parts_and_leaves_the_rest_fresh(model, monkeypatch, tm
     assert (loaded.new_rows.weight.mean(0) - used.mean(0)).abs().max() < 0.1 * used.std()
 
     save_file({**pretrained, "region_encoder.x": torch.zeros(1)}, tmp_path / "base.safetensors")
-    with pytest.raises(ValueError, match=r"not the model's, such as region_encoder\.x"):
+    with pytest.raises(ValueError, match=r"not the model's: region_encoder\.x"):
         load_base("debug")
     pretrained.popitem()
     save_file(pretrained, tmp_path / "base.safetensors")

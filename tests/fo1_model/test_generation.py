@@ -1,8 +1,10 @@
 import math
+import re
 
 import pytest
 import torch
 
+from fo1_model import grammar
 from fo1_model.generation import GenerationConfig, generate, read_answer
 
 
@@ -158,3 +160,127 @@ def test_draws_follow_the_distribution():
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         GenerationConfig(**wrong)
+
+
+CONSTRAINED = GenerationConfig(max_new_tokens=24, constrained=True)
+
+
+def test_no_answer_of_a_random_model_is_malformed_under_the_constraint(model, processor, samples):
+    """New rows far larger than the base's: the model says little but tags and index tokens."""
+    with torch.no_grad():
+        model.new_rows.weight.mul_(4)
+    broken = 0
+    for seed in range(4):
+        for constrained in (True, False):
+            config = GenerationConfig(max_new_tokens=24, temperature=2.0, seed=seed, constrained=constrained)
+            answers = generate(model, processor, samples, config)
+            problems = [answer.parsed.problem for answer in answers]
+            if not constrained:
+                broken += sum(problem is not None for problem in problems)
+                continue
+            assert problems == [None] * len(samples)
+            assert all(answer.finished for answer in answers)
+            for answer, count in zip(answers, (3, 12, 0, 0, 1), strict=True):
+                assert all(region < count for region in grammar.mentioned_regions(answer.text))
+                for objects in re.findall("<objects>(.*?)</objects>", answer.text):
+                    named = grammar.mentioned_regions(objects)
+                    assert len(named) == len(set(named))
+    assert broken > 4, "the model would have broken the language by itself"
+
+
+def test_greedy_answers_are_held_to_the_language_as_well(model, processor, samples):
+    answers = generate(model, processor, samples, CONSTRAINED)
+    assert all(answer.parsed.problem is None and answer.finished for answer in answers)
+
+
+def scripted(processor, answers):
+    """A hook under which row i wants to say ``answers[i]``, tokens of any other answer next best."""
+    scripts = [processor.tokenizer.encode(text + "<|im_end|>", add_special_tokens=False) for text in answers]
+
+    def want(tokens, logits):
+        wanted = logits.clone()
+        for row, script in zip(wanted, scripts, strict=True):
+            if tokens.shape[1] < len(script):
+                row[script[tokens.shape[1]]] = 1e4
+        return wanted
+
+    return want
+
+
+def test_the_constraint_changes_nothing_that_is_allowed(model, processor, samples):
+    clean = [
+        "<ground>red circle</ground><objects><region2><region0></objects>\n<region1> is it, 1 < 2 > 0.",
+        "There are 3.",
+        "None",
+        "",
+        "<ground>a</ground><objects></objects>",
+    ]
+    for config in (
+        GenerationConfig(max_new_tokens=80),
+        GenerationConfig(max_new_tokens=80, temperature=0.5, top_p=0.9),
+    ):
+        free, held = (
+            generate(
+                model,
+                processor,
+                samples,
+                GenerationConfig(**{**vars(config), "constrained": constrained}),
+                logits_hook=scripted(processor, clean),
+            )
+            for constrained in (False, True)
+        )
+        assert held == free
+        assert [answer.text for answer in held] == clean
+
+
+def test_what_breaks_the_language_is_left_out(model, processor, samples):
+    wanted = ["<ground>red</ground><objects><region2><region7><region2></objects>", "", "", "", ""]
+    held = generate(model, processor, samples, CONSTRAINED, logits_hook=scripted(processor, wanted))[0]
+    assert held.text.startswith("<ground>red</ground><objects><region2>")
+    assert held.parsed.problem is None
+
+
+def test_phrases_are_held_to_the_names(model, processor, samples):
+    names = [("red circle", "blue square"), None, ("café",), ("a",), None]
+    wanted = ["<ground>green", "<ground>green", "<ground>green", "<ground>green", "None"]
+    answers = generate(
+        model, processor, samples, CONSTRAINED, names=names, logits_hook=scripted(processor, wanted)
+    )
+    said = [answer.parsed.phrases[0][0] if answer.parsed.phrases else None for answer in answers]
+    assert said[0] in names[0]
+    assert said[1].startswith("green")
+    assert said[2:4] == ["café", "a"]
+    assert all(answer.parsed.problem is None for answer in answers)
+
+
+def test_names_without_the_constraint_are_refused_before_any_compute(processor, samples):
+    for config, names, word in (
+        (GenerationConfig(), [None] * 5, "constrained"),
+        (CONSTRAINED, [None], "samples"),
+        (CONSTRAINED, [None, None, None, None, ("<region1>",)], "names"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            generate(torch.nn.Linear(1, 1), processor, samples, config, names=names)
+
+
+def test_constrained_answers_do_not_depend_on_the_batch(model, processor, samples):
+    for temperature in (0.0, 1.5):
+        config = GenerationConfig(max_new_tokens=10, temperature=temperature, constrained=True)
+        names = [("red circle",), None, None, ("café", "a"), None]
+        together = generate(model, processor, samples, config, names=names)
+        alone = [
+            generate(model, processor, [one], config, names=[allowed])[0]
+            for one, allowed in zip(samples, names, strict=True)
+        ]
+        assert [answer.text for answer in together] == [answer.text for answer in alone]
+
+
+def test_tokens_without_probability_are_never_drawn(monkeypatch):
+    from fo1_model.generation import _choose
+
+    # The largest number below one, over running sums that rounding leaves a little below the total.
+    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: torch.tensor(1 - 2**-24))
+    logits = 3 * torch.randn(500, 1100, generator=torch.Generator().manual_seed(0))
+    logits[:, 1000:] = -math.inf
+    chosen = _choose(logits, GenerationConfig(temperature=1.0), [torch.Generator()] * 500)
+    assert (chosen < 1000).all()

@@ -126,3 +126,46 @@ def test_reserved(text):
 @pytest.mark.parametrize("text", ["a < b > c", "region 3", "<regional>", "<|", "5 <objections>"])
 def test_not_reserved(text):
     assert not grammar.reserved_text(text)
+
+
+def test_only_ascii_letters_and_digits_make_tags():
+    # Ignoring case, a long s is an s; and Arabic digits are digits.
+    assert parse("<object\u017f>", 3).problem is None
+    assert parse("<region\u0663>", 3) == parse("no region", 3)
+    assert not grammar.reserved_text("<region\u0663>")
+
+
+def test_an_absurd_index_is_no_region():
+    assert parse(f"<region{'7' * 5000}>", 3).regions == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("", ""),
+        ("a b", ""),
+        ("a <", "<"),
+        ("<ground", "<ground"),
+        ("</Obj", "</obj"),
+        ("<Region12", "<region0"),
+        ("<region1a", ""),
+        ("<|im_st", "<|x"),
+        ("<|im_start|", "<|x|"),
+        ("<regionfea", "<regionfea"),
+        ("<reg<", "<"),
+        ("<reg ", ""),
+        ("<ground>", ""),
+    ],
+)
+def test_the_end_that_may_become_a_tag(text, end):
+    assert grammar.unfinished_tag(text) == end
+
+
+@given(
+    st.text(st.sampled_from("</regionGROUND|>5 é"), max_size=12),
+    st.text(st.sampled_from("</onfeatund|>5s"), max_size=8),
+)
+def test_only_an_unfinished_end_can_become_a_tag(text, more):
+    if not grammar.reserved_text(text):
+        kept = grammar.unfinished_tag(text)
+        assert grammar.reserved_text(text + more) == grammar.reserved_text(kept + more)

@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fo1_model import grammar
 from fo1_model.checkpoint import new_model
 from fo1_model.config import debug
-from fo1_model.stages import parameter_groups
+from fo1_model.stages import STAGES, parameter_groups
+from tests.fo1_model.conftest import picture, some_boxes
 
 ANSWER = "<ground>red circle</ground><objects><region0></objects>"
 
@@ -23,11 +25,34 @@ def samples(sample):
     ]
 
 
-def test_loss_is_cross_entropy_over_all_positions_masked(model, processor, samples):
-    batch = processor.collate(samples)
+@pytest.fixture
+def long_sample(processor):
+    """Two images with regions, two questions, two answers."""
+    images = [picture(84, 56), picture(60, 140, seed=1)]
+    boxes = [some_boxes(2, 84, 56), some_boxes(3, 60, 140)]
+    first = "".join(
+        f"{grammar.IMAGE}\n{grammar.region_prompt(len(each), start)}\n"
+        for each, start in zip(boxes, (0, 2), strict=True)
+    )
+    turns = [first + "Where is it?", "<region4>", "And <region1>?", "None"]
+    roles = ["user", "assistant"] * 2
+    messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=True)]
+    return processor.encode(images, boxes, messages, sample_id="long", loss_weight=1.0)
+
+
+def test_loss_is_cross_entropy_over_all_positions_masked(model, processor, samples, long_sample):
+    """The head sees supervised positions only; loss and logits are the full computation's."""
+    batch = processor.collate([*samples, long_sample])
+    seen: list[torch.Tensor] = []
     with torch.no_grad():
+        handle = model.vlm.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         output = model(batch, return_logits=True)
+        handle.remove()
         logits = model.logits(model.decode(model.embed(batch), batch.attention_mask, batch.positions))
+    supervised = batch.labels[:, 1:] != -100
+    assert [len(hidden) for hidden in seen] == [int(supervised.sum())]
+    assert supervised.sum() < 0.2 * supervised.numel()
+    torch.testing.assert_close(output.logits, logits[:, :-1][supervised], rtol=1e-5, atol=1e-5)
     full = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum")
     torch.testing.assert_close(output.loss_sum, full, rtol=1e-6, atol=1e-6)
     assert output.num_tokens == (batch.labels[:, 1:] != -100).sum()
@@ -105,7 +130,7 @@ def test_several_images_number_on(model, processor, sample):
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage1_auxiliary", "stage2"])
+@pytest.mark.parametrize("stage", sorted(STAGES))
 @pytest.mark.parametrize("which", [[0], [2], [3], [0, 1, 2, 3, 4]])
 def test_every_trainable_parameter_gets_a_gradient_from_any_batch(model, processor, samples, stage, which):
     parameter_groups(model, stage, 1e-3)
@@ -208,3 +233,20 @@ def test_a_frozen_tower_keeps_stochastic_depth_off(processor):
     assert model.auxiliary.training
     assert not model.vlm.model.visual.training
     assert not model.eval().auxiliary.training
+
+
+def test_without_new_tokens_what_is_left_is_the_base(model, processor, sample):
+    """Also where the base matrix has spare rows at the new tokens' ids, as Qwen's does."""
+    batch = processor.collate([sample(84, 56, 0)])
+    with torch.no_grad():
+        hidden = model.decode(model.embed(batch), batch.attention_mask, batch.positions)
+        logits, base = model.logits(hidden), model.vlm.get_output_embeddings()(hidden)
+    new = torch.tensor(processor.token_ids.new)
+    assert new.max() < base.shape[-1]
+    old = torch.ones(base.shape[-1], dtype=torch.bool)
+    old[new] = False
+    masked = model.without_new_tokens(logits)
+    assert torch.equal(masked[..., old], base[..., old])
+    assert (masked[..., new] == float("-inf")).all()
+    assert torch.equal(logits[..., old], base[..., old])
+    assert not torch.equal(logits[..., new], base[..., new])

@@ -132,6 +132,30 @@ def test_broken_samples_are_named(processor, boxes, messages, message):
         processor.encode(picture(), boxes, messages, sample_id="s7")
 
 
+def test_every_error_comes_before_any_compute(processor, monkeypatch):
+    """Also when only the last of several images is broken."""
+
+    def must_not_run(*_):
+        raise AssertionError("an image was processed before the sample was checked")
+
+    monkeypatch.setattr(processor.family, "preprocess", must_not_run)
+    monkeypatch.setattr("fo1_model.processing.fit_image", must_not_run)
+    monkeypatch.setattr("fo1_model.processing.auxiliary_image", must_not_run)
+    two = {"role": "user", "content": f"{grammar.IMAGE}{grammar.IMAGE}{grammar.region_prompt(1)}Where?"}
+    fine = np.zeros((0, 4), np.float32)
+    for second, boxes, message in [
+        (Image.new("RGB", (0, 5)), [[0, 0, 1, 1]], "image of 0x5 pixels"),
+        (picture(), [[0, 0, np.inf, 1]], "bad box 0.*finite"),
+        (picture(), [[3, 0, 1, 1]], "bad box 0.*not inverted"),
+        (picture(), np.zeros((101, 4)), "num_region_tokens=100"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            processor.encode([picture(), second], [fine, np.array(boxes)], [two])
+    missing = user(2, "What is <region2>?")
+    with pytest.raises(ValueError, match="mentions <region2> but has 2 boxes"):
+        processor.encode(picture(), BOXES, [missing])
+
+
 def test_boxes_per_image_must_match(processor):
     with pytest.raises(ValueError, match="1 lists of boxes for 2 images"):
         processor.encode([picture(), picture()], [BOXES], [user()])

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import roi_align
 
-from fo1_model.config import SIZES, ConnectorConfig, RegionConfig
+from fo1_model.checkpoint import new_model
+from fo1_model.config import SIZES, ConnectorConfig, RegionConfig, debug
 from fo1_model.region_encoder import RegionEncoder
 from fo1_model.region_pooling import FeatureMap
+from fo1_model.stages import parameter_groups
 
 DIMS = (4, 6, 8, 10)
 HIDDEN = 12
@@ -16,13 +18,13 @@ WIDTH, HEIGHT = 181, 133
 PATCH = 14
 
 
-def maps() -> tuple[list[FeatureMap], FeatureMap]:
+def maps(dims: tuple[int, ...] = DIMS) -> tuple[list[FeatureMap], FeatureMap]:
     """Maps of a 181x133 image: DaViT's at that size, the ViT's of the image resized to 168x140."""
     generator = torch.Generator().manual_seed(0)
     sizes = [(34, 46), (17, 23), (9, 12), (5, 6)]
     auxiliary = [
         FeatureMap(torch.randn(dim, *size, generator=generator), (1, 1), 4 * 2**level)
-        for level, (dim, size) in enumerate(zip(DIMS, sizes, strict=True))
+        for level, (dim, size) in enumerate(zip(dims, sizes, strict=True))
     ]
     scale = (12 * PATCH / WIDTH, 10 * PATCH / HEIGHT)
     return auxiliary, FeatureMap(torch.randn(16, 10, 12, generator=generator), scale, PATCH)
@@ -31,23 +33,26 @@ def maps() -> tuple[list[FeatureMap], FeatureMap]:
 BOXES = torch.tensor([[3.0, 4.0, 60.0, 90.0], [100.5, 20.0, 101.0, 133.0], [0.0, 0.0, 181.0, 133.0]])
 
 
-def encoder(num_layers: int = 2, **region: object) -> RegionEncoder:
+def encoder(num_layers: int = 2, dims: tuple[int, ...] = DIMS, **region: object) -> RegionEncoder:
     torch.manual_seed(1)
     return RegionEncoder(
         RegionConfig(**{"pyramid_dim": 5, **region}),
         ConnectorConfig(num_layers=num_layers),
-        auxiliary_dims=DIMS,
+        auxiliary_dims=dims,
         primary_dim=16,
         hidden_size=HIDDEN,
     )
 
 
-def hybrid_by_the_book(module: RegionEncoder) -> torch.Tensor:
+def hybrid_by_the_book(module: RegionEncoder, dims: tuple[int, ...] = DIMS) -> torch.Tensor:
     """The feature before the connector as the release writes it: two frames, plain RoIAlign."""
-    auxiliary, primary = maps()
+    auxiliary, primary = maps(dims)
     settings = module.region
     size = auxiliary[0].values.shape[1:]
-    fine = [F.interpolate(m.values[None], size=size, mode="bilinear", align_corners=False) for m in auxiliary]
+    values = [m.values for m in auxiliary]
+    if settings.map_embedding:
+        values = [v + map_positions(*v.shape) for v in values]
+    fine = [F.interpolate(v[None], size=size, mode="bilinear", align_corners=False) for v in values]
     pooled_auxiliary = roi_align(
         torch.cat(fine, dim=1), [BOXES], settings.roi_size, 0.25, -1, settings.aligned
     )
@@ -78,6 +83,18 @@ def hybrid_by_the_book(module: RegionEncoder) -> torch.Tensor:
     return hybrid
 
 
+def map_positions(channels: int, height: int, width: int) -> torch.Tensor:
+    result = torch.zeros(channels, height, width)
+    for i in range(height):
+        for j in range(width):
+            for c in range(channels):
+                half, within = divmod(c, channels // 2)
+                value = (j / width) if half else (i / height)
+                angle = 2 * math.pi * value / 10000 ** (2 * (within // 2 // 2) / (channels // 4))
+                result[c, i, j] = math.cos(angle) if within % 2 else math.sin(angle)
+    return result
+
+
 def embed(box: list[float], frame: tuple[int, int], dim: int) -> list[float]:
     x0, x1, y0, y1 = box[0] / frame[0], box[2] / frame[0], box[1] / frame[1], box[3] / frame[1]
     result = []
@@ -101,16 +118,55 @@ def embed(box: list[float], frame: tuple[int, int], dim: int) -> list[float]:
         {"region_norm": True},
         {"box_embedding": False},
         {"aligned": True, "roi_size": 3},
+        {"map_embedding": True, "dims": (4, 8, 8, 12)},
+        {"map_embedding": True, "box_embedding": False, "region_norm": True, "dims": (8, 16, 4, 4)},
     ],
     ids=str,
 )
 def test_equals_the_release_written_out(settings: dict) -> None:
     module = encoder(**settings)
-    auxiliary, primary = maps()
+    dims = settings.get("dims", DIMS)
+    auxiliary, primary = maps(dims)
     hybrid = module.hybrid_features(auxiliary, primary, BOXES)
     assert hybrid.shape == (3, module.hybrid_size)
-    torch.testing.assert_close(hybrid, hybrid_by_the_book(module), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hybrid, hybrid_by_the_book(module, dims), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(module(auxiliary, primary, BOXES), module.connector(hybrid))
+
+
+def test_boxes_take_the_releases_way_through_both_frames() -> None:
+    """186 px squashed to 768 and patched to 196: a box as wide as the image spans 14 cells or a bit more.
+
+    In one multiplication it is 14 cells and 2 samples a bin; through the auxiliary frame, rounded on the way,
+    it is above 14 and 3 samples.
+    """
+    generator = torch.Generator().manual_seed(3)
+    auxiliary = [FeatureMap(torch.zeros(4, 192, 192), (768 / 186, 768 / 186), 4)]
+    primary = FeatureMap(torch.randn(4, 14, 14, generator=generator), (196 / 186, 196 / 186), PATCH)
+    module = RegionEncoder(
+        RegionConfig(pyramid=False, box_embedding=False),
+        ConnectorConfig(),
+        auxiliary_dims=(4,),
+        primary_dim=4,
+        hidden_size=HIDDEN,
+    )
+    boxes = torch.tensor([[0.0, 0.0, 186.0, 186.0]])
+    pooled = module.hybrid_features(auxiliary, primary, boxes)[:, 4:]
+
+    def align(released: torch.Tensor) -> torch.Tensor:
+        return roi_align(primary.values[None], [released], 7, 1 / PATCH).mean((2, 3))
+
+    ratio = torch.tensor(196 / 768)
+    through = align(torch.tensor([[0.0, 0.0, 768.0, 768.0]]) * ratio)
+    direct = align(boxes * torch.tensor(196 / 186))
+    assert (through - direct).abs().max() > 1e-3
+    torch.testing.assert_close(pooled, through, rtol=0, atol=1e-6)
+
+
+def test_a_map_embedding_needs_four_equal_blocks_and_the_auxiliary_maps() -> None:
+    with pytest.raises(ValueError, match=r"multiples of 4, got \[4, 6, 8, 10\]"):
+        encoder(map_embedding=True)
+    with pytest.raises(ValueError, match="map_embedding=True"):
+        RegionConfig(map_embedding=True, features="primary")
 
 
 def test_the_released_widths() -> None:
@@ -208,3 +264,20 @@ def test_a_width_without_four_equal_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 4, got 47"):
         RegionEncoder(RegionConfig(pyramid_dim=5), ConnectorConfig(), **build)
     RegionEncoder(RegionConfig(pyramid_dim=5, box_embedding=False), ConnectorConfig(), **build)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_model_of_the_primary_branch_has_no_idle_tower(kept: bool, sample) -> None:
+    config = debug()
+    config = dataclasses.replace(
+        config,
+        region=dataclasses.replace(config.region, features="primary"),
+        auxiliary=dataclasses.replace(config.auxiliary, keep_unread=kept),
+    )
+    model, processor = new_model(config, seed=0)
+    assert (model.auxiliary is not None) == kept
+    groups = parameter_groups(model, "stage2", 1e-3)
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    assert not any(id(p) in trained for name, p in model.named_parameters() if name.startswith("auxiliary"))
+    model.train()(processor.collate([sample(84, 56, 2, "None")])).loss_sum.backward()
+    assert all(p.grad is not None for group in groups for p in group["params"])

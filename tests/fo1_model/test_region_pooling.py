@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -48,46 +49,87 @@ def test_by_hand(box, settings_, expected) -> None:
 
 
 coordinate = st.floats(-15, 40, allow_nan=False)
+anywhere = st.tuples(coordinate, coordinate, coordinate, coordinate)
+small = st.tuples(coordinate, coordinate, st.floats(0, 1.5), st.floats(0, 1.5)).map(
+    lambda box: (box[0], box[1], box[0] + box[2], box[1] + box[3])
+)
+whole_cells = st.tuples(*[st.integers(-3, 26).map(float)] * 4)
+"""On borders and with whole numbers of samples, where one rule ends and another begins."""
 
 
 @st.composite
 def cases(draw):
-    height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    upsampled = draw(st.none() | st.tuples(st.integers(height, 24), st.integers(width, 24)))
+    grid = draw(st.tuples(st.integers(1, 24), st.integers(1, 24)))
+    sizes = [
+        (draw(st.integers(1, grid[0])), draw(st.integers(1, grid[1]))) for _ in range(draw(st.integers(0, 2)))
+    ]
     aligned = draw(st.booleans())
-    corners = draw(
-        st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate), min_size=1, max_size=6)
-    )
+    corners = draw(st.lists(anywhere | small | whole_cells, min_size=1, max_size=6))
     boxes = torch.tensor(corners, dtype=torch.float64)
     if aligned:  # torchvision crashes on a negative number of samples
         boxes = torch.cat([boxes[:, :2].minimum(boxes[:, 2:]), boxes[:, :2].maximum(boxes[:, 2:])], dim=1)
     return {
-        "size": (height, width),
+        "grid": grid,
+        "sizes": [grid, *sizes],
         "boxes": boxes,
         "settings": {
             "output_size": draw(st.sampled_from([1, 2, 7])),
             "aligned": aligned,
             "sampling_ratio": draw(st.sampled_from([-1, 0, 1, 2, 3])),
-            "upsampled_size": upsampled,
         },
         "seed": draw(st.integers(0, 2**16)),
     }
 
 
-@settings(max_examples=150, deadline=None)
-@given(cases())
-def test_equals_resize_roi_align_mean_with_its_gradient(case) -> None:
+def check_against_reference(case, device: str = "cpu") -> None:
+    """Levels pooled as if upsampled and concatenated, and the gradient of each, in float64."""
     generator = torch.Generator().manual_seed(case["seed"])
-    values = torch.randn(3, *case["size"], generator=generator, dtype=torch.float64)
-    out_grad = torch.randn(len(case["boxes"]), 3, generator=generator, dtype=torch.float64)
+    levels = [torch.randn(2, *size, generator=generator, dtype=torch.float64) for size in case["sizes"]]
+    out_grad = torch.randn(len(case["boxes"]), 2 * len(levels), generator=generator, dtype=torch.float64)
+    boxes = case["boxes"].to(device)
+
+    def fast(leaves):
+        return pool_levels(leaves, boxes, grid_size=case["grid"], **case["settings"])
+
+    def one_by_one(leaves):
+        size = case["grid"]
+        return torch.cat(
+            [pool_regions(leaf, boxes, upsampled_size=size, **case["settings"]) for leaf in leaves], dim=1
+        )
+
+    def reference(leaves):
+        resized = [F.interpolate(leaf[None], size=case["grid"], mode="bilinear")[0] for leaf in leaves]
+        return pool_regions_reference(torch.cat(resized), boxes, **case["settings"])
+
+    def reference_one_by_one(leaves):
+        size = case["grid"]
+        return torch.cat(
+            [pool_regions_reference(leaf, boxes, upsampled_size=size, **case["settings"]) for leaf in leaves],
+            dim=1,
+        )
+
     results = []
-    for pool in (pool_regions, pool_regions_reference):
-        leaf = values.clone().requires_grad_()
-        pooled = pool(leaf, case["boxes"], **case["settings"])
-        pooled.backward(out_grad)
-        results.append((pooled.detach(), leaf.grad))
-    for ours, reference in zip(*results, strict=True):
-        assert (ours - reference).abs().max() < 1e-9
+    for pool in (fast, one_by_one, reference, reference_one_by_one):
+        leaves = [level.to(device).clone().requires_grad_() for level in levels]
+        pooled = pool(leaves)
+        pooled.backward(out_grad.to(device))
+        results.append([pooled.detach(), *(leaf.grad for leaf in leaves)])
+    for ours in zip(*results, strict=True):
+        for other in ours[1:]:
+            assert (ours[0] - other).abs().max() < 1e-9
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases())
+def test_equals_resize_concatenate_roi_align_mean_with_its_gradient(case) -> None:
+    check_against_reference(case)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@settings(max_examples=50, deadline=None)
+@given(cases())
+def test_equals_the_reference_on_a_gpu(case) -> None:
+    check_against_reference(case, "cuda")
 
 
 def test_levels_are_pooled_as_if_upsampled_and_concatenated() -> None:
@@ -168,8 +210,24 @@ def test_half_precision_maps_are_summed_in_float32() -> None:
         pooled = pool_regions(leaf, boxes, **RELEASE)
     assert pooled.dtype == torch.float32
     assert torch.equal(pooled, exact)
-    pooled.sum().backward()
-    assert leaf.grad.dtype == torch.bfloat16
+    out_grad = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))
+    pooled.backward(out_grad)
+    exact_leaf = values.float().requires_grad_()
+    pool_regions(exact_leaf, boxes, **RELEASE).backward(out_grad)
+    assert torch.equal(leaf.grad, exact_leaf.grad.bfloat16())
+
+
+def test_many_boxes_at_the_release_width_agree_in_float32() -> None:
+    generator = torch.Generator().manual_seed(3)
+    levels = [
+        torch.randn(d, 96 // s, 128 // s, generator=generator) for d, s in [(256, 1), (512, 2), (1024, 4)]
+    ]
+    low = torch.rand(100, 2, generator=generator) * torch.tensor([140.0, 110.0]) - 8
+    boxes = torch.cat([low, low + 60 * torch.rand(100, 2, generator=generator) ** 3], dim=1)
+    resized = [F.interpolate(level[None], size=(96, 128), mode="bilinear")[0] for level in levels]
+    expected = pool_regions_reference(torch.cat(resized), boxes, **RELEASE)
+    ours = pool_levels(levels, boxes, **RELEASE, grid_size=(96, 128))
+    assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_no_boxes_keep_the_graph() -> None:

@@ -45,9 +45,9 @@ def learned(runtime):
 
 def test_both_stages_learn(learned):
     print(learned)
-    assert learned["stage1"]["f1"] > 0.2
-    assert learned["stage2"]["f1"] > 0.35
-    assert learned["stage2"]["rejection_accuracy"] > 0.15
+    assert learned["stage1"]["f1"] > 0.65
+    assert learned["stage2"]["f1"] > 0.7
+    assert learned["stage2"]["rejection_accuracy"] > 0.75
     assert learned["stage2"]["valid_answers"] > 0.9
 
 
@@ -55,8 +55,8 @@ def test_shuffled_regions_fall_to_chance(learned, runtime):
     """The answer must come from what a region shows: with other boxes behind the indices nothing is left."""
     control = figures(stage2(**SMALL, shuffled_regions=True), runtime)["stage2"]
     print(control)
-    assert control["f1"] < 0.25
-    assert control["f1"] < learned["stage2"]["f1"] / 1.5
+    assert control["f1"] < 0.3
+    assert control["f1"] < learned["stage1"]["f1"] / 2
 
 
 def test_without_rejection_samples_the_model_answers_what_is_absent(learned, runtime):
@@ -64,5 +64,4 @@ def test_without_rejection_samples_the_model_answers_what_is_absent(learned, run
     control = figures(stage2(**SMALL, **mixes), runtime)["stage2"]
     print(control)
     assert control["rejection_accuracy"] < 0.1
-    assert control["rejection_accuracy"] < learned["stage2"]["rejection_accuracy"] / 2
-    assert control["f1"] > 0.25, "it still finds what is there"
+    assert control["f1"] > 0.55, "it still finds what is there"

@@ -41,6 +41,18 @@ def test_one_picture_is_answered_over_boxes_or_a_detector(model):
         predict_image(*model, image, "Find it.", boxes=boxes, detector=Fixed())
 
 
+def test_an_answer_can_be_held_to_the_language_and_to_names(model):
+    image = draw_scene((1, 2)).image
+    boxes = np.array([[3, 3, 40, 40], [20, 20, 90, 90]], np.float32)
+    settings = {"boxes": boxes, "max_new_tokens": 20}
+    held = predict_image(*model, image, "Find it.", **settings, constrained=True, names=["red circle"])
+    assert held.answer.parsed.problem is None
+    assert held.answer.finished
+    assert {text for text, _ in held.answer.parsed.phrases} <= {"red circle"}
+    with pytest.raises(ValueError, match="constrained"):
+        predict_image(*model, image, "Find it.", **settings, names=["red circle"])
+
+
 def test_names_become_the_question_of_the_release():
     assert question_for(["cat", " hot dog "]) == (
         "Please detect cat; hot dog in this image. Answer the question with object indexes."

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -7,16 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_evaluation import proposals_artifact, samples_artifact, shards_artifact, small_world
 
+from dataset_builders.prompts import TEMPLATES
 from fo1_model.checkpoint import new_model, save_model
 from fo1_model.config import SIZES
 from fo1_model.generation import Answer
 from fo1_model.grammar import parse
+from pipelines.answering import question_for
 from pipelines.artifacts import Artifact, fingerprint
 from pipelines.cluster import RuntimeConfig
 from pipelines.evaluation import evaluate, read_examples
 from pipelines.inference import (
     VERSION,
     PredictConfig,
+    asked_names,
     bucket_of_shard,
     derangement,
     encode_question,
@@ -24,6 +28,7 @@ from pipelines.inference import (
     predict_examples,
     predict_inputs,
     prediction_row,
+    region_score,
 )
 from pipelines.tars import tasks_of
 
@@ -104,8 +109,9 @@ def test_what_is_missing_is_named_before_any_work(parts, tmp_path, monkeypatch):
         predict(config, shards, run, output(tmp_path, config, shards, run), runtime=runtime(tmp_path))
     with pytest.raises(ValueError, match="tasks"):
         PredictConfig(tasks=())
-    with pytest.raises(ValueError, match="batch_size"):
-        PredictConfig(tasks=("detection",), batch_size=0)
+    for wrong in ({"batch_size": 0}, {"constraint": "json"}, {"score": "logit"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            PredictConfig(tasks=("detection",), **wrong)
 
 
 def test_rows_keep_the_order_of_examples_and_do_not_depend_on_the_batch(parts, model):
@@ -129,6 +135,89 @@ def test_a_row_has_boxes_and_scores_of_the_regions_said(parts):
     assert row["problem"] == "unknown regions 99"
     cut = prediction_row(example, dataclasses.replace(answer, finished=False))
     assert cut["problem"] == "unknown regions 99; cut at the longest answer"
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        ("proposal", [0.5, 0.25, None]),
+        ("model", [0.25, 0.5, 1.0]),
+        ("product", [0.125, 0.125, None]),
+    ],
+)
+def test_scores_by_hand(parts, score, expected):
+    example = next(read_examples(parts[1], ["detection"]))[0]
+    rest = [0.0] * (len(example.boxes) - 3)
+    example = dataclasses.replace(example, scores=(0.25, None, 0.5, *rest))
+    text = "<region2><region0><region1>"
+    logprobs = (math.log(0.25), math.log(0.5), 0.0)
+    answer = Answer(
+        text=text, parsed=parse(text, len(example.boxes)), region_logprobs=logprobs, finished=True
+    )
+    row = prediction_row(example, answer, score)
+    assert row["scores"] == pytest.approx(expected)
+    assert row["region_logprobs"] == list(logprobs)
+
+
+def test_a_region_spelled_by_other_tokens_has_no_probability():
+    assert region_score("model", 0.5, -math.inf) == 0
+    assert region_score("product", 0.5, -math.inf) == 0
+
+
+def test_constraint_and_score_are_part_of_the_fingerprint(parts, tmp_path):
+    changes = ({}, {"score": "model"}, {"constraint": "grammar"})
+    configs = [dataclasses.replace(CONFIG, **change) for change in changes]
+    assert len({output(tmp_path, config, *parts[1:]).fingerprint for config in configs}) == 3
+    assert (CONFIG.score, CONFIG.constraint) == ("proposal", "none")  # the release's
+
+
+@pytest.mark.parametrize("constraint", ["grammar", "names"])
+def test_constrained_answers_all_read_cleanly(parts, model, constraint):
+    examples = list(read_examples(parts[1], CONFIG.tasks))[:12]
+    config = dataclasses.replace(CONFIG, constraint=constraint, max_new_tokens=12)
+    rows = predict_examples(*model, examples, config)
+    assert [row["problem"] for row in rows] == [None] * len(rows)
+    assert any(row["problem"] for row in predict_examples(*model, examples, CONFIG))
+
+
+def test_names_reach_the_constraint_and_the_score_the_rows(parts, model, monkeypatch):
+    seen = {}
+
+    def remember(model, processor, samples, config, *, names):
+        assert config.constrained == (names is not None)
+        for sample, allowed in zip(samples, names or [], strict=names is not None):
+            seen[sample.sample_id] = allowed
+        parsed = parse("<region0>", 1)
+        answer = Answer(text="<region0>", parsed=parsed, region_logprobs=(math.log(0.5),), finished=True)
+        return [answer] * len(samples)
+
+    monkeypatch.setattr("fo1_model.generation.generate", remember)
+    examples = list(read_examples(parts[1], CONFIG.tasks))
+    predict_examples(*model, examples, CONFIG)
+    assert seen == {}
+    rows = predict_examples(*model, examples, dataclasses.replace(CONFIG, constraint="names", score="model"))
+    assert [row["scores"] for row in rows] == [[0.5]] * len(rows)
+    assert len(seen) == len(examples)
+    for example, _ in examples:
+        if example.task in ("detection", "rejection"):
+            assert example.messages[0]["content"].endswith(question_for(seen[example.sample_id]))
+            assert {target["text"] for target in example.targets if target["regions"]} <= {
+                *seen[example.sample_id]
+            }
+        else:
+            assert seen[example.sample_id] is None
+
+
+@pytest.mark.parametrize("wording", TEMPLATES["detection"])
+def test_names_are_read_from_every_wording(parts, wording):
+    example = next(read_examples(parts[1], ["detection"]))[0]
+    names = ("red cup", "Find every instance of this", "a. b")
+    content = "<image>\n<region0><regionfeat>\n" + wording.format("; ".join(names))
+    asked = dataclasses.replace(example, messages=({"role": "user", "content": content},))
+    assert asked_names(asked) == names
+    other = dataclasses.replace(example, messages=({"role": "user", "content": "What is here?"},))
+    with pytest.raises(RuntimeError, match="What is here"):
+        asked_names(other)
 
 
 def test_shuffled_regions_show_other_boxes_and_nothing_else(parts, model):

@@ -201,8 +201,11 @@ def test_the_shipped_base_is_what_the_code_expects():
     assert SHIPPED.stat().st_size <= 8 * 2**20
     metadata = read_metadata(SHIPPED)
     assert metadata["tokenizer"] == tokenizer_digest()
-    assert metadata["config"] == SIZES["tiny"]().to_dict()
+    # What the base is made for; the rest of a config may gain fields without touching it.
+    expected = SIZES["tiny"]().to_dict()
+    assert metadata["config"]["vlm"] == expected["vlm"]
+    assert metadata["config"]["auxiliary"].items() <= expected["auxiliary"].items()
     figures = metadata["figures"]
     assert figures["colour"] > 0.97
     assert figures["shape"] > 0.8
-    assert figures["list_keys"] > 0.7
+    assert figures["list_keys"] > 0.9

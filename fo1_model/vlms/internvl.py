@@ -1,0 +1,94 @@
+"""InternVL as transformers has it: a square ViT with a class token, pixel shuffle, a ChatML decoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+from fo1_model.config import VLMConfig
+from fo1_model.vlms.family import Grid, VLMFamily, require, square_side
+
+
+class InternVL(VLMFamily):
+    """InternVL, the image as one square tile.
+
+    The base's processor cuts tiles unless told ``crop_to_patches=False``; that setting is used here, so that
+    the tile covers the whole image (squashed) and the image costs as many tokens as one tile does.
+    """
+
+    image_token = "<IMG_CONTEXT>"  # noqa: S105
+    image_start = ("<img>",)
+    image_end = ("</img>",)
+    region_slot = "<|vision_pad|>"
+    turn_end = "<|im_end|>"
+    stop_tokens = ("<|im_end|>", "<|endoftext|>")
+    pad_token = "<|endoftext|>"  # noqa: S105
+    visual_prefixes = ("model.vision_tower.", "model.multi_modal_projector.")
+
+    def __init__(self, config: VLMConfig) -> None:
+        self.config = InternVLConfig(**config.config)
+        text: Any = self.config.text_config
+        vision: Any = self.config.vision_config
+        require("vision_feature_layer", self.config.vision_feature_layer, -1)
+        require("vision_feature_select_strategy", self.config.vision_feature_select_strategy, "default")
+        self.hidden_size = text.hidden_size
+        self.vocabulary_rows = text.vocab_size
+        self.tied = self.config.tie_word_embeddings
+        self.primary_dim = vision.hidden_size
+        self.patch_size = square_side(vision.patch_size, "vision_config.patch_size")
+        self._side = square_side(vision.image_size, "vision_config.image_size")
+        self._cells = self._side // self.patch_size
+        self._processor = GotOcr2ImageProcessorPil(
+            size={"height": self._side, "width": self._side},
+            crop_to_patches=False,
+            image_mean=[0.485, 0.456, 0.406],
+            image_std=[0.229, 0.224, 0.225],
+        )
+
+    def build(self) -> nn.Module:
+        """The transformers model with fresh weights."""
+        return InternVLForConditionalGeneration(self.config)
+
+    def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:
+        """Squashed to the tile (bicubic), ImageNet mean and deviation; one row."""
+        pixels = self._processor(image, return_tensors="pt")["pixel_values"]
+        return pixels.flatten(1), (self._cells, self._cells)
+
+    def blank(self) -> tuple[Tensor, Grid]:
+        """One tile of zeros."""
+        return torch.zeros(1, 3 * self._side**2), (self._cells, self._cells)
+
+    def num_image_tokens(self, grid: Grid) -> int:
+        """One token a block of patches that pixel shuffle folds."""
+        return int(grid[0] * grid[1] * self.config.downsample_ratio**2)
+
+    def input_size(self, grid: Grid) -> tuple[int, int]:  # noqa: ARG002
+        """The tile."""
+        return self._side, self._side
+
+    def encode_images(
+        self,
+        vlm: Any,
+        pixels: Tensor,
+        grids: Sequence[Grid],  # noqa: ARG002
+        *,
+        all_levels: bool = False,  # noqa: ARG002
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The map is the state before pixel shuffle, without the class token; rows are in image order."""
+        tiles = pixels.view(-1, 3, self._side, self._side)
+        output = vlm.model.get_image_features(tiles.to(vlm.dtype), return_dict=True)
+        states = output.last_hidden_state[:, 1:].transpose(1, 2)
+        maps = states.unflatten(2, (self._cells, self._cells))
+        return output.pooler_output.flatten(0, 1), list(maps)
+
+    def vision_tower(self, vlm: Any) -> nn.Module:
+        """ViT and projector."""
+        return nn.ModuleList([vlm.model.vision_tower, vlm.model.multi_modal_projector])
+
+    def language_model(self, vlm: Any) -> nn.Module:
+        """The text decoder."""
+        return vlm.model.language_model

@@ -1,0 +1,100 @@
+"""SmolVLM (the form of Idefics3): a square SigLIP tower, pixel shuffle, a Llama decoder, its own chat."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from fo1_model import grammar
+from fo1_model.config import VLMConfig
+from fo1_model.vlms.family import Grid, VLMFamily, square_side
+
+
+class SmolVLM(VLMFamily):
+    """SmolVLM, the whole image as one square tile.
+
+    The base's processor cuts tiles unless told ``do_image_splitting=False``; that setting is used here, so
+    that the tile covers the whole image (squashed). The prompt is the base's for an image that is not split.
+    """
+
+    image_token = "<image>"  # noqa: S105
+    image_start = ("<fake_token_around_image>", "<global-img>")
+    image_end = ("<fake_token_around_image>",)
+    region_slot = "<row_1_col_1>"
+    turn_end = "<end_of_utterance>"
+    opening = "<|im_start|>"
+    answer_lead = " "
+    stop_tokens = ("<end_of_utterance>",)
+    pad_token = "<|im_end|>"  # noqa: S105
+    visual_prefixes = ("model.vision_model.", "model.connector.")
+
+    def __init__(self, config: VLMConfig) -> None:
+        self.config = SmolVLMConfig(**config.config)
+        text: Any = self.config.text_config
+        vision: Any = self.config.vision_config
+        self.hidden_size = text.hidden_size
+        self.vocabulary_rows = text.vocab_size
+        self.tied = self.config.tie_word_embeddings
+        self.primary_dim = vision.hidden_size
+        self.patch_size = square_side(vision.patch_size, "vision_config.patch_size")
+        self._side = square_side(vision.image_size, "vision_config.image_size")
+        self._cells = self._side // self.patch_size
+        self._processor = SmolVLMImageProcessorPil(
+            # The base first scales the long side to four tiles, even when it does not cut any.
+            size={"longest_edge": 4 * self._side},
+            max_image_size={"longest_edge": self._side},
+            do_image_splitting=False,
+        )
+
+    def build(self) -> nn.Module:
+        """The transformers model with fresh weights."""
+        return SmolVLMForConditionalGeneration(self.config)
+
+    def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:
+        """Squashed to the tile (Lanczos), mean and deviation 0.5; one row."""
+        pixels = self._processor(image, return_tensors="pt")["pixel_values"]
+        return pixels.flatten(0, 1).flatten(1), (self._cells, self._cells)
+
+    def blank(self) -> tuple[Tensor, Grid]:
+        """One tile of zeros."""
+        return torch.zeros(1, 3 * self._side**2), (self._cells, self._cells)
+
+    def num_image_tokens(self, grid: Grid) -> int:
+        """One token a block of patches that pixel shuffle folds."""
+        return grid[0] * grid[1] // self.config.scale_factor**2
+
+    def input_size(self, grid: Grid) -> tuple[int, int]:  # noqa: ARG002
+        """The tile."""
+        return self._side, self._side
+
+    def encode_images(
+        self,
+        vlm: Any,
+        pixels: Tensor,
+        grids: Sequence[Grid],  # noqa: ARG002
+        *,
+        all_levels: bool = False,  # noqa: ARG002
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The map is the state before pixel shuffle; its rows are in image order."""
+        tiles = pixels.view(1, -1, 3, self._side, self._side)
+        output = vlm.model.get_image_features(tiles.to(vlm.dtype), return_dict=True)
+        states = output.last_hidden_state.transpose(1, 2)
+        maps = states.unflatten(2, (self._cells, self._cells))
+        return torch.cat(list(output.pooler_output)), list(maps)
+
+    def vision_tower(self, vlm: Any) -> nn.Module:
+        """ViT and connector."""
+        return nn.ModuleList([vlm.model.vision_model, vlm.model.connector])
+
+    def language_model(self, vlm: Any) -> nn.Module:
+        """The text decoder."""
+        return vlm.model.text_model
+
+    def write_turn(self, role: str, content: str) -> tuple[str, str]:
+        """``User: text``, or ``User:`` and the image."""
+        lead = "" if content.startswith(grammar.IMAGE) else self.answer_lead
+        return f"{role.capitalize()}:", lead + content

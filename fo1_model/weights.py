@@ -1,0 +1,196 @@
+"""Weights on disk: the safetensors files of a folder, one or several with an index, tensor by tensor.
+
+Reading never holds more than one tensor beside the model, writing more than one file of them, so that a model
+of billions of parameters moves in little more memory than its own.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_FILE_BYTES = 5_000_000_000
+"""Size of one file of weights, bytes, as in transformers."""
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_MOST_NAMED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeights:
+    """What the safetensors files of a folder hold."""
+
+    folder: Path
+    files: dict[str, tuple[str, ...]]
+    """File -> names of its tensors."""
+    shapes: dict[str, tuple[int, ...]]
+    """Name -> shape, of every tensor."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor in its stored type, read when it is asked for."""
+        for file, names in self.files.items():
+            with safe_open(self.folder / file, framework="pt") as opened:
+                for name in names:
+                    yield name, opened.get_tensor(name)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor in its stored type."""
+        file = next(file for file, names in self.files.items() if name in names)
+        with safe_open(self.folder / file, framework="pt") as opened:
+            return opened.get_tensor(name)
+
+
+def open_weights(folder: Path) -> StoredWeights:
+    """The weights of a folder: the files its index names, or without an index all ``model*.safetensors``.
+
+    Raises ValueError when there are none, a file is missing or unreadable, a tensor is there twice, or index
+    and files disagree.
+    """
+    index = folder / INDEX
+    listed: Mapping[str, str] | None = None
+    if index.is_file():
+        listed = read_json(index)["weight_map"]
+    found = {file.name for file in folder.glob("model*.safetensors")}
+    files = sorted(set(listed.values()) if listed else found)
+    if not files:
+        raise ValueError(f"{folder} holds no model*.safetensors")
+    names: dict[str, tuple[str, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder} lacks {file}, which {INDEX} names")
+        try:
+            with safe_open(folder / file, framework="pt") as opened:
+                names[file] = tuple(opened.keys())
+                for name in names[file]:
+                    if name in shapes:
+                        raise ValueError(f"{folder} holds {name} twice, the second time in {file}")
+                    shapes[name] = tuple(opened.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise ValueError(f"{folder / file} is not a readable safetensors file: {error}") from error
+    if listed is not None:
+        check_names(set(listed), set(shapes), f"{folder}, as {INDEX} lists it")
+    return StoredWeights(folder=folder, files=names, shapes=shapes)
+
+
+def check_names(expected: set[str], given: set[str], what: str) -> None:
+    """Raise ValueError naming the weights that are missing or left over, unless the names are the same."""
+    for names, fault in ((expected - given, "missing"), (given - expected, "not the model's")):
+        if names:
+            shown = ", ".join(sorted(names)[:_MOST_NAMED])
+            more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+            raise ValueError(f"{what}: {len(names)} weights are {fault}: {shown}{more}")
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a model is stored as, by name; one that is shared goes by its first name."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        named.setdefault(id(value), (name, value))
+    return dict(named.values())
+
+
+def load_weights(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, tuple[int, ...]],
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    what: str,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Put ``tensors`` in the place of the model's ``own``, one after the other.
+
+    given: names and shapes of the tensors. dtype: of all of them; None keeps each as it is stored.
+
+    Raises ValueError, before anything is read, when names or shapes are not exactly the model's.
+    """
+    check_names(set(own), set(given), what)
+    for name, value in own.items():
+        if tuple(value.shape) != given[name]:
+            raise ValueError(f"{what}: {name} is {list(given[name])}, the model has {list(value.shape)}")
+    for name, tensor in tensors:
+        # A copy, or the model would keep the file open and change with it.
+        own[name].data = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True)
+
+
+def write_weights(
+    folder: Path,
+    tensors: Mapping[str, Callable[[], Tensor]],
+    sizes: Mapping[str, int],
+    *,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Write a folder's weights: ``model.safetensors``, or numbered files and an index when they are larger.
+
+    tensors: name -> the tensor, asked for when its file is written. sizes: its bytes. The same tensors give
+    the same bytes. Files of weights that the folder held before are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if old.name in (FILE, INDEX) or _SHARD.fullmatch(old.name):
+            old.unlink()
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name in sorted(tensors):
+        if groups[-1] and filled + sizes[name] > max_file_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += sizes[name]
+    files = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    files = [FILE] if len(groups) == 1 else files
+    for file, names in zip(files, groups, strict=True):
+        values = {name: tensors[name]().detach().cpu().contiguous() for name in names}
+        save_file(values, folder / file, metadata={"format": "pt"})
+    if len(groups) > 1:
+        weight_map = {name: file for file, names in zip(files, groups, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_json(folder / INDEX, index)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; raises ValueError naming the file when it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value the same way every time."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class _LeaveParameters(TorchFunctionMode):
+    """Functions that would fill a parameter in place do nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        fills = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        if fills and args and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def uninitialised() -> Iterator[None]:
+    """Modules built inside keep what lies in memory as their weights: for what is loaded at once.
+
+    Nothing is drawn and no memory is touched, so that billions of parameters take seconds and no room.
+    Buffers are computed as ever.
+    """
+    with _LeaveParameters():
+        yield

@@ -1,0 +1,162 @@
+"""The Hugging Face layout of our own folders, and transformers' auto classes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+
+from fo1_model import hub
+from fo1_model.checkpoint import load_model, save_model
+from fo1_model.config import MODEL_TYPE
+from fo1_model.model import FO1Model
+from fo1_model.processing import Processor
+
+
+@pytest.fixture
+def folder(model, processor, tmp_path):
+    save_model(model, processor, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    state = second.state_dict()
+    return all(torch.equal(value, state[name]) for name, value in first.state_dict().items())
+
+
+def test_the_auto_classes_read_our_folder(model, processor, sample, folder):
+    loaded, own = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    assert isinstance(loaded, FO1Model)
+    assert isinstance(own, Processor)
+    assert not loaded.training
+    assert same(model, loaded)
+    assert own.token_ids == processor.token_ids
+    answer = "<ground>red circle</ground><objects><region0></objects>"
+    batch = own.collate([sample(84, 56, 3, answer)])
+    with torch.no_grad():
+        assert torch.equal(loaded(batch).loss_sum, model(batch).loss_sum)
+    config = AutoConfig.from_pretrained(folder)
+    assert (type(config), config.model_type) == (hub.FO1Config, MODEL_TYPE)
+    assert config.model == json.loads((folder / "config.json").read_text())["model"]
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == processor.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, torch.float32),
+        ({"dtype": "auto"}, torch.float32),
+        ({"dtype": torch.bfloat16}, torch.bfloat16),
+        ({"dtype": "bfloat16", "device_map": "cpu"}, torch.bfloat16),
+        ({"torch_dtype": torch.float16}, torch.float16),
+    ],
+)
+def test_types_through_the_auto_class(folder, given, expected):
+    loaded = AutoModel.from_pretrained(folder, **given)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
+
+
+def test_what_is_no_type_is_refused(folder):
+    for name in ("int", "nn", "bfloat17"):
+        with pytest.raises(ValueError, match=f"dtype='{name}' is no floating torch dtype"):
+            hub.FO1AutoModel.from_pretrained(folder, dtype=name)
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import fo1_model; from transformers import AutoConfig, AutoModel, AutoProcessor",
+        "from transformers import AutoConfig, AutoModel, AutoProcessor; import fo1_model",
+    ],
+)
+def test_the_order_of_imports_does_not_matter(imports, folder):
+    code = (
+        f"{imports}\nfolder = {str(folder)!r}\n"
+        "names = [type(c.from_pretrained(folder)).__name__ for c in (AutoConfig, AutoModel, AutoProcessor)]\n"
+        "print(*names)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["FO1Config", "FO1Model", "Processor"]
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import fo1_model, sys; print({'torch', 'transformers', 'timm'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
+def test_importing_twice_registers_once(folder):
+    finders = [finder for finder in sys.meta_path if type(finder).__module__ == "fo1_model"]
+    assert len(finders) == 1
+    hub.register(sys.modules["transformers.models.auto.modeling_auto"])
+    assert isinstance(AutoModel.from_pretrained(folder), FO1Model)
+
+
+def test_model_and_processor_can_be_saved_apart(model, processor, folder, tmp_path):
+    model.save_pretrained(tmp_path / "apart")
+    assert same(model, FO1Model.from_pretrained(tmp_path / "apart"))
+    with pytest.raises(ValueError, match="saved without its processor"):
+        Processor.from_pretrained(tmp_path / "apart")
+    processor.save_pretrained(tmp_path / "apart")
+    for file in sorted(folder.iterdir()):
+        assert (tmp_path / "apart" / file.name).read_bytes() == file.read_bytes(), file.name
+    processor.save_pretrained(tmp_path / "alone")
+    assert Processor.from_pretrained(tmp_path / "alone").token_ids == processor.token_ids
+
+
+def test_a_large_model_is_sharded(model, processor, folder, tmp_path):
+    save_model(model, processor, tmp_path / "many", max_file_bytes=200_000)
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    whole = load_file(folder / "model.safetensors")
+    assert set(index["weight_map"]) == set(whole)
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in whole.values())
+    files = sorted(set(index["weight_map"].values()))
+    assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
+    for file in files:
+        held = load_file(tmp_path / "many" / file)
+        assert {name for name, where in index["weight_map"].items() if where == file} == set(held)
+        assert len(held) == 1 or sum(value.nbytes for value in held.values()) <= 200_000
+    assert same(model, AutoModel.from_pretrained(tmp_path / "many"))
+    # Saved again in one file, nothing of the many is left to be read.
+    save_model(model, processor, tmp_path / "many")
+    assert {file.name for file in (tmp_path / "many").iterdir()} == {file.name for file in folder.iterdir()}
+
+
+def test_loaded_weights_do_not_depend_on_the_file(model, folder):
+    loaded, _ = load_model(folder)
+    before = {name: value.clone() for name, value in loaded.state_dict().items()}
+    with (folder / "model.safetensors").open("r+b") as file:  # in place, as a copy onto it would
+        size = file.seek(0, 2)
+        file.seek(0)
+        file.write(bytes(size))
+    assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
+
+
+def test_types_are_kept_tensor_by_tensor(model, processor, folder, tmp_path):
+    model.region_encoder.bfloat16()
+    save_model(model, processor, tmp_path / "mixed")
+    loaded, _ = load_model(tmp_path / "mixed", dtype=None)
+    assert {p.dtype for p in loaded.region_encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in loaded.vlm.parameters()} == {torch.float32}
+    assert same(model, loaded)
+
+
+def test_half_precision_keeps_the_buffers(folder):
+    """Rounded to bfloat16, the frequencies of positions would turn far tokens by the wrong angles."""
+    whole, half = load_model(folder)[0], load_model(folder, dtype=torch.bfloat16)[0]
+    buffers = dict(half.named_buffers())
+    assert any("inv_freq" in name for name in buffers)
+    assert all(torch.equal(value, buffers[name]) for name, value in whole.named_buffers())
+
+
+def test_another_tokenizer_is_refused(folder, tmp_path):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    tokens["added_tokens"] = [t for t in tokens["added_tokens"] if t["content"] != "<region1>"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+    assert "<region1>" in tokenizer.get_vocab()
+    with pytest.raises(ValueError, match="other ids to the model's tokens"):
+        load_model(folder)

@@ -1,0 +1,104 @@
+"""The benchmark scripts in a setting of seconds: they run, and what they print is a table of sane figures."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fo1_model.checkpoint import new_model
+from fo1_model.config import debug
+from fo1_model.generation import GenerationConfig, generate
+
+BENCHMARKS = Path(__file__).parents[2] / "infra/benchmarks"
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def table(text: str) -> list[dict[str, str]]:
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    return [dict(zip(lines[0], row, strict=True)) for row in lines[2:]]
+
+
+SMALL = ["--sides", "192", "--boxes", "20", "--dims", "64", "64", "64", "64", "--repeats", "1"]
+
+
+def test_region_pooling(monkeypatch, capsys):
+    benchmark = script("region_pooling")
+    monkeypatch.setattr(benchmark, "PASSES", ("forward",))  # every figure starts a process
+    benchmark.main(SMALL)
+    text = capsys.readouterr().out
+    assert f"    python infra/benchmarks/region_pooling.py {' '.join(SMALL)}\n" in text
+    (row,) = table(text)
+    assert float(row["largest difference"]) < 1e-4
+    assert float(row["reference ms"]) > 0
+    # The reference holds four maps of 64 x 48 x 48 at the finest grid.
+    assert float(row["reference MiB"]) > 4 * 64 * 48 * 48 * 4 / 2**20
+    assert float(row["fast MiB"]) < float(row["reference MiB"])
+
+
+def test_both_ways_pool_the_same_with_a_backward_pass(tmp_path):
+    benchmark = script("region_pooling")
+    files = [tmp_path / "fast.npy", tmp_path / "reference.npy"]
+    for variant, file in zip(benchmark.VARIANTS, files, strict=True):
+        words = [*SMALL, "--measure", variant, "forward and backward", "--result", str(file)]
+        assert set(benchmark.measure(benchmark.arguments(words))) == {"seconds", "bytes"}
+    assert np.load(files[0]).shape == (20, 256)
+    assert benchmark.largest_difference(*files) < 1e-4
+    np.save(files[0], np.load(files[0]) + 1)
+    assert benchmark.largest_difference(*files) > 0.1
+
+
+def test_peak_memory_is_that_of_the_call_alone():
+    measured = script("region_pooling").extra_memory
+    held = np.ones(40 * 2**20, dtype=np.uint8)
+    del held
+    extra = measured("cpu")
+    assert extra() < 8 * 2**20, "what was used before must not count"
+    used = np.ones(40 * 2**20, dtype=np.uint8)
+    del used
+    assert 36 * 2**20 < extra() < 60 * 2**20
+
+
+@pytest.mark.parametrize("more", [[], ["--constrained"]])
+def test_generation(more, capsys):
+    words = ["--size", "debug", "--images", "3", "--new-tokens", "4", "--batches", "1", "2", "--side", "56"]
+    script("generation").main([*words, *more])
+    text = capsys.readouterr().out
+    assert re.search(r"3 pictures of 56 px with 12 boxes, prompts of \d+ tokens, 4 new tokens each", text)
+    assert ("constrained." in text) == bool(more)
+    rows = table(text)
+    assert [row["batch"] for row in rows] == ["1", "2"]
+    for row in rows:
+        assert float(row["answers per second"]) > 0
+        shares = [int(row[part]) for part in ("vision", "prefill", "decode", "rest")]
+        assert all(share >= 0 for share in shares)
+        assert sum(shares) == pytest.approx(100, abs=2)
+
+
+def test_the_stopwatch_tells_the_prompt_from_what_follows(monkeypatch):
+    benchmark = script("generation")
+    model, processor = new_model(debug(), 0)
+    samples = benchmark.questions(processor, 2, 56, 3)
+    watch = benchmark.Stopwatch(model, "cpu")
+    ticks = iter(range(1000))
+    monkeypatch.setattr(watch, "now", lambda: next(ticks))
+
+    def endless(tokens, logits):
+        return logits.index_fill(1, torch.tensor(processor.stop_ids), -torch.inf)
+
+    for first in range(2):
+        watch.start()
+        config = GenerationConfig(max_new_tokens=5)
+        generate(model, processor, samples[first : first + 1], config, logits_hook=endless)
+    # One look at the picture, one pass over the prompt and one for each further token but the last.
+    assert watch.seconds == {"vision": 2, "prefill": 2, "decode": 8}
