@@ -79,15 +79,21 @@ def new_model(
     return model.eval(), processor
 
 
-def load_base(name: str, seed: int = 0) -> tuple[FO1Model, Processor]:
+def load_base(name: str, seed: int = 0, *, config: ModelConfig | None = None) -> tuple[FO1Model, Processor]:
     """A model of a named size on its pretrained VLM and auxiliary tower; region modules and new rows are
     fresh.
 
-    Raises ValueError for a size without a pretrained base.
+    config: the size's with other region modules, for ablations.
+
+    Raises ValueError for a size without a pretrained base, or a config that its weights do not fit.
     """
     if name not in BASES:
         raise ValueError(f"no pretrained base for {name!r}; choose one of {', '.join(BASES)}")
-    return new_model(SIZES[name](), seed, base=load_file(ASSETS / BASES[name]))
+    config = config or SIZES[name]()
+    base = load_file(ASSETS / BASES[name])
+    if not config.builds_auxiliary:
+        base = {key: value for key, value in base.items() if not key.startswith("auxiliary.")}
+    return new_model(config, seed, base=base)
 
 
 def save_model(

@@ -72,6 +72,7 @@ DRAWN_QUESTIONS = BuildOptions(single_names=3, counting=2, region_names=4)
 """Questions about one drawn scene: enough of each kind to fill an example of four turns."""
 DetectorName = Literal["opn", "opn_untrained", "ground_truth", "ground_truth_jitter"]
 Size = Literal["debug", "tiny"]
+RegionFeatures = Literal["hybrid", "auxiliary", "primary"]
 
 
 def opn(
@@ -104,14 +105,24 @@ def stage1(
     steps: int = 300,
     batch_size: int = 16,
     opn_steps: int = 400,
+    region_features: RegionFeatures = "hybrid",
+    pyramid: bool = True,
     shuffled_regions: bool = False,
     seed: int = 0,
 ) -> Recipe:
-    """Region-language alignment: pyramid, connector and new rows train, all else is frozen (paper 3.3)."""
+    """Region-language alignment: pyramid, connector and new rows train, all else is frozen (paper 3.3).
+
+    region_features, pyramid: the ablations of the paper's tables 8 and 9.
+    """
     return Recipe(
         name="stage1",
         trainings=(
-            _stage("stage1", size, parse_mix(mix), learning_rate, steps, batch_size, shuffled_regions, seed),
+            Training(
+                name="stage1",
+                learner=_first_learner("stage1", _model(size, region_features, pyramid), size),
+                mix=parse_mix(mix),
+                config=_stage_config(learning_rate, steps, batch_size, shuffled_regions, seed),
+            ),
         ),
         benchmarks=("drawn_val", "drawn_refs_val"),
         options=DRAWN_QUESTIONS,
@@ -134,10 +145,16 @@ def stage2(
     stage1_steps: int = 300,
     batch_size: int = 16,
     opn_steps: int = 400,
+    region_features: RegionFeatures = "hybrid",
+    pyramid: bool = True,
+    primary_vit: Literal["frozen", "trained"] = "frozen",
     shuffled_regions: bool = False,
     seed: int = 0,
 ) -> Recipe:
-    """Stage 1, then perception fine-tuning of everything but the primary vision tower (paper 3.3)."""
+    """Stage 1, then perception fine-tuning of everything but the primary vision tower (paper 3.3).
+
+    region_features, pyramid, primary_vit: the ablations of the paper's tables 8 and 9.
+    """
     first = stage1(
         size=size,
         mix=stage1_mix,
@@ -147,10 +164,20 @@ def stage2(
         steps=stage1_steps,
         batch_size=batch_size,
         opn_steps=opn_steps,
+        region_features=region_features,
+        pyramid=pyramid,
         shuffled_regions=shuffled_regions,
         seed=seed,
     )
-    second = _stage("stage2", size, parse_mix(mix), learning_rate, steps, batch_size, shuffled_regions, seed)
+    second = Training(
+        name="stage2",
+        learner=FO1Learner(
+            stage="stage2" if primary_vit == "frozen" else "stage2_primary",
+            learning_rates=_language_rate(size, learning_rate),
+        ),
+        mix=parse_mix(mix),
+        config=_stage_config(learning_rate, steps, batch_size, shuffled_regions, seed),
+    )
     return replace(
         first,
         name="stage2",
@@ -171,12 +198,21 @@ def coco_sample(
 ) -> Recipe:
     """The whole chain over any folder in COCO layout: ``coco_root/annotations``, ``coco_root/train2017``."""
     mix = parse_mix("coco")
+    first = Training(
+        name="coco_stage1",
+        learner=_first_learner("stage1", _model(size), size),
+        mix=mix,
+        config=_stage_config(1e-3, steps, batch_size, False, seed),
+    )
+    second = Training(
+        name="coco_stage2",
+        learner=FO1Learner(stage="stage2", learning_rates=_language_rate(size, 1e-4)),
+        mix=mix,
+        config=_stage_config(1e-4, steps, batch_size, False, seed),
+    )
     return Recipe(
         name="coco_sample",
-        trainings=(
-            _stage("coco_stage1", size, mix, 1e-3, steps, batch_size, False, seed),
-            _stage("coco_stage2", size, mix, 1e-4, steps, batch_size, False, seed, follows=True),
-        ),
+        trainings=(first, second),
         benchmarks=("coco",),
         roots={"coco": coco_root},
         max_new_tokens=48,  # an untrained model never stops by itself
@@ -244,40 +280,25 @@ def _opn_training(
     )
 
 
-def _stage(
-    name: str,
-    size: str,
-    mix: Mix,
-    learning_rate: float,
-    steps: int,
-    batch_size: int,
-    shuffled_regions: bool,
-    seed: int,
-    *,
-    follows: bool | None = None,
-) -> Training:
-    """One stage of the region-token model; stage 2 starts from the training before it."""
-    stage = name[-6:]
-    if follows or (follows is None and stage == "stage2"):
-        learner = FO1Learner(stage=stage, learning_rates=_language_rate(size, learning_rate))
-    elif size == "tiny":
-        learner = FO1Learner(stage=stage, start="base", base="tiny")
-    else:
-        learner = FO1Learner(stage=stage, start="new", model=_model(size))
-    return Training(
-        name=name,
-        learner=learner,
-        mix=mix,
-        config=TrainConfig(
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            warmup_steps=min(20, steps // 10),
-            final_learning_rate=0.05,
-            weight_decay=0.01,
-            shuffled_regions=shuffled_regions,
-            seed=seed,
-        ),
+def _first_learner(stage: str, model: ModelConfig, size: str) -> FO1Learner:
+    """The learner of the first stage: on the pretrained base where the size has one."""
+    if size == "tiny":
+        return FO1Learner(stage=stage, start="base", base="tiny", model=model)
+    return FO1Learner(stage=stage, start="new", model=model)
+
+
+def _stage_config(
+    learning_rate: float, steps: int, batch_size: int, shuffled_regions: bool, seed: int
+) -> TrainConfig:
+    return TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=min(20, steps // 10),
+        final_learning_rate=0.05,
+        weight_decay=0.01,
+        shuffled_regions=shuffled_regions,
+        seed=seed,
     )
 
 
@@ -286,5 +307,6 @@ def _language_rate(size: str, learning_rate: float) -> dict[str, float]:
     return {"language": learning_rate / 5} if size == "tiny" else {}
 
 
-def _model(size: str) -> ModelConfig:
-    return SIZES[size]()
+def _model(size: str, region_features: str = "hybrid", pyramid: bool = True) -> ModelConfig:
+    model = SIZES[size]()
+    return replace(model, region=replace(model.region, features=region_features, pyramid=pyramid))

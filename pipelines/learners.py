@@ -161,9 +161,9 @@ class FO1Learner:
     """``base``: the pretrained base that comes with the package; ``new``: random weights; ``parent``: the
     weights of the parent run."""
     model: ModelConfig | None = None
-    """The model to make, for ``new``."""
+    """The model to make, for ``new`` and ``base``."""
     base: str = ""
-    """Name in ``fo1_model.checkpoint.BASES``, for ``base``."""
+    """Name in ``fo1_model.checkpoint.BASES``, for ``base``: where its towers come from."""
     learning_rates: dict[str, float] = field(default_factory=dict)
     """Learning rate of parts that differ from ``TrainConfig.learning_rate``."""
 
@@ -183,10 +183,10 @@ class FO1Learner:
         if has_parent != (self.start == "parent"):
             fix = "name the run it continues" if not has_parent else "leave out the parent run"
             raise ValueError(f"start={self.start!r} with{'' if has_parent else 'out'} a parent run: {fix}")
-        if (self.model is not None) != (self.start == "new"):
-            raise ValueError(f"start={self.start!r}: `model` is for start='new', and needed there")
         if (self.base in SIZES) != (self.start == "base"):
             raise ValueError(f"start={self.start!r}, base={self.base!r}: name a base for start='base' alone")
+        if (self.model is None) != (self.start == "parent"):
+            raise ValueError(f"start={self.start!r}: `model` is for 'new' and 'base', and needed there")
 
     def build(self, parent: Path | None, *, seed: int) -> Trainee:
         """The model at the start of the stage."""
@@ -195,9 +195,9 @@ class FO1Learner:
         self.check(has_parent=parent is not None)
         if parent is not None:
             return _FO1Trainee(*checkpoint.load_model(parent), self)
-        if self.model is not None:
+        if self.start == "new" and self.model is not None:
             return _FO1Trainee(*checkpoint.new_model(self.model, seed), self)
-        return _FO1Trainee(*checkpoint.load_base(self.base, seed), self)
+        return _FO1Trainee(*checkpoint.load_base(self.base, seed, config=self.model), self)
 
 
 class _FO1Trainee:
