@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ STEP_KEY = "loss"
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 _PARAM_CHARACTERS = 6000
+_NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
+"""Characters that MLflow refuses in a name, such as the brackets of our tokens."""
 
 
 class Tracker:
@@ -115,7 +118,10 @@ class Tracker:
         tags = {"fingerprint": output.fingerprint, "artifact": f"{output.kind}/{output.name}"}
         tags |= {f"input.{name}": fingerprint for name, fingerprint in inputs.items()}
         self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        flat = [Param(key, value[:_PARAM_CHARACTERS]) for key, value in flatten(params).items()]
+        flat = [
+            Param(_NOT_IN_NAMES.sub("_", key), value[:_PARAM_CHARACTERS])
+            for key, value in flatten(params).items()
+        ]
         for start in range(0, len(flat), _PARAMS_PER_CALL):
             self._client.log_batch(self.run_id, params=flat[start : start + _PARAMS_PER_CALL])
         datasets = [

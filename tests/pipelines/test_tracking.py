@@ -11,6 +11,7 @@ from pipelines.artifacts import Artifact
 from pipelines.tracking import Tracker, flatten, local_uri
 
 PARAMS = {"train": {"steps": 3, "betas": [0.9, 0.99]}, "mix": {"drawn/detection": 1.0}, "name": "x"}
+PARAMS |= {"like": {"<ground>": "a", "</ground>": "b"}}
 INPUTS = {"shards/drawn": "0123456789abcdef", "runs/stage1": "fedcba9876543210"}
 
 
@@ -54,6 +55,8 @@ def test_a_run_with_its_lineage(output: Artifact) -> None:
         "train.betas": "[0.9, 0.99]",
         "mix.drawn/detection": "1.0",
         "name": "x",
+        "like._ground_": "a",
+        "like._/ground_": "b",
     }
     assert run.data.tags["fingerprint"] == output.fingerprint
     assert run.data.tags["input.runs/stage1"] == "fedcba9876543210"
