@@ -46,13 +46,15 @@ class DatasetSpec:
     image_source: str
     """Datasets over the same images share their proposals under this name, and their number of buckets."""
     build: "Callable[[Path, BuildOptions], Iterator[Sample | Reject | Ledger]]"
-    """Samples and rejects, then one ledger. Raises ValueError at once when the folder is wrong."""
+    """The builder, a generator; called through `samples`."""
     list_images: "Callable[[Path], Iterator[ImageRef | Reject]]"
-    """Every image of the image source, whether or not it has samples."""
+    """Lists the image source; called through `images`."""
     files: tuple[str, ...]
     """Annotation files relative to the folder; their content is the identity of the dataset."""
     image_files: tuple[str, ...]
     """Annotation files that `list_images` reads: the identity of the image source."""
+    picture_folder: str
+    """Its pictures, relative to the folder."""
     num_buckets: int
     """Units of work of the image source."""
     version: int = 1
@@ -65,6 +67,25 @@ class DatasetSpec:
     """Official place to get it."""
     layout: str
     """The files below its folder, for people."""
+
+    def samples(self, root: Path, options: BuildOptions) -> "Iterator[Sample | Reject | Ledger]":
+        """Samples and rejects, then one ledger.
+
+        root: the dataset's folder. Raises ValueError at once when it lacks a file, and while reading when
+        one is not of its form.
+        """
+        self._require(root, self.files)
+        return self.build(root, options)
+
+    def images(self, root: Path) -> "Iterator[ImageRef | Reject]":
+        """Every image of the image source, whether or not it has samples. Errors as for `samples`."""
+        self._require(root, self.image_files)
+        return self.list_images(root)
+
+    def _require(self, root: Path, files: tuple[str, ...]) -> None:
+        from dataset_builders.conventions import require_files
+
+        require_files(root, (*files, self.picture_folder), dataset=self.name, layout=self.layout)
 
 
 def _coco(
@@ -93,7 +114,6 @@ def _coco(
             images=images,
             num_buckets=num_buckets,
             ask=ask,
-            layout=layout,
         )
 
     return DatasetSpec(
@@ -101,9 +121,10 @@ def _coco(
         folder=folder,
         image_source=image_source,
         build=build,
-        list_images=_list_coco(annotations, images, num_buckets, layout),
+        list_images=_list_coco(annotations, images, num_buckets),
         files=(annotations,),
         image_files=(annotations,),
+        picture_folder=images,
         num_buckets=num_buckets,
         tasks=("detection",) if ask == "all" else ("detection", "counting", "region_name", "rejection"),
         licence=licence,
@@ -113,14 +134,12 @@ def _coco(
 
 
 def _list_coco(
-    annotations: str, images: str, num_buckets: int, layout: str
+    annotations: str, images: str, num_buckets: int
 ) -> "Callable[[Path], Iterator[ImageRef | Reject]]":
     def list_them(root: Path) -> "Iterator[ImageRef | Reject]":
         from dataset_builders.coco_files import list_images
 
-        return list_images(
-            root, annotations=annotations, images=images, num_buckets=num_buckets, layout=layout
-        )
+        return list_images(root, annotations=annotations, images=images, num_buckets=num_buckets)
 
     return list_them
 
@@ -159,7 +178,6 @@ def _drawn_refs(split: str) -> DatasetSpec:
             images=split,
             split=split,
             num_buckets=base.num_buckets,
-            layout=layout,
         )
 
     return _over_images(base, f"drawn_refs_{split}", build, files=files, tasks=("referring",), layout=layout)
@@ -184,7 +202,6 @@ def _drawn_tally(split: str) -> DatasetSpec:
             instances=files[1],
             images=split,
             num_buckets=base.num_buckets,
-            layout=layout,
         )
 
     return _over_images(base, f"drawn_tally_{split}", build, files=files, tasks=("counting",), layout=layout)

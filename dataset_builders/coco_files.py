@@ -18,7 +18,6 @@ from dataset_builders.conventions import (
     check_box_form,
     clean_box,
     four_numbers,
-    require_files,
     whole_number,
     xywh_to_xyxy,
 )
@@ -132,10 +131,9 @@ class CocoFile:
 
 
 def list_images(
-    root: Path, *, annotations: str, images: str, num_buckets: int, layout: str
+    root: Path, *, annotations: str, images: str, num_buckets: int
 ) -> Iterator[ImageRef | Reject]:
     """Return every image that a COCO file lists, or its reject. Arguments as for `read_coco`."""
-    require_files(root, (annotations, images), dataset=annotations, layout=layout)
     return (item for _, item in _read_images(Path(root) / annotations, images, num_buckets))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dataset_builders import BuildOptions
 from dataset_builders.coco_files import CocoFile, ImageFacts, read_coco
-from dataset_builders.conventions import require_files, whole_number
+from dataset_builders.conventions import whole_number
 from dataset_builders.json_files import stream_array
 from dataset_builders.prompts import counted_answer, question, seed_of
 from dataset_builders.records import BadRecord, Ledger, Reject, Sample, Turn, check_text, validate
@@ -35,27 +35,13 @@ def build(
     instances: str,
     images: str,
     num_buckets: int,
-    layout: str,
 ) -> Iterator[Sample | Reject | Ledger]:
-    """Return one sample a question, the rejects, and the ledger last.
+    """Yield one sample a question, the rejects, and the ledger last.
 
     questions, instances, images: TallyQA file, COCO file and picture folder relative to root.
-    num_buckets: of the image source. layout: shown when a file is missing.
-    Raises ValueError at once when a file is missing, and while reading when one is not of this form.
+    num_buckets: of the image source.
+    Raises ValueError when a file is not of this form.
     """
-    require_files(root, (questions, instances, images), dataset=dataset, layout=layout)
-    return _build(Path(root), options, dataset, questions, instances, images, num_buckets)
-
-
-def _build(
-    root: Path,
-    options: BuildOptions,
-    dataset: str,
-    questions: str,
-    instances: str,
-    images: str,
-    num_buckets: int,
-) -> Iterator[Sample | Reject | Ledger]:
     coco = read_coco(root / instances, images=images, num_buckets=num_buckets)
     yield from coco.rejects
     # by path: TallyQA offsets the ids of Visual Genome's images, its paths are right

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from dataset_builders import BuildOptions
 from dataset_builders.coco_files import ImageFacts, read_coco
-from dataset_builders.conventions import require_files
 from dataset_builders.prompts import JOINER, counted_answer, grounded_answer, question, seed_of
 from dataset_builders.records import Ledger, Part, Reject, Sample, Turn
 
@@ -37,25 +36,17 @@ def build(
     images: str,
     num_buckets: int,
     ask: str,
-    layout: str,
 ) -> Iterator[Sample | Reject | Ledger]:
-    """Return the samples of a COCO detection file, its rejects, and the ledger last.
+    """Yield the samples of a COCO detection file, its rejects, and the ledger last.
 
     annotations, images: JSON file and picture folder relative to root. num_buckets: of the image source.
     ask: "present" for the questions of this module; "all" for one question an image that asks for every
-    category in the file's order, as the release evaluates COCO. layout: shown when a file is missing.
-    Raises ValueError at once when a file is missing, and while reading when the file is not of this form.
+    category in the file's order, as the release evaluates COCO.
+    Raises ValueError when the file is not of this form.
     """
     if ask not in ASK:
         raise ValueError(f"ask={ask!r}: want one of {ASK}")
-    require_files(root, (annotations, images), dataset=dataset, layout=layout)
-    return _build(Path(root) / annotations, options, dataset, images, num_buckets, ask)
-
-
-def _build(
-    path: Path, options: BuildOptions, dataset: str, images: str, num_buckets: int, ask: str
-) -> Iterator[Sample | Reject | Ledger]:
-    coco = read_coco(path, images=images, num_buckets=num_buckets)
+    coco = read_coco(Path(root) / annotations, images=images, num_buckets=num_buckets)
     yield from coco.rejects
     for facts in coco.images():
         if ask == "all":

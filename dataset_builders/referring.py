@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from dataset_builders import BuildOptions
 from dataset_builders.coco_files import CocoFile, read_coco
-from dataset_builders.conventions import require_files, whole_number
+from dataset_builders.conventions import whole_number
 from dataset_builders.prompts import grounded_answer, question, seed_of
 from dataset_builders.records import BadRecord, Ledger, Reject, Sample, Turn, check_label, validate
 
@@ -68,28 +68,13 @@ def build(
     images: str,
     split: str,
     num_buckets: int,
-    layout: str,
 ) -> Iterator[Sample | Reject | Ledger]:
-    """Return one sample a sentence of the given split, the rejects, and the ledger last.
+    """Yield one sample a sentence of the given split, the rejects, and the ledger last.
 
     refs, instances, images: pickle, COCO file and picture folder relative to root. split: as refs spell it.
-    num_buckets: of the image source. layout: shown when a file is missing.
-    Raises ValueError at once when a file is missing, and while reading when one is not of this form.
+    num_buckets: of the image source.
+    Raises ValueError when a file is not of this form.
     """
-    require_files(root, (refs, instances, images), dataset=dataset, layout=layout)
-    return _build(Path(root), options, dataset, refs, instances, images, split, num_buckets)
-
-
-def _build(
-    root: Path,
-    options: BuildOptions,
-    dataset: str,
-    refs: str,
-    instances: str,
-    images: str,
-    split: str,
-    num_buckets: int,
-) -> Iterator[Sample | Reject | Ledger]:
     coco = read_coco(root / instances, images=images, num_buckets=num_buckets)
     yield from coco.rejects
     read, seen = 0, set[int]()

@@ -93,7 +93,7 @@ def proposals_inputs(
 
 
 def image_list_digest(spec: DatasetSpec, dataset_root: str, digest_cache: str | Path) -> str:
-    """sha256 of what `list_images` yields, remembered by the content of the files it reads.
+    """sha256 of what `DatasetSpec.images` yields, remembered by the content of the files it reads.
 
     A changed box leaves it as it was, so a detector that sees only pixels has nothing to do again.
     """
@@ -103,7 +103,7 @@ def image_list_digest(spec: DatasetSpec, dataset_root: str, digest_cache: str | 
     if cached.exists():
         return cached.read_text()
     total = hashlib.sha256(str(spec.num_buckets).encode())
-    for item in spec.list_images(Path(dataset_root)):
+    for item in spec.images(Path(dataset_root)):
         total.update(f"{item!r}\n".encode())
     cached.parent.mkdir(parents=True, exist_ok=True)
     beside = cached.with_suffix(f".{uuid.uuid4().hex}")
@@ -186,7 +186,7 @@ def _write_lists(spec: DatasetSpec, root: Path, output: Artifact, buckets: Seque
     """Write the list of images, and of records it rejects, of the given buckets: the work of each."""
     images: dict[int, list[dict[str, Any]]] = defaultdict(list)
     rejects: dict[int, list[dict[str, str]]] = defaultdict(list)
-    for item in spec.list_images(root) if buckets else ():
+    for item in spec.images(root) if buckets else ():
         if isinstance(item, Reject):
             rejects[bucket_of(item.record_id, spec.num_buckets)].append(reject_to_row(item))
         else:

@@ -126,7 +126,7 @@ def _stream(
     progress = Progress(description, None, unit="samples")
     reasons: dict[str, list[str]] = defaultdict(list)
     closing: Ledger | None = None
-    for item in spec.build(root, config.options):
+    for item in spec.samples(root, config.options):
         if closing is not None:
             raise RuntimeError(f"{spec.name}: the builder yields {item!r} after its ledger")
         if isinstance(item, Ledger):

@@ -92,7 +92,6 @@ def build_coco(root: Path, options: BuildOptions | None = None, *, ask: str = "p
             images="train2017",
             num_buckets=4,
             ask=ask,
-            layout="the layout",
         )
     )
 

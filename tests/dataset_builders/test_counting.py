@@ -57,7 +57,6 @@ def build_tally(root: Path) -> Any:
             instances="instances.json",
             images="train2014",
             num_buckets=4,
-            layout="the layout",
         )
     )
 
@@ -114,7 +113,7 @@ def test_an_empty_or_wrong_file_is_named(tally_root: Any, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"train\.json holds no questions"):
         build_tally(tally_root({"questions": []}))
     with pytest.raises(ValueError, match=r"tally/val\.json not found"):
-        DATASETS["drawn_tally_val"].build(tmp_path, BuildOptions())
+        DATASETS["drawn_tally_val"].samples(tmp_path, BuildOptions())
 
 
 def test_plurals() -> None:
@@ -150,7 +149,7 @@ def test_mutated_questions_are_used_or_rejected(data: Any, tally_root: Any) -> N
 
 
 def test_the_drawn_world(drawn_root: Path) -> None:
-    built = collect(DATASETS["drawn_tally_train"].build(drawn_root, BuildOptions()))
+    built = collect(DATASETS["drawn_tally_train"].samples(drawn_root, BuildOptions()))
     assert built.rejects == []
     assert len(built.samples) == 120
     answers = [text_of(sample.turns[1]) for sample in built.samples]

@@ -37,10 +37,10 @@ def test_every_spec_is_complete_and_sources_agree() -> None:
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_drawn_dataset_builds_with_nothing_left_out(name: str, drawn_root: Path) -> None:
     spec = DATASETS[name]
-    built = collect(spec.build(drawn_root, BuildOptions()))
+    built = collect(spec.samples(drawn_root, BuildOptions()))
     assert built.rejects == []
     assert set(built.tasks) == set(spec.tasks)
-    refs = {ref.image_id: ref for ref in spec.list_images(drawn_root) if isinstance(ref, ImageRef)}
+    refs = {ref.image_id: ref for ref in spec.images(drawn_root) if isinstance(ref, ImageRef)}
     for sample in built.samples:
         validate(sample)
         assert sample.dataset == name
@@ -50,9 +50,9 @@ def test_a_drawn_dataset_builds_with_nothing_left_out(name: str, drawn_root: Pat
     table = pa.Table.from_pylist([sample_to_row(sample) for sample in built.samples], SAMPLE_SCHEMA)
     table.validate(full=True)
     assert [sample_from_row(row) for row in table.to_pylist()] == built.samples
-    assert built.samples == collect(spec.build(drawn_root, BuildOptions())).samples
+    assert built.samples == collect(spec.samples(drawn_root, BuildOptions())).samples
 
 
 def test_buckets_are_about_even(drawn_root: Path) -> None:
-    counts = Counter(ref.bucket for ref in DATASETS["drawn_train"].list_images(drawn_root))
+    counts = Counter(ref.bucket for ref in DATASETS["drawn_train"].images(drawn_root))
     assert len(counts) == DATASETS["drawn_train"].num_buckets

@@ -153,7 +153,6 @@ def test_bad_images_take_their_boxes_with_them(
             annotations="annotations/instances_train2017.json",
             images="train2017",
             num_buckets=4,
-            layout="",
         )
     )
     assert [type(item) for item in listed] == [Reject, ImageRef, ImageRef]
@@ -178,9 +177,9 @@ def test_bad_and_repeated_categories(records: Any, coco_root: Any) -> None:
 
 def test_a_wrong_folder_fails_at_once_and_says_what_was_looked_for(tmp_path: Path, coco_root: Any) -> None:
     with pytest.raises(ValueError, match=r"instances_train2017\.json not found in .*\n.*COCO instances JSON"):
-        DATASETS["coco"].build(tmp_path, BuildOptions())
+        DATASETS["coco"].samples(tmp_path, BuildOptions())
     with pytest.raises(ValueError, match=r"instances_train2017\.json not found"):
-        DATASETS["coco"].list_images(tmp_path)
+        DATASETS["coco"].images(tmp_path)
     root = coco_root([1, 2])
     with pytest.raises(ValueError, match="no usable images"):
         build_coco(root)
@@ -265,7 +264,7 @@ def test_memory_per_box_is_a_row_of_numbers(records: Any, coco_root: Any) -> Non
 def test_real_photos_of_coco() -> None:
     from dataset_builders.images import decode_image, read_image_bytes
 
-    built = collect(DATASETS["coco"].build(COCO33, BuildOptions()))
+    built = collect(DATASETS["coco"].samples(COCO33, BuildOptions()))
     assert built.rejects == []
     assert built.ledger.used == {"image": 33, "box": 246, "category": 80}
     official = json.loads((COCO33 / "annotations" / "instances_train2017.json").read_text())
@@ -279,6 +278,6 @@ def test_real_photos_of_coco() -> None:
         truth = {names[a["category_id"]] for a in official["annotations"] if a["image_id"] == image["id"]}
         assert set(sample.absent_labels or ()) == set(names.values()) - truth
         assert decode_image(read_image_bytes(COCO33, sample.image_uri)).size == (sample.width, sample.height)
-    everything = collect(DATASETS["coco_all"].build(COCO33, BuildOptions()))
+    everything = collect(DATASETS["coco_all"].samples(COCO33, BuildOptions()))
     assert everything.tasks == {"detection": 33}
     assert text_of(everything.samples[0].turns[0]).count("; ") == 79

@@ -63,7 +63,6 @@ def build_refs(root: Path, split: str = "train") -> Any:
             images="train2014",
             split=split,
             num_buckets=4,
-            layout="the layout",
         )
     )
 
@@ -184,7 +183,7 @@ def test_an_unknown_split_or_a_missing_file_is_named(refer_root: Any, tmp_path: 
     with pytest.raises(ValueError, match="no refs of split 'testA'"):
         build_refs(refer_root(refs()), "testA")
     with pytest.raises(ValueError, match=r"refs\(drawn\)\.p not found"):
-        DATASETS["drawn_refs_train"].build(tmp_path, BuildOptions())
+        DATASETS["drawn_refs_train"].samples(tmp_path, BuildOptions())
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -225,7 +224,7 @@ def test_mutated_refs_are_used_or_rejected(data: Any, refer_root: Any) -> None:
 
 def test_the_drawn_world(drawn_root: Path) -> None:
     for split in ("train", "val"):
-        built = collect(DATASETS[f"drawn_refs_{split}"].build(drawn_root, BuildOptions()))
+        built = collect(DATASETS[f"drawn_refs_{split}"].samples(drawn_root, BuildOptions()))
         assert built.rejects == []
         assert len(built.samples) > 20
         for sample in built.samples:
