@@ -86,7 +86,8 @@ def evaluate_checkpoint(benchmark: str, words: list[str], runtime: RuntimeConfig
             "checkpoint": checkpoint,
             "detector": detector,
             "proposals": proposals,
-            "answers": {"constraint": constraint, "score": score},
+            "constraint": constraint,
+            "score": score,
         }
 
     given = arguments(**parse_arguments(arguments, words))

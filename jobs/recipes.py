@@ -27,7 +27,7 @@ class Training:
     name: str
     """Name of its artifact below ``runs/``."""
     learner: OPNLearner | FO1Learner
-    """What trains, and from where it starts; ``start="parent"`` goes on from the training before it."""
+    """What trains; one that ``continues`` goes on from the training before it."""
     mix: Mix
     """Sources of its samples."""
     config: TrainConfig
@@ -282,9 +282,7 @@ def _opn_training(
 
 def _first_learner(stage: str, model: ModelConfig, size: str) -> FO1Learner:
     """The learner of the first stage: on the pretrained base where the size has one."""
-    if size == "tiny":
-        return FO1Learner(stage=stage, start="base", base="tiny", model=model)
-    return FO1Learner(stage=stage, start="new", model=model)
+    return FO1Learner(stage=stage, model=model, base=size if size == "tiny" else "")
 
 
 def _stage_config(

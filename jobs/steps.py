@@ -226,7 +226,7 @@ def _shards(made: Chain, spec: DatasetSpec, found: Step | None, config: shards.S
 
 def _training(made: Chain, training: Training, sources: Mapping[str, Step], previous: Step | None) -> Step:
     used = {name: sources[name] for name in datasets_of(training.mix)}
-    parent = previous if getattr(training.learner, "start", None) == "parent" else None
+    parent = previous if training.learner.continues else None
     job = TrainJob(
         name=training.name,
         learner=training.learner,

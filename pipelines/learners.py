@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
 
@@ -70,6 +70,10 @@ class Trainee(Protocol):
 class Learner(Protocol):
     """The description of a trainee; a frozen dataclass of plain values."""
 
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on from a parent run."""
+
     def inputs(self) -> Mapping[str, str]:
         """Fingerprints of files that come with the package and that the weights start from."""
 
@@ -88,6 +92,7 @@ class OPNLearner:
     """Sizes of the network."""
     flip: bool = True
     """Mirror each image left-right with probability 1/2."""
+    continues: ClassVar[bool] = False
 
     def inputs(self) -> dict[str, str]:
         """Nothing: OPN starts from random weights."""
@@ -157,19 +162,22 @@ class FO1Learner:
 
     stage: str
     """Name in ``fo1_model.stages.STAGES``: what trains and what is frozen."""
-    start: Literal["base", "new", "parent"] = "parent"
-    """``base``: the pretrained base that comes with the package; ``new``: random weights; ``parent``: the
-    weights of the parent run."""
     model: ModelConfig | None = None
-    """The model to make, for ``new`` and ``base``."""
+    """The model to make; None goes on from the parent run's."""
     base: str = ""
-    """Name in ``fo1_model.checkpoint.BASES``, for ``base``: where its towers come from."""
+    """Name in ``fo1_model.checkpoint.BASES`` of the pretrained towers that a new model starts from; empty
+    for random weights."""
     learning_rates: dict[str, float] = field(default_factory=dict)
     """Learning rate of parts that differ from ``TrainConfig.learning_rate``."""
 
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on from a parent run: when it makes no model of its own."""
+        return self.model is None
+
     def inputs(self) -> dict[str, str]:
         """sha256 of the pretrained base, where the run starts from it."""
-        if self.start != "base":
+        if not self.base:
             return {}
         file = Path(__file__).parent.parent / "fo1_model" / "assets" / f"{self.base}_base.safetensors"
         if not file.is_file():
@@ -177,16 +185,13 @@ class FO1Learner:
         return {f"base/{self.base}": hashlib.sha256(file.read_bytes()).hexdigest()[:16]}
 
     def check(self, *, has_parent: bool) -> None:
-        """Raise ValueError when ``start``, ``model``, ``base`` and the parent run do not fit together."""
-        if self.start not in ("base", "new", "parent"):
-            raise ValueError(f"start={self.start!r}: use 'base', 'new' or 'parent'")
-        if has_parent != (self.start == "parent"):
-            fix = "name the run it continues" if not has_parent else "leave out the parent run"
-            raise ValueError(f"start={self.start!r} with{'' if has_parent else 'out'} a parent run: {fix}")
-        if (self.base in SIZES) != (self.start == "base"):
-            raise ValueError(f"start={self.start!r}, base={self.base!r}: name a base for start='base' alone")
-        if (self.model is None) != (self.start == "parent"):
-            raise ValueError(f"start={self.start!r}: `model` is for 'new' and 'base', and needed there")
+        """Raise ValueError when ``model``, ``base`` and the parent run do not fit together."""
+        if has_parent and self.model is not None:
+            raise ValueError(f"{self.stage}: `model` makes a new one: leave out the parent run, or `model`")
+        if not has_parent and self.model is None:
+            raise ValueError(f"{self.stage}: name the run it continues, or give `model`")
+        if self.base and (self.model is None or self.base not in SIZES):
+            raise ValueError(f"{self.stage}, base={self.base!r}: needs `model`; one of {', '.join(SIZES)}")
 
     def build(self, parent: Path | None, *, seed: int) -> Trainee:
         """The model at the start of the stage."""
@@ -194,10 +199,12 @@ class FO1Learner:
 
         self.check(has_parent=parent is not None)
         if parent is not None:
-            return _FO1Trainee(*checkpoint.load_model(parent), self)
-        if self.start == "new" and self.model is not None:
-            return _FO1Trainee(*checkpoint.new_model(self.model, seed), self)
-        return _FO1Trainee(*checkpoint.load_base(self.base, seed, config=self.model), self)
+            made = checkpoint.load_model(parent)
+        elif self.base:
+            made = checkpoint.load_base(self.base, seed, config=self.model)
+        else:
+            made = checkpoint.new_model(cast("ModelConfig", self.model), seed)
+        return _FO1Trainee(*made, self)
 
 
 class _FO1Trainee:

@@ -32,4 +32,4 @@ def test_the_primary_tower_trains_when_the_recipe_says_so():
 def test_ablations_reach_both_stages():
     first, second = stage2(region_features="primary").trainings
     assert first.learner.model.region.features == "primary"
-    assert second.learner.start == "parent"
+    assert second.learner.continues

@@ -21,7 +21,7 @@ from pipelines.train_job import TrainConfig, TrainJob
 from pipelines.training import train
 
 CONFIG = TrainConfig(steps=2, batch_size=2, learning_rate=1e-3, weight_decay=0.1)
-DEBUG = FO1Learner(stage="stage1", start="new", model=SIZES["debug"]())
+DEBUG = FO1Learner(stage="stage1", model=SIZES["debug"]())
 TINY_OPN = OPNLearner(network=OPN_SIZES["tiny"]())
 
 
@@ -143,9 +143,8 @@ def test_stage_one_trains_its_parts_alone_and_weighs_tokens(tmp_path: Path) -> N
         (TINY_OPN, True, "leave out the parent"),
         (DEBUG, True, "leave out the parent"),
         (FO1Learner(stage="stage2"), False, "name the run it continues"),
-        (FO1Learner(stage="stage1", start="new"), False, "needed there"),
-        (FO1Learner(stage="stage1", start="base"), False, "name a base"),
-        (FO1Learner(stage="stage1", start="nowhere"), False, "use 'base', 'new' or 'parent'"),
+        (FO1Learner(stage="stage1", base="tiny"), True, "base='tiny': needs `model`"),
+        (FO1Learner(stage="stage1", base="huge", model=SIZES["debug"]()), False, "one of debug, tiny"),
     ],
 )
 def test_contradictions_are_refused(learner: FO1Learner, has_parent: bool, words: str) -> None:
@@ -156,7 +155,7 @@ def test_contradictions_are_refused(learner: FO1Learner, has_parent: bool, words
 def test_the_base_is_an_input_by_its_content(tmp_path: Path) -> None:
     assert DEBUG.inputs() == TINY_OPN.inputs() == {}
     with pytest.raises(ValueError, match="huge_base"):
-        FO1Learner(stage="stage1", start="base", base="huge").inputs()
+        FO1Learner(stage="stage1", base="huge").inputs()
 
 
 def write_shards(root: Path) -> Artifact:
