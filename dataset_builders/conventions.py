@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dataset_builders.folders import DataFolders
 from dataset_builders.records import BadRecord
 
 MAX_COORDINATE = 1e7
@@ -19,13 +20,13 @@ MIN_GUARD_ROWS = 20
 _SLACK_PX = 2.0  # annotation tools round, and some count from 1
 
 
-def require_files(root: Path, names: Sequence[str], *, dataset: str, layout: str) -> None:
-    """Raise ValueError naming the first of `names` that is not below `root`, and the layout to follow."""
+def require(folders: DataFolders, names: Sequence[str], *, what: str, layout: str = "") -> None:
+    """Raise ValueError naming the first of `names` (names or patterns) that is not there, and the layout."""
     for name in names:
-        if not (Path(root) / name).exists():
+        if not folders.matches(name):
             raise ValueError(
-                f"dataset {dataset}: {name} not found in {root}. It must hold:\n{layout}\n"
-                "Give the right folder, or put the files there."
+                f"{what}: {name} not found: there is no {folders.path(name)}. Put it there, or name the "
+                f"right folder: --data DIR holds all of them under their names. {layout}".rstrip()
             )
 
 
@@ -64,12 +65,62 @@ def check_box_form(values: np.ndarray, sizes: np.ndarray, *, declared: str, sour
     own = shares.pop(declared)
     runner_up = max(shares, key=lambda form: shares[form])
     doubted = own < 0.99 and shares[runner_up] > own
-    if doubted or own < 0.5 or shares["normalised"] >= 0.99:
-        other = "normalised" if shares["normalised"] >= 0.99 else runner_up
+    shrunk = shares.get("normalised", 0.0) >= 0.99
+    if doubted or own < 0.5 or shrunk:
+        other = "normalised" if shrunk else runner_up
         raise ValueError(
             f"{source}: boxes are declared {declared}, but of {len(values)} looked at {own:.0%} fit that "
             f"form and {shares[other]:.0%} fit {other}. Convert the file to {declared}."
         )
+
+
+class BoxGuard:
+    """Looks at the first boxes of a file and raises when they are not of the declared form.
+
+    It raises as soon as it has seen `GUARD_ROWS` of them, so that no file of several GB is read to its end
+    first.
+    """
+
+    def __init__(self, declared: str, *, source: str) -> None:
+        """declared: "xyxy", "xywh" or "normalised". source: the file, for the message."""
+        self._declared, self.source = declared, source
+        self._rows: list[tuple[float, ...]] = []
+
+    def look(self, stored: Sequence[float], width: int, height: int) -> None:
+        """Look at one box as stored. Raises ValueError, see `check_box_form`."""
+        if len(self._rows) < GUARD_ROWS and all(abs(value) < 1e6 for value in stored):
+            self._rows.append((*stored, width, height))
+            if len(self._rows) == GUARD_ROWS:
+                self.check()
+
+    def check(self) -> None:
+        """Judge what was seen so far: at the end of a file with fewer boxes. Raises ValueError."""
+        rows = np.array(self._rows, np.float64).reshape(-1, 6)
+        check_box_form(rows[:, :4], rows[:, 4:], declared=self._declared, source=self.source)
+
+
+def detect_form(values: np.ndarray, sizes: np.ndarray, *, forms: Sequence[str], source: str) -> str:
+    """Return which of `forms` the boxes of a file are in, where its documentation does not say or lies.
+
+    values, sizes: as for `form_shares`. Raises ValueError when no form explains 99 % of them, or two do and
+    neither explains more.
+    """
+    shares = form_shares(values, sizes)
+    ranked = sorted(forms, key=lambda form: -shares[form])
+    best = shares[ranked[0]]
+    if len(values) == 0 or best < 0.99 or (len(ranked) > 1 and shares[ranked[1]] >= best):
+        seen = ", ".join(f"{share:.0%} fit {form}" for form, share in shares.items())
+        raise ValueError(f"{source}: of {len(values)} boxes {seen}: cannot tell {' from '.join(forms)}")
+    return ranked[0]
+
+
+def get(record: object, name: str) -> Any:
+    """Return a field of a JSON record. Raises BadRecord with reason malformed when it is not there."""
+    if not isinstance(record, dict):
+        raise BadRecord("malformed", f"record is {type(record).__name__}, not an object")
+    if name not in record:
+        raise BadRecord("malformed", f"no field {name!r}")
+    return record[name]
 
 
 def clean_box(corners: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:

@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dataset_builders import BuildOptions
-from dataset_builders.coco_files import CocoFile, ImageFacts, read_coco
-from dataset_builders.conventions import whole_number
+from dataset_builders.coco_files import open_coco
+from dataset_builders.conventions import get, whole_number
+from dataset_builders.facts import ImageFacts
+from dataset_builders.folders import DataFolders
 from dataset_builders.json_files import stream_array
-from dataset_builders.prompts import counted_answer, question, seed_of
-from dataset_builders.records import BadRecord, Ledger, Reject, Sample, Turn, check_text, validate
+from dataset_builders.names import plural
+from dataset_builders.prompts import conversation, counted_answer, question, seed_of
+from dataset_builders.records import BadRecord, Reject, Sample
+from dataset_builders.spec import BuildOptions, ImageSource, Item
+from dataset_builders.tally import Tally
+from dataset_builders.validation import check_text
 
 MAX_ANSWER = 10_000
 """TallyQA's answers end at 15; anything beyond this is not a count."""
@@ -23,89 +28,91 @@ _ASKED = re.compile(
     r"(?: in (?:the|this) (?:image|picture|photo))?\s*\?",
     re.IGNORECASE,
 )
-_IRREGULAR = {"person": "people", "sheep": "sheep", "skis": "skis", "scissors": "scissors", "knife": "knives"}
 
 
 def build(
-    root: Path,
+    folders: DataFolders,
     options: BuildOptions,
     *,
     dataset: str,
     questions: str,
     instances: str,
-    images: str,
-    num_buckets: int,
-) -> Iterator[Sample | Reject | Ledger]:
+    folder: str,
+    source: ImageSource,
+) -> Iterator[Item]:
     """Yield one sample a question, the rejects, and the ledger last.
 
-    questions, instances, images: TallyQA file, COCO file and picture folder relative to root.
-    num_buckets: of the image source.
+    questions, instances, folder: TallyQA file, COCO file and picture folder. source: what the images belong
+    to.
     Raises ValueError when a file is not of this form.
     """
-    coco = read_coco(root / instances, images=images, num_buckets=num_buckets)
-    yield from coco.rejects
-    # by path: TallyQA offsets the ids of Visual Genome's images, its paths are right
-    by_uri = {ref.image_uri: image_id for image_id, ref in coco.refs.items()}
-    nouns = {noun: name for name in coco.categories for noun in (name.lower(), plural(name.lower()))}
+    tally = Tally()
     seen: set[int] = set()
-    read = used = 0
-    for position, record in enumerate(stream_array(root / questions, None)):
-        read += 1
-        try:
-            sample = _sample(coco, by_uri, nouns, record, options, dataset, seen)
-            validate(sample)
-        except BadRecord as error:
-            yield Reject.of(f"questions/{position}", error)
-        else:
-            used += 1
-            yield sample
-    if read == 0:
+    with open_coco(folders, file=instances, folder=folder, source=source) as coco:
+        by_uri: dict[str, int] = {}
+        for item in coco.images(tally):
+            if isinstance(item, Reject):
+                yield item
+            else:
+                tally.use("image")
+                by_uri[item.facts.ref.image_uri.partition("/")[2]] = int(item.facts.ref.image_id)
+        names = coco.names
+        before = tally.num_read
+        for position, record in enumerate(stream_array(folders.path(questions), None)):
+
+            def make(record: Any = record) -> list[Sample]:
+                asked = read_question(record, seen)
+                image = get(record, "image")
+                if not isinstance(image, str):
+                    raise BadRecord("malformed", f"image is {type(image).__name__}, not a path")
+                if image not in by_uri:
+                    raise BadRecord("unknown_image", f"image {image[:200]!r}")
+                facts = coco.image(by_uri[image]).facts
+                return [question_sample(facts, names, *asked, options, dataset=dataset)]
+
+            yield from tally.record(f"questions/{position}", make)
+    if tally.num_read == before:
         raise ValueError(f"{Path(questions).name} holds no questions: TallyQA's files are one JSON list")
-    yield coco.ledger(records_read=read, records_used=used)
+    yield tally.ledger()
 
 
-def plural(noun: str) -> str:
-    """Return the English plural of a category name by its last word. ours"""
-    *before, last = noun.split(" ")
-    if last in _IRREGULAR:
-        last = _IRREGULAR[last]
-    elif last.endswith("y") and last[-2:-1] not in "aeiou":
-        last = last[:-1] + "ies"
-    else:
-        last += "es" if last.endswith(("s", "x", "ch", "sh")) else "s"
-    return " ".join([*before, last])
-
-
-def _sample(
-    coco: CocoFile,
-    by_uri: dict[str, int],
-    nouns: dict[str, str],
-    record: Any,
-    options: BuildOptions,
-    dataset: str,
-    seen: set[int],
-) -> Sample:
-    if not isinstance(record, dict) or not isinstance(record.get("image"), str):
-        raise BadRecord("malformed", "not an object with an image path")
-    number = whole_number(record.get("question_id"), what="question_id")
+def read_question(record: Any, seen: set[int]) -> tuple[int, str, int]:
+    """Return id, text and answer of a record of TallyQA. Raises BadRecord."""
+    number = whole_number(get(record, "question_id"), what="question_id")
     if number in seen:
         raise BadRecord("duplicate_id", f"question {number}")
     seen.add(number)
-    if record["image"] not in by_uri:
-        raise BadRecord("unknown_image", f"image {record['image'][:200]!r}")
-    text = " ".join(check_text(record.get("question"), what="question").split())
-    answer = whole_number(record.get("answer"), what="answer")
+    text = " ".join(check_text(get(record, "question"), what="question").split())
+    answer = whole_number(get(record, "answer"), what="answer")
     if not 0 <= answer <= MAX_ANSWER:
         raise BadRecord("bad_answer", f"{answer} is not a count")
-    facts = coco.facts(by_uri[record["image"]])
+    return number, text, answer
+
+
+def question_sample(
+    facts: ImageFacts,
+    categories: tuple[str, ...],
+    number: int,
+    text: str,
+    answer: int,
+    options: BuildOptions,
+    *,
+    dataset: str,
+) -> Sample:
+    """Return the sample of one question; the objects are named where they are certain and agree with the
+    answer.
+
+    categories: names that are annotated exhaustively on the image; empty where nothing is known.
+    """
     asked = _ASKED.fullmatch(text)
+    nouns = {noun: name for name in categories for noun in (name.lower(), plural(name.lower()))}
     name = nouns.get(asked[1].lower()) if asked else None
-    rows = _agreeing_rows(facts, name, answer, coco.categories)
+    rows = _agreeing_rows(facts, name, answer, categories)
     wording = "counting_number" if rows is None else "counting_located"
     seed = seed_of(options.seed, dataset, number)
-    turns = (
-        Turn("user", question(wording, text, seed=seed, paraphrases=options.paraphrases)),
-        Turn("assistant", counted_answer(answer, None if rows is None or name is None else (name, rows))),
+    located = None if rows is None or name is None else (name, rows)
+    turns = conversation(
+        question(wording, text, seed=seed, paraphrases=options.paraphrases), counted_answer(answer, located)
     )
     return facts.sample(dataset=dataset, task="counting", number=number, turns=turns)
 

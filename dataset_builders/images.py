@@ -1,4 +1,12 @@
-"""Images on disk: which bucket an image belongs to, where its bytes lie, and how bytes become pixels."""
+"""Images on disk: which bucket an image belongs to, where its bytes lie, and how bytes become pixels.
+
+The uri of an image starts with the usual name of its dataset's folder (`DataFolders`):
+
+    coco/train2017/000000000009.jpg             a file
+    grit/00000.tar#1536+20480                   bytes 1536 to 22016 of a tar (`containers`)
+    humanref_cot/images.tsv#90112               the line at byte 90112 of a TSV, its second column in base64
+    cauldron/ai2d/train-00000.parquet#3/17/0    row group 3, row 17 in it, image 0 of its list
+"""
 
 import hashlib
 import io
@@ -6,13 +14,26 @@ import re
 import struct
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from dataset_builders.records import BadRecord, ImageRef
+from dataset_builders import containers
+from dataset_builders.folders import DataFolders
+from dataset_builders.records import BadRecord
 
-__all__ = ["BadImage", "ImageRef", "bucket_of", "check_uri", "decode_image", "read_image_bytes", "safe_join"]
+__all__ = [
+    "BadImage",
+    "bucket_of",
+    "buckets_holding",
+    "check_uri",
+    "decode_image",
+    "image_size",
+    "read_image_bytes",
+    "read_image_size",
+    "safe_join",
+]
 
 MAX_IMAGE_PIXELS = 80_000_000
 """Largest image that is decoded: 240 MB of RGB. Below the size at which Pillow starts to warn by itself."""
@@ -41,8 +62,17 @@ class BadImage(BadRecord):
 
 
 def bucket_of(image_id: str, num_buckets: int) -> int:
-    """Return the bucket of an image, the unit in which work is done and resumed. ours"""
-    return int(hashlib.sha256(image_id.encode()).hexdigest()[:8], 16) % num_buckets
+    """Return the bucket of an image, the unit in which work is done and resumed. ours
+
+    Only what stands before a "#" counts: images of one row group of a container are read together.
+    """
+    group = image_id.partition("#")[0]
+    return int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) % num_buckets
+
+
+def buckets_holding(bucket: int, num_buckets: int, others: int) -> list[int]:
+    """Return which of `others` buckets hold the images of one of `num_buckets`; both are powers of two."""
+    return [bucket % others] if others <= num_buckets else list(range(bucket, others, num_buckets))
 
 
 def check_uri(uri: str) -> str:
@@ -75,18 +105,56 @@ def safe_join(root: str | Path, uri: str) -> Path:
     return resolved
 
 
-def read_image_bytes(root: str | Path, uri: str) -> bytes:
+def read_image_bytes(folders: DataFolders, uri: str) -> bytes:
     """Return the bytes of an image file, exactly as stored.
 
-    Raises BadImage with reason unsafe_path, missing_image or image_too_large.
+    Raises BadImage with reason unsafe_path, missing_image, image_too_large or undecodable_image.
     """
-    path = safe_join(root, uri)
+    name, mark, place = uri.partition("#")
+    first, _, rest = name.partition("/")
+    path = safe_join(folders.root(first), rest)
     try:
+        if mark and path.suffix in containers.READERS:
+            return containers.READERS[path.suffix](path, place, MAX_IMAGE_BYTES)
+        if mark:
+            path = safe_join(folders.root(first), uri.partition("/")[2])
         if path.stat().st_size > MAX_IMAGE_BYTES:
             raise BadImage("image_too_large", f"{uri}: more than {MAX_IMAGE_BYTES} bytes")
         return path.read_bytes()
     except OSError as error:
-        raise BadImage("missing_image", f"{uri}: {error.strerror}") from error
+        raise BadImage("missing_image", f"{uri}: {error.strerror or type(error).__name__}") from error
+
+
+def read_image_size(folders: DataFolders, uri: str) -> tuple[int, int]:
+    """Return width and height of an image as `decode_image` gives it, from its header alone where it is a
+    file.
+
+    Raises BadImage as `read_image_bytes` and `image_size` do.
+    """
+    if "#" in uri:
+        return image_size(read_image_bytes(folders, uri))
+    first, _, rest = uri.partition("/")
+    path = safe_join(folders.root(first), rest)
+    try:
+        with path.open("rb") as stream:
+            return image_size(stream)
+    except OSError as error:
+        raise BadImage("missing_image", f"{uri}: {error.strerror or type(error).__name__}") from error
+
+
+def image_size(data: bytes | IO[bytes]) -> tuple[int, int]:
+    """Return width and height in pixels, turned the way the EXIF orientation says; nothing is decoded.
+
+    Raises BadImage with reason image_too_large or undecodable_image.
+    """
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except Image.DecompressionBombError as error:
+        raise BadImage("image_too_large", _clean(error)) from error
+    except _DECODER_ERRORS as error:
+        raise BadImage("undecodable_image", _clean(error)) from error
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:

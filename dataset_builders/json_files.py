@@ -6,7 +6,8 @@ Python's own decoder reads each element, so values are those of `json.load`, NaN
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,40 +25,85 @@ def stream_array(path: Path, key: str | None) -> Iterator[Any]:
     key: of the file's outermost object, or None for a file that is one array. What follows the array in the
     file is not read. Raises ValueError naming a file that is not JSON.
     """
+    with _opened(path) as text:
+        opening = text.take()
+        if opening == "{" and key is not None:
+            for name in _members(text):
+                if name == key and text.peek() == "[":
+                    text.take()
+                    yield from _array(text)
+                    return
+                _skip(text)
+        elif opening == "[":
+            yield from (value for value in _array(text) if key is None)
+        elif opening != "{":
+            raise _NotJSONError("it holds neither an object nor an array")
+
+
+def stream_arrays(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (key, element) for every element of the named arrays of a JSON object, in the order of the file.
+
+    Raises ValueError naming a file that is not a JSON object.
+    """
+    with _opened(path) as text:
+        if text.take() != "{":
+            raise _NotJSONError("it holds no object")
+        for name in _members(text):
+            if name in keys and text.peek() == "[":
+                text.take()
+                for value in _array(text):
+                    yield name, value
+            else:
+                _skip(text)
+
+
+def read_members(path: Path, keys: Collection[str]) -> dict[str, Any]:
+    """Return the named members of a JSON object, whole: for the small tables of a big file.
+
+    Raises ValueError naming a file that is not a JSON object.
+    """
+    found: dict[str, Any] = {}
+    with _opened(path) as text:
+        if text.take() != "{":
+            raise _NotJSONError("it holds no object")
+        for name in _members(text):
+            if name in keys:
+                found[name] = text.value()
+            else:
+                _skip(text)
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator["_Text"]:
     with path.open("rb") as stream:
-        text = _Text(stream)
         try:
-            opening = text.take()
-            if opening == "{" and key is not None:
-                yield from _member(text, key)
-            elif opening == "[":
-                yield from (value for value in _array(text) if key is None)
-            elif opening != "{":
-                raise ValueError("it holds neither an object nor an array")
-        except (ValueError, RecursionError) as error:
+            yield _Text(stream)
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, _NotJSONError) as error:
             raise ValueError(f"{path.name} is not valid JSON: {error}") from error
 
 
-def _member(text: "_Text", key: str) -> Iterator[Any]:
-    """Walk through the outermost object as far as the array of this name, and yield its elements."""
+def _members(text: "_Text") -> Iterator[str]:
+    """Yield the name of each member of an object that was opened; the caller reads its value."""
     mark = text.take() if text.peek() == "}" else ","
     while mark == ",":
         name = text.value()
         if not isinstance(name, str) or text.take() != ":":
-            raise ValueError("an object has something else than names and values")
-        if text.peek() != "[":
-            text.value()
-        elif name == key:
-            text.take()
-            yield from _array(text)
-            return
-        else:
-            text.take()
-            for _ in _array(text):
-                pass
+            raise _NotJSONError("an object has something else than names and values")
+        yield name
         mark = text.take()
     if mark != "}":
-        raise ValueError(f"{mark!r} in place of a comma or a closing brace")
+        raise _NotJSONError(f"{mark!r} in place of a comma or a closing brace")
+
+
+def _skip(text: "_Text") -> None:
+    """Move past a value; an array element by element, so that a long one is never held whole."""
+    if text.peek() == "[":
+        text.take()
+        for _ in _array(text):
+            pass
+    else:
+        text.value()
 
 
 def _array(text: "_Text") -> Iterator[Any]:
@@ -66,7 +112,11 @@ def _array(text: "_Text") -> Iterator[Any]:
         yield text.value()
         mark = text.take()
     if mark != "]":
-        raise ValueError(f"{mark!r} in place of a comma or a closing bracket")
+        raise _NotJSONError(f"{mark!r} in place of a comma or a closing bracket")
+
+
+class _NotJSONError(ValueError):
+    """Text that is not JSON, found by this module."""
 
 
 class _Text:
@@ -82,7 +132,7 @@ class _Text:
         if self._ended:
             return False
         if len(self._text) - self._at > MAX_VALUE_CHARS:
-            raise ValueError(f"a value is longer than {MAX_VALUE_CHARS} characters")
+            raise _NotJSONError(f"a value is longer than {MAX_VALUE_CHARS} characters")
         # twice as much each time for a long value, so that reading it again from its start stays cheap
         chunk = self._stream.read(max(CHUNK_BYTES, len(self._text) - self._at))
         self._ended = not chunk

@@ -10,33 +10,54 @@ Columns of a samples table (all required; only those called nullable may hold nu
 | sample_id     | string                         | unique in the dataset, the same on every rebuild          |
 | dataset       | string                         | key of `DATASETS`                                         |
 | task          | string                         | one of `TASKS`                                            |
-| image_id      | string                         | join key with the proposals of the same image source      |
+| image_source  | string                         | name of an `ImageSource`; empty for a text without image  |
+| image_id      | string                         | join key with the proposals of the image source           |
 | bucket        | int32                          | `images.bucket_of(image_id, num_buckets)`: unit of work   |
-| image_uri     | string                         | posix path relative to the dataset's folder               |
-| width, height | int32                          | pixels of the original image                              |
-| objects       | list<{box, label, ignore}>     | box: float32[4] xyxy pixels, clipped to the image         |
+| image_uri     | string                         | where the bytes are, see `images`; empty without image    |
+| width, height | int32                          | pixels of the original image; 0 without image             |
+| window        | list<int32>, nullable          | xyxy pixels of the part that the sample is about; null:   |
+|               |                                | the whole image                                           |
+| objects       | list<{box, label, ignore}>     | box: float32[4] xyxy pixels, clipped to image and window  |
 | turns         | list<{role, parts}>            | the conversation; parts: list<{text nullable, objects}>,  |
 |               |                                | where objects: list<int32> are rows of column objects     |
 | absent_labels | list<string>, nullable         | labels known to be absent; null = nothing is known        |
 | absent_regime | string, nullable               | what licenses absent_labels; null exactly when they are   |
+| absent_weights| list<float32>, nullable        | chance of each absent label to be asked for, see          |
+|               |                                | `absence`; null: all the same                             |
 
 Columns of a rejects table: record_id, unit, reason, detail; all string.
 """
 
-import math
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-TASKS = ("detection", "counting", "region_name", "referring", "rejection")
+TASKS = (
+    "detection",  # names -> all their objects
+    "visual_prompt",  # an object -> all of its category
+    "counting",  # how many: objects, then the number; or the number alone
+    "referring",  # an expression -> its object or objects
+    "grounding",  # describe the image -> a caption whose phrases are grounded
+    "region_name",  # a region -> its category
+    "region_caption",  # a region -> a description of it
+    "region_qa",  # a question about regions -> an answer, which may name regions
+    "ocr",  # a region -> its text
+    "reasoning",  # a question -> steps that name regions, then the answer
+    "caption",  # describe the image -> a description without regions
+    "instruction",  # any conversation about an image or about none
+    "rejection",  # any of these, asked for what is not there
+)
 ROLES = ("user", "assistant")
+ABSENT_REGIMES = {
+    "exhaustive": "every object of the dataset's categories is annotated on every image",
+    "federated": "people verified that the label is absent from this image",
+    "tree": "the label lies in another part of the category tree than everything annotated",
+    "attribute": "every object of the name is annotated not to have the attribute",
+    "constructed": "the expression was written, or the image edited, so that nothing fits it",
+}
 UNITS = ("image", "box", "category", "record")
-MAX_TEXT_CHARS = 20_000
-MAX_LABEL_CHARS = 1_000
 
 REJECT_REASONS: Mapping[str, str] = {
     "malformed": "a field is missing or of the wrong type",
@@ -62,17 +83,10 @@ REJECT_REASONS: Mapping[str, str] = {
     "missing_proposals": "no proposals row for the image",
     "too_many_regions": "does not fit the region budget",
     "contradiction": "the record contradicts itself, such as a label both present and absent",
+    "several_images": "a conversation about more than one image",
+    "unsupported": "a form of the record that no task has a use for, such as a point in place of a box",
+    "benchmark_image": "the image belongs to a benchmark: it is left out of training",
 }
-
-# The tags that the renderer writes and the parser reads, and the control tokens of chat models: data that
-# holds one could forge a region or a turn. <think> and <answer> are allowed: a task template writes them.
-RESERVED_TAG = re.compile(
-    r"<\s*/?\s*(?:ground|objects?|region\d*|regionfeat|region_token|image)\s*>|<\|[^|<>]*\|>", re.IGNORECASE
-)
-# C0 and C1 controls other than tab and newline, bidirectional controls, line and paragraph separators, BOM.
-FORBIDDEN_CHARACTER = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
 
 
 class BadRecord(ValueError):  # noqa: N818 - it is data that is bad, not the program
@@ -131,24 +145,28 @@ class Sample:
     """Name in `DATASETS`."""
     task: str
     """One of `TASKS`."""
+    image_source: str
+    """Name of the `ImageSource` that the image belongs to; empty for a text without image."""
     image_id: str
     """Join key with proposals; unique within an image source."""
-    bucket: int
-    """`images.bucket_of(image_id, num_buckets)`."""
     image_uri: str
-    """Posix path relative to the dataset's folder."""
+    """Where the bytes of the image are, see `images`; empty for a text without image."""
     width: int
-    """Pixels of the original image."""
+    """Pixels of the original image; 0 for a text without image."""
     height: int
-    """Pixels of the original image."""
+    """Pixels of the original image; 0 for a text without image."""
+    window: tuple[int, int, int, int] | None = None
+    """Part of the image that the sample is about: xyxy pixels of the original image; None for all of it."""
     objects: tuple[Object, ...]
-    """Everything annotated on the image, also what the conversation does not mention."""
+    """Everything annotated on the image (in the window), also what the conversation does not mention."""
     turns: tuple[Turn, ...]
     """User and assistant in alternation."""
     absent_labels: tuple[str, ...] | None = None
     """Labels known to be absent from the image; None when unknown."""
     absent_regime: str | None = None
-    """What licenses `absent_labels`: "exhaustive", "federated", ..."""
+    """What licenses `absent_labels`: one of `ABSENT_REGIMES`."""
+    absent_weights: tuple[float, ...] | None = None
+    """Chance of each absent label to be asked for, adding up to 1; None: all the same."""
 
 
 @dataclass(frozen=True)
@@ -199,16 +217,16 @@ class Ledger:
 class ImageRef:
     """One image of an image source: what the proposal step needs to know of it."""
 
+    image_source: str
+    """Name of the image source."""
     image_id: str
     """Unique within the image source."""
     image_uri: str
-    """Posix path relative to the dataset's folder."""
+    """Where its bytes are, see `images`."""
     width: int
     """Pixels; 0 when the annotation files do not say."""
     height: int
     """Pixels; 0 when the annotation files do not say."""
-    bucket: int
-    """`images.bucket_of(image_id, num_buckets)`."""
 
 
 def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
@@ -229,132 +247,52 @@ SAMPLE_SCHEMA = pa.schema(
         _field("sample_id", pa.string()),
         _field("dataset", pa.string()),
         _field("task", pa.string()),
+        _field("image_source", pa.string()),
         _field("image_id", pa.string()),
         _field("bucket", pa.int32()),
         _field("image_uri", pa.string()),
         _field("width", pa.int32()),
         _field("height", pa.int32()),
+        _field("window", _list(pa.int32()), nullable=True),
         _field("objects", _list(_OBJECT)),
         _field("turns", _list(_TURN)),
         _field("absent_labels", _list(pa.string()), nullable=True),
         _field("absent_regime", pa.string(), nullable=True),
+        _field("absent_weights", _list(pa.float32()), nullable=True),
     ]
 )
+_NULLABLE_LISTS = ("window", "absent_labels", "absent_weights")
 REJECT_SCHEMA = pa.schema([_field(name, pa.string()) for name in ("record_id", "unit", "reason", "detail")])
 
 
-def sample_to_row(sample: Sample) -> dict[str, Any]:
+def sample_to_row(sample: Sample, *, bucket: int) -> dict[str, Any]:
     """Return the plain values of one row under `SAMPLE_SCHEMA`."""
-    row = {name: getattr(sample, name) for name in SAMPLE_SCHEMA.names}
+    row = {name: getattr(sample, name) for name in SAMPLE_SCHEMA.names if name != "bucket"}
+    row["bucket"] = bucket
     row["objects"] = [{"box": list(o.box), "label": o.label, "ignore": o.ignore} for o in sample.objects]
     row["turns"] = [
         {"role": t.role, "parts": [{"text": p.text, "objects": list(p.objects)} for p in t.parts]}
         for t in sample.turns
     ]
-    row["absent_labels"] = None if sample.absent_labels is None else list(sample.absent_labels)
+    for name in _NULLABLE_LISTS:
+        row[name] = None if row[name] is None else list(row[name])
     return row
 
 
 def sample_from_row(row: Mapping[str, Any]) -> Sample:
     """Rebuild the sample of a row, as `to_pylist` of a samples table gives it."""
-    plain = {name: row[name] for name in SAMPLE_SCHEMA.names}
+    plain = {name: row[name] for name in SAMPLE_SCHEMA.names if name != "bucket"}
     plain["objects"] = tuple(
         Object(box=tuple(o["box"]), label=o["label"], ignore=o["ignore"]) for o in row["objects"]
     )
     plain["turns"] = tuple(
         Turn(t["role"], tuple(Part(p["text"], tuple(p["objects"])) for p in t["parts"])) for t in row["turns"]
     )
-    plain["absent_labels"] = None if row["absent_labels"] is None else tuple(row["absent_labels"])
+    for name in _NULLABLE_LISTS:
+        plain[name] = None if row[name] is None else tuple(row[name])
     return Sample(**plain)
 
 
 def reject_to_row(reject: Reject) -> dict[str, str]:
     """Return the plain values of one row under `REJECT_SCHEMA`."""
     return {name: getattr(reject, name) for name in REJECT_SCHEMA.names}
-
-
-def check_text(text: Any, *, what: str, max_chars: int = MAX_TEXT_CHARS) -> str:
-    """Return `text` when it is safe to put into a prompt, unchanged.
-
-    Raises BadRecord with reason malformed, empty_text, text_too_long or unsafe_text.
-    """
-    if not isinstance(text, str):
-        raise BadRecord("malformed", f"{what} is {type(text).__name__}, not text")
-    if len(text) > max_chars:
-        raise BadRecord("text_too_long", f"{what} has {len(text)} characters, limit {max_chars}")
-    if not text.strip():
-        raise BadRecord("empty_text", f"{what} is empty")
-    if found := RESERVED_TAG.search(text) or FORBIDDEN_CHARACTER.search(text):
-        raise BadRecord("unsafe_text", f"{what} holds {found.group()!a}")
-    return text
-
-
-def check_label(label: Any, *, what: str = "label") -> str:
-    """Return a label or grounded phrase that survives rendering and parsing: one line, no blanks around it.
-
-    Raises BadRecord as `check_text` does.
-    """
-    label = check_text(label, what=what, max_chars=MAX_LABEL_CHARS)
-    if "\n" in label or label != label.strip():
-        raise BadRecord("unsafe_text", f"{what} {label[:80]!r} has a line break, or blanks around it")
-    return label
-
-
-def check_box(box: tuple[float, ...], width: int, height: int, *, what: str) -> None:
-    """Raise BadRecord unless `box` is finite, not empty and inside an image of width x height pixels."""
-    if len(box) != 4 or not all(math.isfinite(value) for value in box):
-        raise BadRecord("not_finite_box", f"{what} is {box}")
-    x1, y1, x2, y2 = box
-    if x2 <= x1 or y2 <= y1:
-        raise BadRecord("inverted_box" if x2 < x1 or y2 < y1 else "empty_box", f"{what} is {box}")
-    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-        raise BadRecord("outside_box", f"{what} {box} leaves the image of {width}x{height}")
-
-
-def validate(sample: Sample) -> None:
-    """Raise BadRecord when the sample breaks a rule of this module; return None when it keeps them all."""
-    for name in ("sample_id", "dataset", "image_id", "image_uri"):
-        check_label(getattr(sample, name), what=name)
-    if sample.task not in TASKS:
-        raise BadRecord("malformed", f"task {sample.task!r} is not one of {TASKS}")
-    if sample.width < 1 or sample.height < 1 or sample.bucket < 0:
-        raise BadRecord("bad_size", f"{sample.width}x{sample.height}, bucket {sample.bucket}")
-    for index, item in enumerate(sample.objects):
-        check_box(item.box, sample.width, sample.height, what=f"box of object {index}")
-        check_label(item.label, what=f"label of object {index}")
-    _validate_turns(sample)
-    _validate_absent(sample)
-
-
-def _validate_turns(sample: Sample) -> None:
-    roles = tuple(turn.role for turn in sample.turns)
-    if not roles or len(roles) % 2 or roles != ROLES * (len(roles) // 2):
-        raise BadRecord("malformed", f"turns are {roles}, want user and assistant in alternation")
-    for turn in sample.turns:
-        if not turn.parts:
-            raise BadRecord("empty_text", f"a {turn.role} turn has no parts")
-        for part in turn.parts:
-            _validate_part(part, sample.objects)
-
-
-def _validate_part(part: Part, objects: tuple[Object, ...]) -> None:
-    named = part.objects
-    if part.text is None and not named:
-        raise BadRecord("empty_text", "a part has neither text nor objects")
-    if any(not 0 <= index < len(objects) for index in named):
-        raise BadRecord("unknown_object", f"a part names objects {named} of {len(objects)}")
-    if len(set(named)) != len(named) or any(objects[index].ignore for index in named):
-        raise BadRecord("contradiction", f"a part repeats an object or names an ignored one: {named}")
-    if part.text is not None and named:
-        check_label(part.text, what="grounded phrase")
-    elif part.text is not None and part.text != "\n":
-        check_text(part.text, what="text")
-
-
-def _validate_absent(sample: Sample) -> None:
-    if (sample.absent_labels is None) != (sample.absent_regime is None):
-        raise BadRecord("contradiction", "absent_labels and absent_regime must be given together")
-    absent = Counter(check_label(label, what="absent label") for label in sample.absent_labels or ())
-    present = {item.label for item in sample.objects}
-    if wrong := sorted(label for label, count in absent.items() if count > 1 or label in present):
-        raise BadRecord("contradiction", f"absent labels repeated or present: {wrong[:5]}")

@@ -1,20 +1,38 @@
-"""Referring expressions in REFER's layout: a pickled list beside a COCO file.
+"""Referring expressions, and their reader for REFER's layout: a list of refs beside a COCO file.
 
-Each sentence of a ref becomes one sample of task `referring`. The pickle is read by an unpickler that knows
-plain containers and scalars only, so that opening a downloaded file runs nothing.
+What is made of the expressions of one image:
+
+| task           | samples                                                                              |
+| -------------- | ------------------------------------------------------------------------------------ |
+| referring      | each expression that has a target asks for it, or for all its targets (gRefCOCO)     |
+| rejection      | each expression that has none; the answer is None                                    |
+| region_caption | where asked for: up to `region_texts` expressions with one target, as its caption    |
+
+The list is a pickle, read by an unpickler that knows plain containers and scalars only, so that opening a
+downloaded file runs nothing; gRefCOCO gives it as JSON too.
+
+REFER: https://github.com/lichengunc/refer (refer.py); gRefCOCO: https://github.com/henghuiding/gRefCOCO
+(grefer.py).
 """
 
 import io
 import pickle  # only through RestrictedUnpickler, which resolves no name at all
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dataset_builders import BuildOptions
-from dataset_builders.coco_files import CocoFile, read_coco
-from dataset_builders.conventions import whole_number
-from dataset_builders.prompts import grounded_answer, question, seed_of
-from dataset_builders.records import BadRecord, Ledger, Reject, Sample, Turn, check_label, validate
+from dataset_builders.coco_files import CocoForm, open_coco
+from dataset_builders.conventions import get, whole_number
+from dataset_builders.facts import ImageFacts
+from dataset_builders.folders import DataFolders
+from dataset_builders.json_files import stream_array
+from dataset_builders.prompts import conversation, grounded_answer, question, seed_of
+from dataset_builders.records import BadRecord, Part, Reject, Sample
+from dataset_builders.spec import BuildOptions, ImageSource, Item
+from dataset_builders.tally import Tally
+from dataset_builders.validation import check_label, check_text
 
 _PICKLE_ERRORS = (
     pickle.UnpicklingError,
@@ -43,11 +61,13 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def load_refs(path: Path) -> list[Any]:
-    """Return the list of a REFER pickle, running nothing that it holds.
+    """Return the list of a REFER pickle, running nothing that it holds; or the same list as JSON.
 
     Bytes that are not UTF-8 become lone surrogates, which the text check rejects.
     Raises ValueError naming the file when it is not a pickled list of plain data.
     """
+    if path.suffix == ".json":
+        return list(stream_array(path, None))
     reader = RestrictedUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8", errors="surrogateescape")
     try:
         refs = reader.load()
@@ -58,40 +78,164 @@ def load_refs(path: Path) -> list[Any]:
     return refs
 
 
+@dataclass(frozen=True, kw_only=True)
+class Expression:
+    """What a record says of an image."""
+
+    record: str
+    """Readable name of the record in its file."""
+    number: int | str
+    """Unique among the expressions of the dataset."""
+    said: str
+    """The expression as the file has it."""
+    rows: tuple[int, ...]
+    """Objects of the image that it names; none: nothing fits it."""
+
+
 def build(
-    root: Path,
+    folders: DataFolders,
     options: BuildOptions,
     *,
     dataset: str,
     refs: str,
     instances: str,
-    images: str,
+    folder: str,
+    source: ImageSource,
     split: str,
-    num_buckets: int,
-) -> Iterator[Sample | Reject | Ledger]:
-    """Yield one sample a sentence of the given split, the rejects, and the ledger last.
+    form: CocoForm | None = None,
+    captions: bool = False,
+) -> Iterator[Item]:
+    """Yield the samples of the given split, the rejects, and the ledger last.
 
-    refs, instances, images: pickle, COCO file and picture folder relative to root. split: as refs spell it.
-    num_buckets: of the image source.
+    refs, instances, folder: list of refs (pickle or JSON), COCO file and picture folder. source: what the
+    images belong to. split: as the refs spell it. form: of the COCO file. captions: see
+    `expression_samples`.
     Raises ValueError when a file is not of this form.
     """
-    coco = read_coco(root / instances, images=images, num_buckets=num_buckets)
-    yield from coco.rejects
-    read, seen = 0, set[int]()
-    used = 0
-    for record_id, ref, sentence in _sentences(load_refs(root / refs), split):
-        read += 1
-        try:
-            sample = _sample(coco, ref, sentence, options, dataset, seen)
-            validate(sample)
-        except BadRecord as error:
-            yield Reject.of(record_id, error)
-        else:
-            used += 1
-            yield sample
-    if read == 0:
+    tally = Tally()
+    with open_coco(folders, file=instances, folder=folder, source=source, form=form) as coco:
+        for item in coco.images(tally):
+            if isinstance(item, Reject):
+                yield item
+            else:
+                tally.use("image")
+        before = tally.num_read
+        by_image: dict[int, list[_Stored]] = {}
+        seen: set[int] = set()
+        for record, ref, sentence in _sentences(load_refs(folders.path(refs)), split):
+            try:
+                image_id, stored = _read(record, ref, sentence, seen)
+                by_image.setdefault(image_id, []).append(stored)
+            except BadRecord as error:
+                yield tally.reject(record, error)
+        for image_id, listed in by_image.items():
+            facts, found = None, []
+            for record, number, said, targets in listed:
+                try:
+                    facts = facts or coco.image(image_id).facts
+                    rows = _rows(facts, targets)
+                    found.append(Expression(record=record, number=number, said=said, rows=rows))
+                except BadRecord as error:
+                    yield tally.reject(record, error)
+            if facts is not None:
+                yield from expression_samples(
+                    facts, found, options, dataset=dataset, tally=tally, captions=captions
+                )
+    if tally.num_read == before:
         raise ValueError(f"{Path(refs).name} holds no refs of split {split!r}")
-    yield coco.ledger(records_read=read, records_used=used)
+    yield tally.ledger()
+
+
+def expression_samples(
+    facts: ImageFacts,
+    expressions: Sequence[Expression],
+    options: BuildOptions,
+    *,
+    dataset: str,
+    tally: Tally,
+    captions: bool,
+) -> Iterator[Sample | Reject]:
+    """Yield the samples of the expressions of one image, or their rejects; each counts as one record.
+
+    captions: whether to give expressions with one target also as captions of their region, at most
+    `options.region_texts` an image.
+    An expression without target that another record of the image uses for an object is a contradiction: the
+    counterfactual ones are made by changing words, and may hit another object.
+    """
+    rng = random.Random(seed_of(options.seed, dataset, facts.ref.image_id))
+    single = [position for position, expression in enumerate(expressions) if len(expression.rows) == 1]
+    chosen = set(rng.sample(single, min(options.region_texts, len(single)))) if captions else set()
+    fitting = {_folded(expression.said) for expression in expressions if expression.rows}
+
+    def make(position: int) -> Iterator[Sample]:
+        one = expressions[position]
+        if not one.rows and _folded(one.said) in fitting:
+            raise BadRecord("contradiction", f"{one.said[:80]!r} is said of an object of the image too")
+        if len(one.rows) > options.max_objects:
+            raise BadRecord("too_many_regions", f"an expression for {len(one.rows)} objects")
+        yield expression_sample(facts, one.said, one.rows, options, dataset=dataset, number=one.number)
+        if position in chosen:
+            yield caption_sample(facts, one.said, one.rows, options, dataset=dataset, number=one.number)
+
+    for position, expression in enumerate(expressions):
+        yield from tally.record(expression.record, lambda position=position: make(position))  # type: ignore[misc]
+
+
+def expression_sample(
+    facts: ImageFacts,
+    expression: str,
+    rows: tuple[int, ...],
+    options: BuildOptions,
+    *,
+    dataset: str,
+    number: int | str,
+) -> Sample:
+    """Return the sample of one referring expression.
+
+    expression: as the file has it; blanks are folded. rows: the objects it names; none makes it a
+    `rejection`. number: unique among the expressions of the dataset. Raises BadRecord for an expression that
+    is not safe text.
+    """
+    said = _checked(expression)
+    seed = seed_of(options.seed, dataset, number)
+    asked = question("referring", said, seed=seed, paraphrases=options.paraphrases)
+    turns = conversation(asked, grounded_answer([(said, rows)] if rows else []))
+    if rows:
+        return facts.sample(dataset=dataset, task="referring", number=number, turns=turns)
+    return facts.sample(
+        dataset=dataset,
+        task="rejection",
+        number=number,
+        turns=turns,
+        absent_labels=(said,),
+        absent_regime="constructed",
+    )
+
+
+def caption_sample(
+    facts: ImageFacts,
+    expression: str,
+    rows: tuple[int, ...],
+    options: BuildOptions,
+    *,
+    dataset: str,
+    number: int | str,
+) -> Sample:
+    """Return the sample that shows a region and is answered with its expression; see `expression_sample`."""
+    seed = seed_of(options.seed, dataset, number, "caption")
+    asked = question("region_caption", rows, seed=seed, paraphrases=options.paraphrases)
+    turns = conversation(asked, (Part(_checked(expression)),))
+    return facts.sample(dataset=dataset, task="region_caption", number=number, turns=turns)
+
+
+def _checked(expression: str) -> str:
+    # checked before its blanks are folded, since folding would take control characters for blanks
+    check_text(expression, what="expression")
+    return check_label(" ".join(expression.split()), what="expression")
+
+
+def _folded(expression: str) -> str:
+    return " ".join(expression.casefold().split())
 
 
 def _sentences(refs: list[Any], split: str) -> Iterator[tuple[str, Any, Any]]:
@@ -108,25 +252,33 @@ def _sentences(refs: list[Any], split: str) -> Iterator[tuple[str, Any, Any]]:
             yield f"refs/{position}/sentences/{number}", ref, sentence
 
 
-def _sample(
-    coco: CocoFile, ref: Any, sentence: Any, options: BuildOptions, dataset: str, seen: set[int]
-) -> Sample:
+_Stored = tuple[str, int, str, list[int]]
+"""Record id, number, text and annotation ids of a sentence."""
+
+
+def _read(record: str, ref: Any, sentence: Any, seen: set[int]) -> tuple[int, _Stored]:
+    """Return the image id of a sentence, and what it says."""
     if not isinstance(sentence, dict) or not isinstance(sentence.get("raw"), str):
         raise BadRecord("malformed", "no split, no sentences, or a sentence without raw text")
-    image_id = whole_number(ref.get("image_id"), what="image_id")
-    annotation_id = whole_number(ref.get("ann_id"), what="ann_id")
+    image_id = whole_number(get(ref, "image_id"), what="image_id")
+    named = _targets(get(ref, "ann_id"))
     number = whole_number(sentence.get("sent_id"), what="sent_id")
     if number in seen:
         raise BadRecord("duplicate_id", f"sentence {number}")
     seen.add(number)
-    if image_id not in coco.refs:
-        raise BadRecord("unknown_image", f"image {image_id}")
-    facts = coco.facts(image_id)
-    if annotation_id not in facts.annotation_ids:
-        raise BadRecord("unknown_object", f"annotation {annotation_id} of image {image_id}")
-    expression = check_label(" ".join(sentence["raw"].split()), what="expression")
-    row = facts.annotation_ids.index(annotation_id)
-    seed = seed_of(options.seed, dataset, number)
-    asked = question("referring", expression, seed=seed, paraphrases=options.paraphrases)
-    turns = (Turn("user", asked), Turn("assistant", grounded_answer([(expression, (row,))])))
-    return facts.sample(dataset=dataset, task="referring", number=number, turns=turns)
+    return image_id, (record, number, sentence["raw"], named)
+
+
+def _rows(facts: ImageFacts, named: list[int]) -> tuple[int, ...]:
+    if missing := [target for target in named if target not in facts.ids]:
+        raise BadRecord("unknown_object", f"annotations {missing} of image {facts.ref.image_id}")
+    return tuple(dict.fromkeys(facts.ids.index(target) for target in named))
+
+
+def _targets(value: Any) -> list[int]:
+    """Annotation ids of a ref: one, or gRefCOCO's list, where -1 alone means that there is no target."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    ids = [whole_number(item, what="ann_id") for item in listed]
+    if not ids:
+        raise BadRecord("malformed", "ann_id is an empty list: neither objects nor -1 for none")
+    return [] if ids == [-1] else ids

@@ -15,6 +15,7 @@ from jobs.recipes import Recipe
 from jobs.steps import Chain, Evaluated, Step, build_step, predict_step, region_shards
 from pipelines.artifacts import Artifact, filesystem_of
 from pipelines.cluster import RuntimeConfig
+from pipelines.rejection import RejectionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def evaluate_checkpoint(benchmark: str, words: list[str], runtime: RuntimeConfig
 
     given = arguments(**parse_arguments(arguments, words))
     run = find_run(given["checkpoint"], runtime)
-    made = _evaluation_chain(benchmark, run, given["detector"], given["proposals"], given["answers"], runtime)
+    made = _evaluation_chain(benchmark, run, given, runtime)
     execute([step for step in made.steps.values() if step.artifact.status() != "done"], runtime)
     report(made)
 
@@ -140,14 +141,11 @@ def predict_picture(words: list[str], runtime: RuntimeConfig) -> None:
 
 
 def _evaluation_chain(
-    benchmark: str,
-    run: Artifact,
-    detector: str | None,
-    max_boxes: int | None,
-    answers: Mapping[str, str],
-    runtime: RuntimeConfig,
+    benchmark: str, run: Artifact, given: Mapping[str, Any], runtime: RuntimeConfig
 ) -> Chain:
-    """The steps from a benchmark's annotations to the answers of a run that exists."""
+    """The steps from a benchmark's annotations to the answers of a run that exists. given: see the
+    command."""
+    detector, max_boxes = given["detector"], given["proposals"]
     behind = lineage(run)
     chosen = behind.detector
     if detector is not None and detector not in DETECTORS:
@@ -161,8 +159,9 @@ def _evaluation_chain(
         recipe=Recipe(
             name=f"{benchmark}-{run.name}",
             detector=chosen,
-            constraint=answers["constraint"],
-            score=answers["score"],
+            rejection=_rejection(run),
+            constraint=given["constraint"],
+            score=given["score"],
         ),
         runtime=runtime,
     )
@@ -178,6 +177,14 @@ def _evaluation_chain(
         )
     ]
     return made
+
+
+def _rejection(run: Artifact) -> RejectionConfig:
+    """How the rejection samples that a run was trained on were composed."""
+    for shards in _inputs(run, "shards"):
+        if described := shards.manifest()["config"].get("rejection"):
+            return RejectionConfig(**{k: v for k, v in described.items() if k != "type"})
+    return RejectionConfig()
 
 
 def _existing(artifact: Artifact) -> Step:

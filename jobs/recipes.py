@@ -46,6 +46,8 @@ class Recipe:
     """Trains the detector, on ground-truth boxes, where it is one of ours."""
     trainings: tuple[Training, ...] = ()
     """In order, each able to start from the one before."""
+    datasets: tuple[str, ...] = ()
+    """Datasets whose shards are made although no training reads them."""
     benchmarks: tuple[str, ...] = ()
     """Names in ``jobs.benchmarks.BENCHMARKS``; every training is evaluated on each."""
     options: BuildOptions = field(default_factory=BuildOptions)
@@ -56,6 +58,11 @@ class Recipe:
     """How rejection samples are composed."""
     turns: int = 1
     """Most questions about one picture in a training example; they share its regions and its encoding."""
+    exclude: str = "found"
+    """Benchmarks whose images training shards leave out: names of `dataset_builders.leakage`, "found" for all
+    whose files are there, or "none"."""
+    max_side_px: int | None = None
+    """Longer side of the pictures in training shards; None keeps their original bytes."""
     shuffled_regions: bool = False
     """Control: every index shows another box, in training and in evaluation. Must fall to chance."""
     max_new_tokens: int | None = None
@@ -68,7 +75,9 @@ class Recipe:
     """Folder of a dataset, where it is not ``<data>/<its usual name>``. Not hashed: contents are."""
 
 
-DRAWN_QUESTIONS = BuildOptions(single_names=3, counting=2, region_names=4)
+DRAWN_REJECTION = RejectionConfig(share=0.5)
+"""The tiny model sees few samples: one rejection sample for each detection sample of the drawn world. ours"""
+DRAWN_QUESTIONS = BuildOptions(single_names=3, counting=2, region_names=4, visual_prompts=0)
 """Questions about one drawn scene: enough of each kind to fill an example of four turns."""
 DetectorName = Literal["opn", "opn_untrained", "ground_truth", "ground_truth_jitter"]
 Size = Literal["debug", "tiny"]
@@ -126,6 +135,7 @@ def stage1(
         ),
         benchmarks=("drawn_val", "drawn_refs_val"),
         options=DRAWN_QUESTIONS,
+        rejection=DRAWN_REJECTION,
         turns=3,
         shuffled_regions=shuffled_regions,
         **_detector(detector, proposals, opn_steps, seed),
@@ -220,11 +230,38 @@ def coco_sample(
     )
 
 
+def data(
+    *,
+    mix: str,
+    detector: Literal["opn_untrained", "ground_truth", "ground_truth_jitter"] = "ground_truth_jitter",
+    proposals: int = 100,
+    turns: int = 1,
+    paraphrases: bool = True,
+    rejection_share: float = 0.2,
+    exclude: str = "found",
+    max_side_px: int | None = None,
+    seed: int = 0,
+) -> Recipe:
+    """Samples, proposals and shards of the datasets of a mix, or of one dataset (mix=NAME); nothing
+    trained."""
+    return Recipe(
+        name="data",
+        detector=DETECTORS[detector](selection=Selection(max_boxes=proposals)),
+        datasets=tuple(dict.fromkeys(source.split("/")[0] for source in parse_mix(mix))),
+        options=BuildOptions(paraphrases=paraphrases, seed=seed),
+        rejection=RejectionConfig(share=rejection_share, paraphrases=paraphrases, seed=seed),
+        turns=turns,
+        exclude=exclude,
+        max_side_px=max_side_px,
+    )
+
+
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "opn": opn,
     "stage1": stage1,
     "stage2": stage2,
     "coco_sample": coco_sample,
+    "data": data,
 }
 """Recipes by name."""
 

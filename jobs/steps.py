@@ -6,11 +6,13 @@ is what `fo1 plan` prints and what the other verbs walk along.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dataset_builders import DATASETS, DatasetSpec
+from dataset_builders import DATASETS, DataFolders, DatasetSpec, ImageSource
 from jobs.benchmarks import BENCHMARKS, Benchmark
+from jobs.exclusion import Exclusion
 from jobs.mixes import Mix
 from jobs.recipes import Recipe, Training
 from pipelines import proposals, samples, shards
@@ -73,16 +75,23 @@ class Chain:
     evaluated: list[Evaluated] = field(default_factory=list)
     """What every run is asked."""
     proposed: dict[str, tuple[Step, Step]] = field(default_factory=dict)
-    """Benchmark -> (proposals, samples): how good the detector is on it."""
+    """Benchmark -> (proposals, samples): how good the detector is on it, where one image source is all of
+    it."""
 
     def add(self, verb: str, artifact: Artifact, inputs: Iterable[Step], execute: Callable[..., Any]) -> Step:
         """The step of an artifact, the one already there if two parts of the recipe share it."""
         step = Step(verb=verb, artifact=artifact, inputs=tuple(inputs), execute=execute)
         return self.steps.setdefault(artifact.path, step)
 
-    def root_of(self, spec: DatasetSpec) -> str:
-        """Folder of a dataset on this machine."""
-        return str(Path(self.recipe.roots.get(spec.folder, f"{self.runtime.data}/{spec.folder}")).absolute())
+    @cached_property
+    def folders(self) -> DataFolders:
+        """Where the datasets lie on this machine."""
+        return DataFolders(self.runtime.data, dict(self.recipe.roots))
+
+    @cached_property
+    def exclusion(self) -> Exclusion:
+        """Benchmarks whose images the training shards leave out."""
+        return Exclusion(self.recipe.exclude, self.folders, self.digest_cache)
 
     @property
     def digest_cache(self) -> str:
@@ -101,6 +110,8 @@ def chain(recipe: Recipe, runtime: RuntimeConfig) -> Chain:
         }
         made.detector_run = _training(made, recipe.detector_training, boxes, None)
     previous: Step | None = None
+    for name in recipe.datasets:
+        made.train_shards[name] = region_shards(made, DATASETS[name], evaluation=False)
     for training in recipe.trainings:
         for name in datasets_of(training.mix):
             if name not in made.train_shards:
@@ -120,40 +131,42 @@ def datasets_of(mix: Mix) -> list[str]:
 def build_step(made: Chain, spec: DatasetSpec) -> Step:
     """Samples of a dataset."""
     config = samples.SamplesConfig(dataset=spec.name, options=made.recipe.options)
-    root = made.root_of(spec)
-    inputs = samples.samples_inputs(config, root, made.digest_cache)
+    inputs = samples.samples_inputs(config, made.folders, made.digest_cache)
     key = fingerprint(kind="samples", version=samples.VERSION, config=config, inputs=inputs)
     output = Artifact(root=made.runtime.root, kind="samples", name=spec.name, fingerprint=key)
 
     def execute(runtime: RuntimeConfig) -> Mapping[str, Any]:
-        return samples.build_samples(config, output, dataset_root=root, runtime=runtime, inputs=inputs)
+        return samples.build_samples(config, output, folders=made.folders, runtime=runtime, inputs=inputs)
 
     return made.add("build", output, (), execute)
 
 
-def propose_step(made: Chain, spec: DatasetSpec) -> Step:
-    """Proposals of the recipe's detector for the images of a dataset."""
+def propose_steps(made: Chain, spec: DatasetSpec) -> dict[str, Step]:
+    """Proposals of the recipe's detector for the pictures of a dataset, by image source."""
+    return {source.name: _propose_step(made, source, spec) for source in spec.sources(made.folders)}
+
+
+def _propose_step(made: Chain, source: ImageSource, spec: DatasetSpec) -> Step:
     detector = made.recipe.detector
-    config = proposals.ProposalsConfig(image_source=spec.image_source, detector=detector)
-    root = made.root_of(spec)
-    truth = build_step(made, proposals.spec_of(spec.image_source)) if detector.needs_objects else None
+    config = proposals.ProposalsConfig(image_source=source.name, detector=detector)
+    truth = build_step(made, _truth_of(made.recipe, source, spec)) if detector.needs_objects else None
     run = made.detector_run if detector.needs_checkpoint else None
     inputs = proposals.proposals_inputs(
         config,
-        root,
+        made.folders,
         made.digest_cache,
         samples=truth.artifact if truth else None,
         run=run.artifact if run else None,
     )
     key = fingerprint(kind="proposals", version=proposals.VERSION, config=config, inputs=inputs)
-    name = f"{spec.image_source}/{detector_name(made.recipe)}"
+    name = f"{source.name}/{detector_name(made.recipe)}"
     output = Artifact(root=made.runtime.root, kind="proposals", name=name, fingerprint=key)
 
     def execute(runtime: RuntimeConfig) -> Mapping[str, Any]:
         return proposals.propose(
             config,
             output,
-            dataset_root=root,
+            folders=made.folders,
             runtime=runtime,
             inputs=inputs,
             samples=truth.artifact if truth else None,
@@ -161,6 +174,13 @@ def propose_step(made: Chain, spec: DatasetSpec) -> Step:
         )
 
     return made.add("propose", output, [step for step in (truth, run) if step], execute)
+
+
+def _truth_of(recipe: Recipe, source: ImageSource, spec: DatasetSpec) -> DatasetSpec:
+    """The dataset whose boxes a ground-truth detector gives: the recipe's first over the same pictures."""
+    used = {name for training in recipe.trainings for name in datasets_of(training.mix)} | {*recipe.datasets}
+    used |= {BENCHMARKS[name].dataset for name in recipe.benchmarks} | {spec.name}
+    return next(s for s in DATASETS.values() if s.name in used and source in (*s.images, *s.optional_images))
 
 
 def detector_name(recipe: Recipe) -> str:
@@ -172,7 +192,7 @@ def detector_name(recipe: Recipe) -> str:
 
 def _check_names(recipe: Recipe) -> None:
     mixes = [training.mix for training in (recipe.detector_training, *recipe.trainings) if training]
-    for name in {name for mix in mixes for name in datasets_of(mix)}:
+    for name in {*recipe.datasets, *(name for mix in mixes for name in datasets_of(mix))}:
         if name not in DATASETS:
             raise ValueError(f"mix: unknown dataset {name!r}; known: {', '.join(DATASETS)}")
     for mix in mixes:
@@ -189,7 +209,13 @@ def _check_names(recipe: Recipe) -> None:
 
 def _box_shards(made: Chain, spec: DatasetSpec) -> Step:
     """Pictures with their annotated boxes: what a detector trains on."""
-    return _shards(made, spec, None, shards.ShardsConfig(regions="ground_truth", rejection=None))
+    config = shards.ShardsConfig(
+        regions="ground_truth",
+        rejection=None,
+        exclude=made.exclusion.names_for(spec),
+        max_side_px=made.recipe.max_side_px,
+    )
+    return _shards(made, spec, {}, config)
 
 
 def region_shards(made: Chain, spec: DatasetSpec, *, evaluation: bool) -> Step:
@@ -199,29 +225,34 @@ def region_shards(made: Chain, spec: DatasetSpec, *, evaluation: bool) -> Step:
         assign=made.recipe.assign,
         rejection=made.recipe.rejection,
         turns=1 if evaluation else made.recipe.turns,
+        exclude=() if evaluation else made.exclusion.names_for(spec),
+        max_side_px=None if evaluation else made.recipe.max_side_px,
     )
-    return _shards(made, spec, propose_step(made, spec), config)
+    return _shards(made, spec, propose_steps(made, spec), config)
 
 
-def _shards(made: Chain, spec: DatasetSpec, found: Step | None, config: shards.ShardsConfig) -> Step:
+def _shards(made: Chain, spec: DatasetSpec, found: Mapping[str, Step], config: shards.ShardsConfig) -> Step:
     truth = build_step(made, spec)
-    inputs = shards.shards_inputs(truth.artifact, found.artifact if found else None)
+    proposed = {source: step.artifact for source, step in found.items()}
+    digests = made.exclusion.digests(config.exclude)
+    inputs = shards.shards_inputs(truth.artifact, proposed, digests)
     key = fingerprint(kind="shards", version=shards.VERSION, config=config, inputs=inputs)
     name = f"{spec.name}/{config.regions}"
     output = Artifact(root=made.runtime.root, kind="shards", name=name, fingerprint=key)
-    root = made.root_of(spec)
 
     def execute(runtime: RuntimeConfig) -> Mapping[str, Any]:
         return shards.write_shards(
             config,
             truth.artifact,
-            found.artifact if found else None,
+            proposed,
             output,
-            dataset_root=root,
+            folders=made.folders,
             runtime=runtime,
+            inputs=inputs,
+            excluded=made.exclusion.images(config.exclude),
         )
 
-    return made.add("shard", output, [step for step in (truth, found) if step], execute)
+    return made.add("shard", output, [truth, *found.values()], execute)
 
 
 def _training(made: Chain, training: Training, sources: Mapping[str, Step], previous: Step | None) -> Step:
@@ -251,8 +282,9 @@ def _evaluation(made: Chain, name: str) -> None:
     benchmark = BENCHMARKS[name]
     spec = DATASETS[benchmark.dataset]
     truth = build_step(made, spec)
-    if spec.tasks[0] != "referring":
-        made.proposed[name] = (propose_step(made, spec), truth)
+    found = list(propose_steps(made, spec).values())
+    if spec.tasks[0] != "referring" and len(found) == 1:
+        made.proposed[name] = (found[0], truth)
     if not made.runs:
         return
     questions = region_shards(made, spec, evaluation=True)

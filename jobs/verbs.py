@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from dataset_builders import DATASETS, DatasetSpec
 from jobs.arguments import describe_arguments, parse_arguments
 from jobs.recipes import RECIPES, Recipe, find_recipe
 from jobs.steps import Chain, Step, chain
@@ -42,7 +43,6 @@ class Options:
 
 def list_all(words: list[str], _: Options) -> None:
     """Print every name that the other verbs understand."""
-    from dataset_builders import DATASETS
     from fo1_model.detectors.configs import DETECTORS
     from jobs.benchmarks import BENCHMARKS
     from jobs.mixes import MIXES
@@ -57,9 +57,10 @@ def list_all(words: list[str], _: Options) -> None:
             print(
                 f"  {name:<14}{(recipe.__doc__ or '').splitlines()[0]}\n{'':16}{describe_arguments(recipe)}"
             )
-    print("datasets (name, tasks, licence, source)")
+    print("datasets (name, stages of the paper's mix, tasks, licence; more with: fo1 list datasets NAME)")
+    wide = max(map(len, DATASETS))
     for spec in DATASETS.values():
-        print(f"  {spec.name:<18}{', '.join(spec.tasks):<48}{spec.licence}; {spec.source}")
+        print(f"  {spec.name:<{wide}}  {_stages(spec):<5} {', '.join(spec.tasks)}; {spec.licence}")
     if words:
         return None
     print("detectors\n  " + ", ".join(DETECTORS))
@@ -173,14 +174,19 @@ def plan_table(made: Chain, command: str) -> str:
 
 
 def _print_dataset(name: str) -> None:
-    from dataset_builders import DATASETS
 
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
     spec = DATASETS[name]
-    print(f"{spec.name}\ntasks:   {', '.join(spec.tasks)}\nlicence: {spec.licence}\nsource:  {spec.source}")
-    print(f"layout below <data>/{spec.folder}:")
+    sources = [source.name for source in (*spec.images, *spec.optional_images)]
+    print(f"{spec.name}\ntasks:   {', '.join(spec.tasks)}\nstages:  {_stages(spec)}")
+    print(f"licence: {spec.licence}\nsource:  {spec.source}\nimages:  {', '.join(sources) or 'none'}")
+    print("layout below the data root (--data):")
     print("\n".join(f"  {line}" for line in spec.layout.splitlines()))
+
+
+def _stages(spec: DatasetSpec) -> str:
+    return ", ".join(map(str, spec.stages)) or "-"
 
 
 def _chain(words: list[str], options: Options) -> tuple[Chain, str]:

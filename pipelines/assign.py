@@ -68,6 +68,12 @@ def evaluation_config(max_regions: int = 100, match_iou: float = 0.5) -> AssignC
     )
 
 
+Frame = tuple[float, float, float, float]
+"""The image, (0, 0, width, height), or a window into it: xyxy in pixels of the original image."""
+MIN_KEPT_SHARE = 0.5
+"""A proposal of which the frame holds less of its area is none of the frame. ours"""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Assignment:
     """Regions of one example, and which object each stands for."""
@@ -88,15 +94,72 @@ class Assignment:
     """How many regions were injected."""
 
 
-def assign(
+NO_REGIONS = Assignment(
+    boxes=np.zeros((0, 4), np.float32),
+    scores=(),
+    sources=(),
+    region_of={},
+    num_objects=0,
+    num_matched=0,
+    num_injected=0,
+)
+"""Of an example without any region."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Meeting:
+    """Proposals and objects of one image or window, matched: the same for every question about it."""
+
+    found: np.ndarray
+    """float32[P, 4]: cleaned proposals."""
+    scores: np.ndarray
+    """float32[P]."""
+    truth: np.ndarray
+    """float32[T, 4]: one box a merged object."""
+    groups: list[list[int]]
+    """Merged object -> the objects it stands for."""
+    ignore: np.ndarray
+    """bool[G]: crowd and don't-care regions among the objects."""
+    proposal_of: dict[int, int]
+    """Merged object -> its proposal."""
+    background: np.ndarray
+    """int[B]: proposals that are neither matched nor ambiguous."""
+
+
+def meet(
     *,
-    sample_id: str,
-    width: int,
-    height: int,
+    frame: Frame,
     proposals: np.ndarray,
     scores: np.ndarray,
     objects: np.ndarray,
     ignore: np.ndarray,
+    config: AssignConfig,
+) -> Meeting:
+    """Clean, merge and match what an image shows.
+
+    frame: the image or a window. proposals: float32[P, 4]; scores: float32[P].
+    objects: float32[G, 4]; ignore: bool[G], crowd and don't-care regions.
+    """
+    found, found_scores = _clean_proposals(proposals, scores, frame)
+    groups = _merge(objects, ignore, config.merge_iou)
+    truth = clip(np.array([objects[group[0]] for group in groups], np.float32).reshape(-1, 4), frame)
+    overlap = iou(truth, found)
+    proposal_of = match(overlap, config.match_iou)
+    return Meeting(
+        found=found,
+        scores=found_scores,
+        truth=truth,
+        groups=groups,
+        ignore=ignore,
+        proposal_of=proposal_of,
+        background=_background(found, objects[ignore], overlap, proposal_of, config),
+    )
+
+
+def assign(
+    met: Meeting,
+    *,
+    sample_id: str,
     referenced: Collection[int],
     pointed_at: Collection[int],
     config: AssignConfig,
@@ -105,29 +168,19 @@ def assign(
     """Choose and order the regions of one example.
 
     sample_id: seeds the draws, together with `seed`.
-    proposals: float32[P, 4]; scores: float32[P].
-    objects: float32[G, 4]; ignore: bool[G], crowd and don't-care regions.
     referenced: objects that the conversation names; each gets a region when `config.inject` is set.
     pointed_at: objects that a question names; each gets a region with its annotated box, always.
     Raises BadRecord ``too_many_regions`` when the budget cannot hold what must be kept, ``empty_box`` when a
     referenced object has no area inside the image, and ValueError when an ignore region is referenced.
     """
     generator = _generator(sample_id, seed)
-    found, found_scores = _clean_proposals(proposals, scores, width, height)
-    groups = _merge(objects, ignore, config.merge_iou)
-    truth = clip(np.array([objects[group[0]] for group in groups], np.float32).reshape(-1, 4), width, height)
-    overlap = iou(truth, found)
-    proposal_of = match(overlap, config.match_iou)
-    background = _background(found, objects[ignore], overlap, proposal_of, config)
-    pointed = [not set(pointed_at).isdisjoint(group) for group in groups]
+    pointed = [not set(pointed_at).isdisjoint(group) for group in met.groups]
     must = [
         points or (config.inject and not set(referenced).isdisjoint(group))
-        for points, group in zip(pointed, groups, strict=True)
+        for points, group in zip(pointed, met.groups, strict=True)
     ]
-    _check_named(sample_id, {*referenced, *pointed_at}, ignore, truth[must], config.max_regions)
-    candidates = _candidates(
-        found, found_scores, truth, background, proposal_of, pointed, must, config, generator
-    )
+    _check_named(sample_id, {*referenced, *pointed_at}, met.ignore, met.truth[must], config.max_regions)
+    candidates = _candidates(met, pointed, must, config, generator)
     kept = sorted(candidates, key=lambda c: c.priority)[: config.max_regions]
     if config.order == "score":
         kept.sort(key=lambda c: (c.score is None, -(c.score or 0.0), c.priority))
@@ -141,10 +194,10 @@ def assign(
             member: region
             for region, candidate in enumerate(kept)
             if candidate.group is not None
-            for member in groups[candidate.group]
+            for member in met.groups[candidate.group]
         },
-        num_objects=len(groups),
-        num_matched=len(proposal_of),
+        num_objects=len(met.groups),
+        num_matched=len(met.proposal_of),
         num_injected=sum(c.score is None for c in kept),
     )
 
@@ -171,31 +224,25 @@ class _Candidate:
 
 
 def _candidates(
-    found: np.ndarray,
-    scores: np.ndarray,
-    truth: np.ndarray,
-    background: np.ndarray,
-    proposal_of: dict[int, int],
-    pointed: list[bool],
-    must: list[bool],
-    config: AssignConfig,
-    generator: np.random.Generator,
+    met: Meeting, pointed: list[bool], must: list[bool], config: AssignConfig, generator: np.random.Generator
 ) -> list[_Candidate]:
     """All regions that could be kept; priority: must keep, matched, injected, background by score."""
+    truth, found = met.truth, met.found
     coins = generator.random(len(truth)) < config.p_ground_truth
     candidates = []
     for group in range(len(truth)):
-        proposal = proposal_of.get(group)
+        proposal = met.proposal_of.get(group)
         if proposal is not None:
             box = truth[group] if pointed[group] or coins[group] else found[proposal]
-            score = float(scores[proposal])
+            score = float(met.scores[proposal])
             # In evaluation a match must not survive the budget because of its label: that would leak it.
             rank = 0 if must[group] else (1 if config.inject else 3)
             candidates.append(_Candidate(box, score, group, (rank, -score, proposal)))
         elif must[group] or (config.inject and (truth[group, 2:] - truth[group, :2]).min() >= MIN_SIDE_PX):
             candidates.append(_Candidate(truth[group], None, group, (0 if must[group] else 2, 0.0, group)))
     return candidates + [
-        _Candidate(found[i], float(scores[i]), None, (3, -float(scores[i]), int(i))) for i in background
+        _Candidate(found[i], float(met.scores[i]), None, (3, -float(met.scores[i]), int(i)))
+        for i in met.background
     ]
 
 
@@ -251,19 +298,19 @@ def iou(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """New float32[N, 4]: boxes cut at the image's borders."""
-    limit = np.array([width, height, width, height], np.float32)
-    return np.clip(boxes, 0, limit).astype(np.float32)
+def clip(boxes: np.ndarray, frame: Frame) -> np.ndarray:
+    """New float32[N, 4]: boxes cut at the frame's borders."""
+    low, high = np.array(frame[:2] * 2, np.float32), np.array(frame[2:] * 2, np.float32)
+    return np.clip(boxes, low, high).astype(np.float32)
 
 
-def _clean_proposals(
-    boxes: np.ndarray, scores: np.ndarray, width: int, height: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _clean_proposals(boxes: np.ndarray, scores: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     keep = np.isfinite(boxes).all(1) & np.isfinite(scores)
-    boxes, scores = clip(boxes[keep], width, height), scores[keep]
-    keep = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE_PX).all(1)
-    return boxes[keep], scores[keep]
+    boxes, scores = boxes[keep], scores[keep]
+    inside = clip(boxes, frame)
+    keep = (inside[:, 2:] - inside[:, :2] >= MIN_SIDE_PX).all(1)
+    keep &= area(inside) >= MIN_KEPT_SHARE * area(boxes)
+    return inside[keep], scores[keep]
 
 
 def _merge(objects: np.ndarray, ignore: np.ndarray, threshold: float) -> list[list[int]]:

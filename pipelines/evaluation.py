@@ -47,8 +47,11 @@ def evaluate(
 def evaluate_proposals(
     proposals: Artifact, samples: Artifact, *, budgets: Sequence[int] = BUDGETS
 ) -> dict[str, float]:
-    """Compute the recall of a detector on the pictures of `samples`, and oracle_ap of a perfect reader."""
-    scenes, names = load_scenes(samples)
+    """Compute the recall of a detector on the pictures of `samples`, and oracle_ap of a perfect reader.
+
+    Of samples over several image sources, only the pictures that the proposals are of.
+    """
+    scenes, names = load_scenes(samples, proposals.name.partition("/")[0])
     found = load_proposals(proposals, {scene.image_id for scene in scenes})
     figures = proposal_recall(scenes, found, budgets)
     ceiling = oracle_ap(scenes, found, names)
@@ -101,14 +104,17 @@ def make_case(example: RegionExample, row: Mapping[str, Any], sample: Sample | N
     )
 
 
-def load_scenes(samples: Artifact) -> tuple[list[Scene], list[str]]:
+def load_scenes(samples: Artifact, image_source: str | None = None) -> tuple[list[Scene], list[str]]:
     """Return the true objects of every picture, and all names, present or known to be absent.
 
-    Every sample of a picture lists all its objects, so any of them will do.
+    image_source: only pictures of this one; None takes all. Windows into pictures are left out, and texts
+    without one. Every sample of a picture lists all its objects, so any of them will do.
     """
     scenes: dict[str, Scene] = {}
     names: set[str] = set()
     for sample in load_samples(samples):
+        if sample.window or not sample.image_uri or image_source not in (None, sample.image_source):
+            continue
         names.update(item.label for item in sample.objects)
         names.update(sample.absent_labels or ())
         scenes[sample.image_id] = Scene(

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from dataset_builders.images import decode_image
 from dataset_builders.prompts import JOINER, TEMPLATES
 from pipelines.artifacts import Artifact, parquet_bytes, prepare
 from pipelines.cluster import RuntimeConfig, map_buckets
 from pipelines.ledgers import entry
 from pipelines.records import PREDICTION_SCHEMA, RegionExample
 from pipelines.tars import ShardSet, decode_member
+from pipelines.views import view
 
 if TYPE_CHECKING:  # the model is imported in the workers: `fo1 plan` reads only the config
     from fo1_model.generation import Answer
@@ -192,13 +192,14 @@ def encode_question(
     processor: Processor, example: RegionExample, image: bytes, *, shuffled: bool = False
 ) -> Encoded:
     """Encode an example up to its last question; with `shuffled`, regions show other boxes than they name."""
-    boxes = example.boxes[derangement(len(example.boxes), example.sample_id)] if shuffled else example.boxes
+    picture, boxes = view(example, image)
+    if shuffled:
+        boxes = boxes[derangement(len(boxes), example.sample_id)]
     messages = list(example.messages)
     if messages and messages[-1]["role"] == "assistant":
         messages.pop()
-    return processor.encode(
-        decode_image(image), boxes, messages, for_generation=True, sample_id=example.sample_id
-    )
+    shown = None if picture is None else boxes
+    return processor.encode(picture, shown, messages, for_generation=True, sample_id=example.sample_id)
 
 
 def derangement(count: int, seed: str) -> np.ndarray:

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dataset_builders.images import decode_image
 from pipelines.artifacts import Artifact
 from pipelines.evaluation import evaluate_proposals, grounded_text, read_examples
 from pipelines.pages import Card, Cards, Facts, Line, Plots, Section, Table, render_page
-from pipelines.pictures import CROWD, Mark, draw_marks, picture_uri, region_colour
+from pipelines.pictures import CROWD, Mark, draw_example, picture_uri, region_colour
 from pipelines.plots import histogram
 from pipelines.records import GROUND_TRUTH, RegionExample
 from pipelines.report import recall_table
@@ -201,5 +200,5 @@ def _card(example: RegionExample, image: bytes) -> Card:
     if example.targets and example.messages[-1]["role"] == "user":
         truth = grounded_text((t["text"], t["regions"], len(t["boxes"])) for t in example.targets)
         lines.append(Line(who="truth", text=truth))
-    picture = draw_marks(decode_image(image), marks)
+    picture = draw_example(example, image, marks)
     return Card(picture=picture_uri(picture), title=example.sample_id, lines=lines, badge=example.dataset)

@@ -1,7 +1,8 @@
 """From a sample and its regions to messages with region indices. Pure.
 
 The first user message becomes ``<image>``, a newline, a line of ``<regionN><regionfeat>`` for every region
-(left out when there are none), and the question, as the release builds it (mm_utils.make_message_context).
+(left out when there are none), and the question, as the release builds it (mm_utils.make_message_context). A
+sample without image is its conversation alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def join_samples(samples: Sequence[Sample]) -> Sample:
     """
     first = samples[0]
     for sample in samples[1:]:
-        if (sample.image_id, sample.task, sample.objects) != (first.image_id, first.task, first.objects):
+        if _shared(sample) != _shared(first):
             raise ValueError(
                 f"{sample.sample_id} is not about the image, task and objects of {first.sample_id}"
             )
@@ -39,6 +40,10 @@ def join_samples(samples: Sequence[Sample]) -> Sample:
         return first
     turns = tuple(turn for sample in samples for turn in sample.turns)
     return replace(first, sample_id=f"{first.sample_id}+{len(samples) - 1}", turns=turns)
+
+
+def _shared(sample: Sample) -> tuple[object, ...]:
+    return sample.image_source, sample.image_id, sample.window, sample.task, sample.objects
 
 
 def interleave(sample: Sample, assignment: Assignment, *, answer: bool = True) -> RegionExample:
@@ -64,13 +69,14 @@ def interleave(sample: Sample, assignment: Assignment, *, answer: bool = True) -
             _check_reads_back(sample.sample_id, text, turn, assignment)
         if position == 0:
             line = f"{grammar.region_prompt(num_regions)}\n" if num_regions else ""
-            text = f"{grammar.IMAGE}\n{line}{text}"
+            text = f"{grammar.IMAGE}\n{line}{text}" if sample.image_uri else text
         messages.append({"role": turn.role, "content": text})
     return RegionExample(
         sample_id=sample.sample_id,
         dataset=sample.dataset,
         task=sample.task,
         image_id=sample.image_id,
+        window=sample.window,
         width=sample.width,
         height=sample.height,
         boxes=assignment.boxes,

@@ -19,6 +19,7 @@ import numpy as np
 from fo1_model.config import SIZES, ModelConfig
 from fo1_model.opn.config import OPNConfig
 from pipelines.records import RegionExample
+from pipelines.views import view
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,14 +132,15 @@ class _OPNTrainee:
         ]
 
     def collate(self, examples: Sequence[Example]) -> Any:
-        from dataset_builders.images import decode_image
         from fo1_model.opn.targets import collate
 
         triples = []
         for example in examples:
-            boxes = example.record.boxes
+            image, boxes = view(example.record, example.image)
+            if image is None:
+                raise ValueError(f"{example.record.sample_id} has no image, which a detector needs")
             ignore = np.asarray(example.record.ignore or [False] * len(boxes), bool)
-            triples.append((decode_image(example.image), boxes, ignore))
+            triples.append((image, boxes, ignore))
         seeds = [example.seed for example in examples]
         return collate(triples, self._learner.network, seeds=seeds, flip=self._learner.flip)
 
@@ -223,16 +225,15 @@ class _FO1Trainee:
         )
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        from dataset_builders.images import decode_image
-
         encoded = [
             self._processor.encode(
-                decode_image(example.image),
-                example.record.boxes,
+                image,
+                boxes if image is not None else None,
                 example.record.messages,
                 sample_id=example.record.sample_id,
             )
             for example in examples
+            for image, boxes in (view(example.record, example.image),)
         ]
         return self._processor.collate(encoded)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from pipelines.records import RegionExample
+from pipelines.views import view
 
 PALETTE = (
     "#d7263d", "#1f6fe0", "#238823", "#c25a00", "#8e24aa", "#00838f",
@@ -43,6 +46,26 @@ class Mark:
 def region_colour(index: int) -> str:
     """Colour of region `index`, the same on the picture and in the conversation beside it."""
     return PALETTE[index % len(PALETTE)]
+
+
+def draw_example(example: RegionExample, data: bytes, marks: Iterable[Mark]) -> Image.Image:
+    """Return the picture of an example, or the window into it, with marks in pixels of the original image.
+
+    data: bytes of its image; a conversation without one gives an empty picture that says so.
+    """
+    if not data:
+        blank = Image.new("RGB", (LONG_SIDE, LONG_SIDE // 4), "#e9e9e9")
+        font = ImageFont.load_default(size=_TAG_PX * 2)
+        ImageDraw.Draw(blank).text(
+            (blank.width / 2, blank.height / 2), "no picture", fill="#777777", font=font, anchor="mm"
+        )
+        return blank
+    left, top = example.window[:2] if example.window else (0, 0)
+    moved = (
+        replace(m, box=[m.box[0] - left, m.box[1] - top, m.box[2] - left, m.box[3] - top]) for m in marks
+    )
+    picture, _ = view(example, data)
+    return draw_marks(picture or Image.new("RGB", (1, 1)), moved)
 
 
 def draw_marks(image: Image.Image, marks: Iterable[Mark], *, long_side: int = LONG_SIDE) -> Image.Image:

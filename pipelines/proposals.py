@@ -8,9 +8,7 @@ decoded whatever the detector, so that a later step may rely on it. The driver l
 
 from __future__ import annotations
 
-import hashlib
 import json
-import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,17 +18,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataset_builders import DATASETS, DatasetSpec
-from dataset_builders.images import bucket_of, decode_image, read_image_bytes
+from dataset_builders import IMAGE_SOURCES, DataFolders, ImageSource
+from dataset_builders.images import bucket_of, buckets_holding, decode_image, read_image_bytes
 from dataset_builders.records import REJECT_SCHEMA, BadRecord, Reject, reject_to_row
 from fo1_model.detectors import DetectorConfig, DetectorInput, build_detector
 from pipelines.artifacts import Artifact, canonical, parquet_bytes, prepare
 from pipelines.cluster import RuntimeConfig, map_buckets
+from pipelines.identity import image_list_digest
 from pipelines.ledgers import entry
 from pipelines.records import PROPOSALS_SCHEMA
-from pipelines.samples import files_digests
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs would give other proposals."""
 BATCH_SIZE = 8
 """Images a detector sees at once. A detector's result for an image must not depend on the rest of its
@@ -53,26 +51,19 @@ class ProposalsConfig:
     """Which images are looked at, and by what."""
 
     image_source: str
-    """Name of the images; every dataset over them in DATASETS shares the proposals."""
+    """Name in IMAGE_SOURCES; every dataset over these images shares the proposals."""
     detector: DetectorConfig
     """One of fo1_model.detectors.DETECTORS, which boxes it keeps included."""
 
     def __post_init__(self) -> None:
-        spec_of(self.image_source)
-
-
-def spec_of(image_source: str) -> DatasetSpec:
-    """First dataset over an image source: it lists the images. ValueError when there is none."""
-    sources = [spec.image_source for spec in DATASETS.values()]
-    if image_source not in sources:
-        known = ", ".join(dict.fromkeys(sources))
-        raise ValueError(f"image_source={image_source!r} is unknown: use one of {known}")
-    return list(DATASETS.values())[sources.index(image_source)]
+        if self.image_source not in IMAGE_SOURCES:
+            known = ", ".join(IMAGE_SOURCES)
+            raise ValueError(f"image_source={self.image_source!r} is unknown: use one of {known}")
 
 
 def proposals_inputs(
     config: ProposalsConfig,
-    dataset_root: str,
+    folders: DataFolders,
     digest_cache: str | Path,
     *,
     samples: Artifact | None = None,
@@ -85,31 +76,11 @@ def proposals_inputs(
     weights. The pictures themselves are not read: to replace one in place, use ``--force``.
     """
     _check_needs(config, samples=samples, weights=run)
-    inputs = {"images": image_list_digest(spec_of(config.image_source), dataset_root, digest_cache)}
+    inputs = {"images": image_list_digest(IMAGE_SOURCES[config.image_source], folders, digest_cache)}
     for artifact in (samples, run):
         if artifact is not None:
             inputs[f"{artifact.kind}/{artifact.name}"] = artifact.fingerprint
     return inputs
-
-
-def image_list_digest(spec: DatasetSpec, dataset_root: str, digest_cache: str | Path) -> str:
-    """sha256 of what `DatasetSpec.images` yields, remembered by the content of the files it reads.
-
-    A changed box leaves it as it was, so a detector that sees only pixels has nothing to do again.
-    """
-    digests = files_digests(spec, spec.image_files, dataset_root, digest_cache)
-    state = json.dumps([spec.image_source, spec.version, spec.num_buckets, digests], sort_keys=True)
-    cached = Path(digest_cache) / f"{hashlib.sha256(state.encode()).hexdigest()}.images"
-    if cached.exists():
-        return cached.read_text()
-    total = hashlib.sha256(str(spec.num_buckets).encode())
-    for item in spec.images(Path(dataset_root)):
-        total.update(f"{item!r}\n".encode())
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    beside = cached.with_suffix(f".{uuid.uuid4().hex}")
-    beside.write_text(total.hexdigest())
-    beside.replace(cached)
-    return total.hexdigest()
 
 
 def _check_needs(config: ProposalsConfig, *, samples: object, weights: object) -> None:
@@ -126,7 +97,7 @@ def propose(
     config: ProposalsConfig,
     output: Artifact,
     *,
-    dataset_root: str,
+    folders: DataFolders,
     runtime: RuntimeConfig,
     inputs: Mapping[str, str],
     samples: Artifact | None = None,
@@ -135,25 +106,25 @@ def propose(
 ) -> dict[str, Any]:
     """Make the proposals of an image source and return their manifest; go on where a killed run stopped.
 
-    dataset_root: local folder of the images. inputs: `proposals_inputs`, which gave `output` its fingerprint.
+    folders: where the datasets lie. inputs: `proposals_inputs`, which gave `output` its fingerprint.
     samples: objects for a ground-truth detector. checkpoint: folder of exported weights. num_gpus: share
     of a GPU that a worker takes; 0 runs on the CPU.
     Raises ValueError before any worker starts for settings that do not fit, and afterwards when more than
     ``runtime.max_reject_fraction`` of the images could not be used.
     """
     _check_needs(config, samples=samples, weights=checkpoint)
-    spec = spec_of(config.image_source)
-    if samples is not None:
-        _check_samples(samples, config.image_source, spec.num_buckets)
+    source = IMAGE_SOURCES[config.image_source]
+    if samples is not None and samples.status() != "done":
+        raise ValueError(f"samples={samples.path} is {samples.status()}: make it before its proposals")
     done = prepare(output, version=VERSION, config=config, inputs=inputs, force=runtime.force)
     if done is not None:
         return done
-    waiting = sorted(set(range(spec.num_buckets)) - set(output.finished()))
-    _write_lists(spec, Path(dataset_root), output, waiting)
+    waiting = sorted(set(range(source.num_buckets)) - set(output.finished()))
+    _write_lists(source, folders, output, waiting)
     settings = {
         "config": config,
         "output": output,
-        "dataset_root": dataset_root,
+        "folders": folders,
         "samples": samples,
         "checkpoint": checkpoint,
         "device": "cuda" if num_gpus else "cpu",
@@ -167,30 +138,21 @@ def propose(
         version=VERSION,
         config=config,
         inputs=inputs,
-        num_buckets=spec.num_buckets,
+        num_buckets=source.num_buckets,
         max_reject_fraction=runtime.max_reject_fraction,
     )
 
 
-def _check_samples(samples: Artifact, image_source: str, num_buckets: int) -> None:
-    if samples.status() != "done":
-        raise ValueError(f"samples={samples.path} is {samples.status()}: make it before its proposals")
-    buckets = samples.manifest()["buckets"]
-    if buckets != num_buckets:
-        raise ValueError(
-            f"samples={samples.name} has {buckets} buckets, image source {image_source} {num_buckets}"
-        )
-
-
-def _write_lists(spec: DatasetSpec, root: Path, output: Artifact, buckets: Sequence[int]) -> None:
+def _write_lists(source: ImageSource, folders: DataFolders, output: Artifact, buckets: Sequence[int]) -> None:
     """Write the list of images, and of records it rejects, of the given buckets: the work of each."""
     images: dict[int, list[dict[str, Any]]] = defaultdict(list)
     rejects: dict[int, list[dict[str, str]]] = defaultdict(list)
-    for item in spec.images(root) if buckets else ():
+    for item in source.images(folders) if buckets else ():
         if isinstance(item, Reject):
-            rejects[bucket_of(item.record_id, spec.num_buckets)].append(reject_to_row(item))
+            rejects[bucket_of(item.record_id, source.num_buckets)].append(reject_to_row(item))
         else:
-            images[item.bucket].append({name: getattr(item, name) for name in IMAGES_SCHEMA.names})
+            bucket = bucket_of(item.image_id, source.num_buckets)
+            images[bucket].append({name: getattr(item, name) for name in IMAGES_SCHEMA.names})
     for bucket in buckets:
         listed = sorted(images[bucket], key=lambda row: row["image_id"])
         table = pa.Table.from_pylist(listed, schema=IMAGES_SCHEMA)
@@ -207,7 +169,7 @@ class ProposalWorker:
         self,
         config: ProposalsConfig,
         output: Artifact,
-        dataset_root: str,
+        folders: DataFolders,
         samples: Artifact | None,
         checkpoint: str | None,
         device: str,
@@ -216,7 +178,7 @@ class ProposalWorker:
 
         torch.set_num_threads(1)  # the pool is the parallelism, and sums do not depend on a thread count
         self.detector = build_detector(config.detector, checkpoint, device)
-        self.output, self.dataset_root, self.samples = output, dataset_root, samples
+        self.config, self.output, self.folders, self.samples = config, output, folders, samples
         described = {
             "detector": json.dumps(canonical(config.detector), sort_keys=True),
             "fingerprint": output.fingerprint,
@@ -227,7 +189,7 @@ class ProposalWorker:
         """Look at the images of the bucket, commit their proposals and return the ledger."""
         images = self.output.read_table(f"images-{bucket:05d}.parquet").to_pylist()
         lost = self.output.read_table(f"rejects-{bucket:05d}.parquet").to_pylist()
-        objects = None if self.samples is None else objects_by_image(self.samples, bucket)
+        objects = None if self.samples is None else objects_by_image(self.samples, self.config, bucket)
         rows: list[dict[str, Any]] = []
         for start in range(0, len(images), BATCH_SIZE):
             rows += self._rows(images[start : start + BATCH_SIZE], bucket, objects)
@@ -253,7 +215,7 @@ class ProposalWorker:
             row |= {"boxes": [], "scores": [], "status": OK, "error": None}
             rows.append(row)
             try:
-                image = decode_image(read_image_bytes(self.dataset_root, listed["image_uri"]))
+                image = decode_image(read_image_bytes(self.folders, listed["image_uri"]))
                 row["width"], row["height"] = image.size
                 annotated = (listed["width"], listed["height"])
                 if 0 not in annotated and annotated != image.size:
@@ -270,12 +232,20 @@ class ProposalWorker:
         return rows
 
 
-def objects_by_image(samples: Artifact, bucket: int) -> dict[str, np.ndarray]:
-    """Annotated boxes float32[N, 4] by image_id of one bucket, ignore regions left out."""
-    table = samples.read_table(f"part-{bucket:05d}.parquet", columns=["image_id", "objects"])
-    found: dict[str, np.ndarray] = {}
-    for row in table.to_pylist():
-        if row["image_id"] not in found:  # every sample of an image lists all its objects
-            boxes = [item["box"] for item in row["objects"] if not item["ignore"]]
-            found[row["image_id"]] = np.array(boxes, np.float32).reshape(-1, 4)
-    return found
+def objects_by_image(samples: Artifact, config: ProposalsConfig, bucket: int) -> dict[str, np.ndarray]:
+    """Annotated boxes float32[N, 4] by image_id of one bucket of an image source, ignore regions left out."""
+    num_buckets = IMAGE_SOURCES[config.image_source].num_buckets
+    found: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    for part in buckets_holding(bucket, num_buckets, int(samples.manifest()["buckets"])):
+        columns = ["image_source", "image_id", "window", "objects"]
+        seen: set[tuple[str, str]] = set()
+        for row in samples.read_table(f"part-{part:05d}.parquet", columns=columns).to_pylist():
+            view = (row["image_id"], str(row["window"]))
+            if row["image_source"] != config.image_source or view in seen:
+                continue  # every sample of an image, or of a window into it, lists all its objects
+            seen.add(view)
+            found[row["image_id"]] += [tuple(o["box"]) for o in row["objects"] if not o["ignore"]]
+    return {
+        image_id: np.array(list(dict.fromkeys(boxes)), np.float32).reshape(-1, 4)
+        for image_id, boxes in found.items()
+    }

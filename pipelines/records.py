@@ -14,7 +14,8 @@ error     string, nullable                detail for a person; null when ok
 ========  ==============================  ==================================================================
 
 A **region example** is what a model trains on or is asked: a conversation in which regions have indices. In a
-tar it is two adjacent members, ``KEY.jpg`` (original bytes) and ``KEY.json`` (`RegionExample.to_json`).
+tar it is two adjacent members, ``KEY.jpg`` (original bytes) and ``KEY.json`` (`RegionExample.to_json`);
+without image it is the second alone.
 
 Predictions: one row an example; columns documented at `PREDICTION_SCHEMA`.
 """
@@ -84,11 +85,14 @@ class RegionExample:
     image_id: str
     """Id of the image within its source."""
     width: int
-    """Of the original image, in px."""
+    """Of the original image, in px; 0 for a conversation without image."""
     height: int
-    """Of the original image, in px."""
+    """Of the original image, in px; 0 for a conversation without image."""
+    window: tuple[int, int, int, int] | None = None
+    """Part of the image that the example is about, xyxy in original pixels: the model sees it alone. None for
+    the whole image."""
     boxes: np.ndarray
-    """float32[N, 4]: xyxy in original pixels."""
+    """float32[N, 4]: xyxy in original pixels, inside the window."""
     scores: tuple[float | None, ...]
     """Detector confidence of each box; None for a box that came from the annotation."""
     box_sources: tuple[str, ...]
@@ -131,6 +135,8 @@ class RegionExample:
                 for target in self.targets
             ],
         }
+        if self.window is not None:
+            value["window"] = list(self.window)
         if self.ignore is not None:
             value["ignore"] = list(self.ignore)
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
@@ -141,6 +147,7 @@ class RegionExample:
         value: Mapping[str, Any] = json.loads(data)
         return cls(
             **{name: value[name] for name in ("sample_id", "dataset", "task", "image_id", "width", "height")},
+            window=tuple(value["window"]) if "window" in value else None,  # type: ignore[arg-type]
             boxes=np.asarray(value["boxes"], np.float32).reshape(-1, 4),
             scores=tuple(value["scores"]),
             box_sources=tuple(value["box_sources"]),

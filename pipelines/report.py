@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dataset_builders.images import decode_image
 from pipelines.evaluation import grounded_text
 from pipelines.metrics.cases import Answer, Case, as_boxes
 from pipelines.metrics.counting import count_said_strictly
@@ -26,7 +25,7 @@ from pipelines.pictures import (
     RIGHT,
     WRONG,
     Mark,
-    draw_marks,
+    draw_example,
     picture_uri,
     region_colour,
 )
@@ -234,7 +233,7 @@ def judged_card(case: Case, example: RegionExample, image: bytes) -> Card:
         lines.append(Line(who="truth", text=_truth_text(case)))
     if case.problem:
         lines.append(Line(who="problem", text=case.problem))
-    picture = draw_marks(decode_image(image), judged_marks(case, example))
+    picture = draw_example(example, image, judged_marks(case, example))
     return Card(
         picture=picture_uri(picture),
         title=case.sample_id,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataset_builders import DATASETS, BuildOptions, DatasetSpec
+from dataset_builders import DATASETS, BuildOptions, DataFolders, DatasetSpec
 from dataset_builders.images import bucket_of
 from dataset_builders.records import (
     REJECT_SCHEMA,
@@ -35,14 +35,15 @@ from dataset_builders.records import (
     Sample,
     reject_to_row,
     sample_to_row,
-    validate,
 )
-from pipelines.artifacts import Artifact, file_digest, parquet_bytes, prepare
+from dataset_builders.validation import validate
+from pipelines.artifacts import Artifact, parquet_bytes, prepare
 from pipelines.cluster import RuntimeConfig
+from pipelines.identity import dataset_digests
 from pipelines.ledgers import entry
 from pipelines.progress import Progress
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs would give other samples."""
 SPILL_ROWS = 20_000
 """Rows kept in memory before they are appended to the bucket files; about 40 MB."""
@@ -62,40 +63,26 @@ class SamplesConfig:
             raise ValueError(f"dataset={self.dataset!r} is unknown: use one of {', '.join(DATASETS)}")
 
 
-def samples_inputs(config: SamplesConfig, dataset_root: str, digest_cache: str | Path) -> dict[str, str]:
-    """Identity of what samples are made from: the builder's version and the content of its annotation files.
+def samples_inputs(config: SamplesConfig, folders: DataFolders, digest_cache: str | Path) -> dict[str, str]:
+    """Identity of what samples are made from: the builder's version and its annotation files.
 
     digest_cache: local folder that remembers file digests. ValueError naming a file that is not there.
     """
     spec = DATASETS[config.dataset]
-    return {"builder": str(spec.version), **files_digests(spec, spec.files, dataset_root, digest_cache)}
-
-
-def files_digests(
-    spec: DatasetSpec, files: Iterable[str], dataset_root: str, digest_cache: str | Path
-) -> dict[str, str]:
-    """sha256 of annotation files by relative name. ValueError, with the documented layout, when one is
-    missing."""
-    digests = {}
-    for name in files:
-        path = Path(dataset_root, name)
-        if not path.is_file():
-            raise ValueError(f"{spec.name}: {path} is not there; the layout of the dataset is\n{spec.layout}")
-        digests[name] = file_digest(path, digest_cache)
-    return digests
+    return {"builder": str(spec.version), **dataset_digests(spec, folders, digest_cache)}
 
 
 def build_samples(
     config: SamplesConfig,
     output: Artifact,
     *,
-    dataset_root: str,
+    folders: DataFolders,
     runtime: RuntimeConfig,
     inputs: Mapping[str, str],
 ) -> dict[str, Any]:
     """Build the samples of a dataset and return their manifest; go on where a killed run stopped.
 
-    dataset_root: local folder of the dataset. inputs: `samples_inputs`, which gave `output` its fingerprint.
+    folders: where the datasets lie. inputs: `samples_inputs`, which gave `output` its fingerprint.
     Raises ValueError at once when the folder is wrong, and at the end when a unit lost more than
     ``runtime.max_reject_fraction`` of its records; RuntimeError when the builder's own counts do not add up.
     """
@@ -106,7 +93,7 @@ def build_samples(
     waiting = set(range(spec.num_buckets)) - set(output.finished())
     with tempfile.TemporaryDirectory(prefix="fo1-samples-") as folder:
         spill = _Spill(Path(folder), waiting)
-        ledger = _stream(spec, config, Path(dataset_root), spill, f"build {output.name}")
+        ledger = _stream(spec, config, folders, spill, f"build {output.name}")
         for bucket in sorted(waiting):
             _write_bucket(output, bucket, spill)
     return output.commit_buckets(
@@ -120,13 +107,14 @@ def build_samples(
 
 
 def _stream(
-    spec: DatasetSpec, config: SamplesConfig, root: Path, spill: _Spill, description: str
+    spec: DatasetSpec, config: SamplesConfig, folders: DataFolders, spill: _Spill, description: str
 ) -> dict[str, Any]:
     """Run the builder to its end, spill its rows, and return the ledger of the whole stream."""
     progress = Progress(description, None, unit="samples")
     reasons: dict[str, list[str]] = defaultdict(list)
     closing: Ledger | None = None
-    for item in spec.samples(root, config.options):
+    sources = {source.name for source in spec.sources(folders)} | {""}
+    for item in spec.samples(folders, config.options):
         if closing is not None:
             raise RuntimeError(f"{spec.name}: the builder yields {item!r} after its ledger")
         if isinstance(item, Ledger):
@@ -135,8 +123,9 @@ def _stream(
             reasons[item.unit].append(item.reason)
             spill.add("rejects", bucket_of(item.record_id, spec.num_buckets), reject_to_row(item))
         else:
-            _check_sample(item, spec)
-            spill.add("samples", item.bucket, sample_to_row(item))
+            _check_sample(item, spec, sources)
+            bucket = bucket_of(item.image_id, spec.num_buckets)
+            spill.add("samples", bucket, sample_to_row(item, bucket=bucket))
             progress.update(1)
     progress.close()
     if closing is None:
@@ -150,16 +139,17 @@ def _stream(
     return {**entry(sum(closing.read.values()), sum(closing.used.values()), every), "units": units}
 
 
-def _check_sample(sample: Sample, spec: DatasetSpec) -> None:
+def _check_sample(sample: Sample, spec: DatasetSpec, sources: Collection[str]) -> None:
     """Raise RuntimeError: a sample that breaks the rules is the builder's mistake, not the data's."""
     try:
         validate(sample)
     except BadRecord as error:
         raise RuntimeError(f"{sample.sample_id}: the builder yields a bad sample ({error})") from error
-    if sample.dataset != spec.name or sample.bucket != bucket_of(sample.image_id, spec.num_buckets):
+    told = (sample.dataset == spec.name, sample.task in spec.tasks, sample.image_source in sources)
+    if not all(told):
         raise RuntimeError(
-            f"{sample.sample_id}: dataset {sample.dataset!r} or bucket {sample.bucket} of image "
-            f"{sample.image_id!r} is not that of {spec.name} with {spec.num_buckets} buckets"
+            f"{sample.sample_id}: dataset {sample.dataset!r}, task {sample.task!r} or image source "
+            f"{sample.image_source!r} is none that {spec.name} declares"
         )
 
 

@@ -1,46 +1,54 @@
 """Graph: samples and proposals of a bucket -> tars of region examples with an index (`pipelines.tars`).
 
 Each bucket gives one tar a task, and ``rejects-00003.parquet``. The ledger of the manifest counts rows of
-samples, ``rejection`` those of the rejection examples made beside them, ``examples`` what came out by task,
-``regions`` and ``injected`` all regions and those injected, ``regions_histogram`` examples by tens of
-regions, and, once an image, annotated ``objects`` and how many of them a proposal matched: the recall of
+samples, ``rejection`` those of the rejection examples made beside them, ``rejection_quota`` how many were
+wanted and made, by style, ``excluded`` rows left out by the benchmark that their image belongs to,
+``examples`` what came out by task, ``regions`` and ``injected`` all regions and those injected,
+``text_chars`` characters of the conversations by task, ``regions_histogram`` examples by tens of regions,
+and, once an image or window, annotated ``objects`` and how many of them a proposal matched: the recall of
 the proposals.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
-from dataset_builders.images import decode_image, read_image_bytes
-from dataset_builders.records import (
-    REJECT_SCHEMA,
-    BadRecord,
-    Reject,
-    Sample,
-    reject_to_row,
-    sample_from_row,
+from dataset_builders import IMAGE_SOURCES, DataFolders
+from dataset_builders.images import buckets_holding, decode_image, read_image_bytes
+from dataset_builders.leakage import Key
+from dataset_builders.prompts import seed_of
+from dataset_builders.records import BadRecord, Reject, Sample, sample_from_row
+from pipelines import rejection
+from pipelines.artifacts import Artifact, prepare
+from pipelines.assign import (
+    NO_REGIONS,
+    AssignConfig,
+    Assignment,
+    Meeting,
+    assign,
+    evaluation_config,
+    meet,
 )
-from pipelines.artifacts import Artifact, parquet_bytes, prepare
-from pipelines.assign import AssignConfig, Assignment, assign, evaluation_config
 from pipelines.cluster import RuntimeConfig, map_buckets
 from pipelines.interleave import interleave, join_samples, referenced_objects
-from pipelines.ledgers import add_ledgers, entry
 from pipelines.records import GROUND_TRUTH, RegionExample, proposals_by_image
 from pipelines.rejection import RejectionConfig, rejection_sample
-from pipelines.tars import ShardSet, TarWriter, decode_member, tasks_of
+from pipelines.shard_writer import BucketWriter
+from pipelines.tars import ShardSet, decode_member, tasks_of
 
 __all__ = ["ShardSet", "ShardsConfig", "decode_member", "shards_inputs", "tasks_of", "write_shards"]
 
-VERSION = 2
+VERSION = 3
 """Raised when the same inputs would give other shards."""
 REGIONS = ("proposals", "proposals_scored", "ground_truth")
+PLAIN_TASKS = ("caption", "instruction")
+"""Conversations without regions: they are trained with a list of regions in front of them and without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +63,13 @@ class ShardsConfig:
     """Rules of ``proposals``; of them `max_regions` and `match_iou` count for ``proposals_scored`` too."""
     rejection: RejectionConfig | None = field(default_factory=RejectionConfig)
     """Make a rejection example of each detection sample with labels known to be absent; None makes none."""
+    exclude: tuple[str, ...] = ()
+    """Benchmarks (`dataset_builders.leakage`) whose images are left out; never for ``proposals_scored``."""
+    plain_with_regions: float = 0.5
+    """Share of the conversations without regions that get the list of proposals all the same, so that the
+    list is no cue. ours"""
+    max_side_px: int | None = None
+    """Longer side of the pictures; larger ones are encoded anew. None keeps the original bytes of all."""
     turns: int = 1
     """Most questions about one picture in a training example. They share its regions, so that the picture is
     encoded once for all of them. ours"""
@@ -66,44 +81,66 @@ class ShardsConfig:
             raise ValueError(f"regions={self.regions!r}: use one of {', '.join(REGIONS)}")
         if self.turns < 1 or (self.turns > 1 and self.regions != "proposals"):
             raise ValueError(f"turns={self.turns}: use 1, or more with regions='proposals'")
+        if not 0.0 <= self.plain_with_regions <= 1.0:
+            raise ValueError(f"plain_with_regions={self.plain_with_regions} is no share: use 0 to 1")
+        if self.max_side_px is not None and self.max_side_px < 28:
+            raise ValueError(f"max_side_px={self.max_side_px}: use 28 or more, or none")
+        if self.regions == "proposals_scored" and (self.exclude or self.max_side_px):
+            raise ValueError("regions='proposals_scored' takes neither `exclude` nor `max_side_px`")
 
 
-def shards_inputs(samples: Artifact, proposals: Artifact | None) -> dict[str, str]:
-    """Fingerprints of what shards are made from."""
-    used = [samples] if proposals is None else [samples, proposals]
-    return {f"{artifact.kind}/{artifact.name}": artifact.fingerprint for artifact in used}
+def shards_inputs(
+    samples: Artifact, proposals: Mapping[str, Artifact], excluded: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Identity of what shards are made from.
+
+    proposals: artifact of each image source. excluded: digest of the images of each benchmark left out.
+    """
+    used = [samples, *proposals.values()]
+    return {
+        **{f"{artifact.kind}/{artifact.name}": artifact.fingerprint for artifact in used},
+        **{f"exclude/{name}": digest for name, digest in (excluded or {}).items()},
+    }
 
 
 def write_shards(
     config: ShardsConfig,
     samples: Artifact,
-    proposals: Artifact | None,
+    proposals: Mapping[str, Artifact],
     output: Artifact,
     *,
-    dataset_root: str,
+    folders: DataFolders,
     runtime: RuntimeConfig,
+    inputs: Mapping[str, str],
+    excluded: Mapping[Key, str] | None = None,
 ) -> dict[str, Any]:
     """Write the shards of a dataset and return their manifest; go on where a killed run stopped.
 
-    dataset_root: folder that the samples' image_uri starts from.
+    proposals: artifact of each image source of the dataset; none for ``ground_truth``. folders: where the
+    datasets lie. inputs: `shards_inputs`, which gave `output` its fingerprint. excluded: image -> benchmark,
+    of ``config.exclude`` (`leakage.excluded_images`).
     Raises ValueError before any worker starts for inputs that are not complete or do not fit together, and
     afterwards when more than ``runtime.max_reject_fraction`` of the rows were rejected.
     """
-    inputs = shards_inputs(samples, proposals)
-    if (proposals is None) != (config.regions == "ground_truth"):
+    if bool(proposals) == (config.regions == "ground_truth"):
         need = "takes no proposals" if proposals else "needs proposals"
-        raise ValueError(f"regions={config.regions!r} {need}: change `regions` or the artifact passed in")
+        raise ValueError(f"regions={config.regions!r} {need}: change `regions` or the artifacts passed in")
     done = prepare(output, version=VERSION, config=config, inputs=inputs, force=runtime.force)
     if done is not None:
         return done
-    num_buckets = _num_buckets(samples, proposals)
+    for artifact in (samples, *proposals.values()):
+        if artifact.status() != "done":
+            raise ValueError(f"{artifact.path} is {artifact.status()}: make it before its shards")
+    num_buckets = int(samples.manifest()["buckets"])
     waiting = sorted(set(range(num_buckets)) - set(output.finished()))
     settings = {
         "config": config,
         "samples": samples,
-        "proposals": proposals,
+        "proposals": dict(proposals),
         "output": output,
-        "dataset_root": dataset_root,
+        "folders": folders,
+        "excluded": dict(excluded or {}),
+        "quotas": _quotas(config, samples, num_buckets),
     }
     for _ in map_buckets(ShardWorker, settings, waiting, runtime=runtime, description=f"shard {output.name}"):
         pass  # every worker commits its buckets itself
@@ -116,17 +153,15 @@ def write_shards(
     )
 
 
-def _num_buckets(samples: Artifact, proposals: Artifact | None) -> int:
-    counts = {}
-    for artifact in [samples] if proposals is None else [samples, proposals]:
-        if artifact.status() != "done":
-            raise ValueError(f"{artifact.path} is {artifact.status()}: make it before its shards")
-        counts[f"{artifact.kind}/{artifact.name}"] = int(artifact.manifest()["buckets"])
-    if len(set(counts.values())) != 1:
-        raise ValueError(
-            f"num_buckets differ: {counts}; datasets of one image source must share their number"
-        )
-    return min(counts.values())
+def _quotas(config: ShardsConfig, samples: Artifact, num_buckets: int) -> list[int]:
+    """Rejection samples that each bucket makes."""
+    if config.rejection is None or config.regions == "ground_truth":
+        return [0] * num_buckets
+    markers = samples.finished()
+    tasks = [markers[bucket]["ledger"]["tasks"] for bucket in range(num_buckets)]
+    positives = [counts.get("detection", 0) for counts in tasks]
+    negatives = [counts.get(rejection.TASK, 0) for counts in tasks]
+    return rejection.quotas(positives, negatives, config.rejection.share)
 
 
 class ShardWorker:
@@ -136,90 +171,150 @@ class ShardWorker:
         self,
         config: ShardsConfig,
         samples: Artifact,
-        proposals: Artifact | None,
+        proposals: Mapping[str, Artifact],
         output: Artifact,
-        dataset_root: str,
+        folders: DataFolders,
+        excluded: Mapping[Key, str],
+        quotas: list[int],
     ) -> None:
         self.config, self.samples, self.proposals, self.output = config, samples, proposals, output
+        self.excluded, self.quotas = excluded, quotas
+        self.num_buckets = len(quotas)
         # Several samples of an image follow each other; 16 files of up to a few MB are no burden.
-        self.read_image: Callable[[str], bytes] = lru_cache(16)(partial(read_image_bytes, dataset_root))
+        self.read_image: Callable[[str], bytes] = lru_cache(16)(partial(read_image_bytes, folders))
         self.rules = config.assign
         if config.regions == "proposals_scored":
             self.rules = evaluation_config(config.assign.max_regions, config.assign.match_iou)
+        self._met: dict[tuple[object, ...], Meeting] = {}
 
     def __call__(self, bucket: int) -> dict[str, Any]:
         """Make the examples of the bucket, commit its tars and return its ledger."""
-        part = f"part-{bucket:05d}.parquet"
-        samples = [sample_from_row(row) for row in self.samples.read_table(part).to_pylist()]
-        writer = _BucketWriter()
-        if self.proposals is None:
+        table = self.samples.read_table(f"part-{bucket:05d}.parquet")
+        writer = BucketWriter(self.config.max_side_px)
+        samples = [s for s in map(sample_from_row, table.to_pylist()) if not self._left_out(s, writer)]
+        if not self.proposals:
             self._ground_truth(samples, writer)
         else:
-            rows = proposals_by_image(self.proposals.read_table(part))
-            self._conversations(samples, rows, writer)
+            self._conversations(samples, bucket, writer)
         files, counts = writer.files(bucket)
         ledger = writer.ledger()
         self.output.commit_bucket(bucket, files, ledger, rows=counts)
         return ledger
 
-    def _conversations(
-        self, samples: list[Sample], rows: dict[str, dict[str, Any]], writer: _BucketWriter
-    ) -> None:
-        seen: set[str] = set()
-        for origin, group in self._groups(samples):
+    def _left_out(self, sample: Sample, writer: BucketWriter) -> bool:
+        """Whether the sample shows an image of a benchmark; it is rejected then, and counted."""
+        if not self.excluded or not sample.image_source:
+            return False
+        space = IMAGE_SOURCES[sample.image_source].key_space or sample.image_source
+        benchmark = self.excluded.get((space, sample.image_id))
+        if benchmark is None:
+            return False
+        writer.begin("samples")
+        error = BadRecord(
+            "benchmark_image", f"image {sample.image_id} of {sample.image_source} is in {benchmark}"
+        )
+        writer.reject("samples", Reject.of(sample.sample_id, error))
+        writer.count({"excluded": {benchmark: 1}})
+        return True
+
+    def _proposals(self, samples: list[Sample], bucket: int) -> dict[tuple[str, str], dict[str, Any]]:
+        """Rows of the proposals of a bucket's images by (image source, image id)."""
+        rows = {}
+        for source in {sample.image_source for sample in samples} & self.proposals.keys():
+            artifact, others = self.proposals[source], IMAGE_SOURCES[source].num_buckets
+            for part in buckets_holding(bucket, self.num_buckets, others):
+                found = proposals_by_image(artifact.read_table(f"part-{part:05d}.parquet"))
+                rows.update({(source, image_id): row for image_id, row in found.items()})
+        return rows
+
+    def _conversations(self, samples: list[Sample], bucket: int, writer: BucketWriter) -> None:
+        rows = self._proposals(samples, bucket)
+        self._met.clear()
+        for origin, group in self._groups(samples, bucket, writer):
             writer.begin(origin, len(group))
             joined = join_samples(group)
             try:
-                assignment = self._assign(joined, rows.get(joined.image_id))
+                assignment = self._assign(joined, rows.get((joined.image_source, joined.image_id)), writer)
                 example = interleave(joined, assignment, answer=self.config.regions == "proposals")
-                writer.add(origin, example, self.read_image(joined.image_uri), len(group))
+                image = self.read_image(joined.image_uri) if joined.image_uri else b""
+                writer.add(origin, example, image, len(group))
             except BadRecord as error:
                 for sample in group:
                     writer.reject(origin, Reject.of(sample.sample_id, error))
-                continue
-            if joined.image_id not in seen:
-                seen.add(joined.image_id)
-                writer.count({"objects": assignment.num_objects, "matched": assignment.num_matched})
 
-    def _groups(self, samples: list[Sample]) -> Iterator[tuple[str, list[Sample]]]:
+    def _groups(
+        self, samples: list[Sample], bucket: int, writer: BucketWriter
+    ) -> Iterator[tuple[str, list[Sample]]]:
         """Samples, and rejection samples made of them, that become one example each; origin before them."""
-        waiting: dict[tuple[str, str, str], list[Sample]] = {}
+        styles: dict[str, rejection.Style] = {}
+        rejecting = self.config.rejection
+        if rejecting is not None:
+            detection = [sample for sample in samples if sample.task == "detection"]
+            styles = rejection.choose(detection, self.quotas[bucket], rejecting)
+            made = {"wanted": self.quotas[bucket], "made": len(styles), **Counter(styles.values())}
+            writer.count({"rejection_quota": made})
+        waiting: dict[tuple[Any, ...], list[Sample]] = {}
         for sample in samples:
             variants = [("samples", sample)]
-            if self.config.rejection is not None and sample.task == "detection":
-                made = rejection_sample(sample, self.config.rejection)
-                variants += [("rejection", made)] if made is not None else []
+            if rejecting is not None and sample.sample_id in styles:
+                variants.append(("rejection", rejection_sample(sample, rejecting, styles[sample.sample_id])))
             for origin, variant in variants:
-                group = waiting.setdefault((origin, variant.task, variant.image_id), [])
+                alike = (origin, variant.task, variant.image_source, variant.image_id, variant.window)
+                group = waiting.setdefault(alike, [])
                 group.append(variant)
                 if len(group) == self.config.turns:
-                    yield origin, waiting.pop((origin, variant.task, variant.image_id))
-        for (origin, _, _), group in waiting.items():
+                    yield origin, waiting.pop(alike)
+        for (origin, *_), group in waiting.items():
             yield origin, group
 
-    def _assign(self, sample: Sample, row: dict[str, Any] | None) -> Assignment:
+    def _assign(self, sample: Sample, row: dict[str, Any] | None, writer: BucketWriter) -> Assignment:
+        if not sample.image_uri:
+            return NO_REGIONS
         if row is None:
-            raise BadRecord("missing_proposals", f"image {sample.image_id}")
+            raise BadRecord("missing_proposals", f"image {sample.image_id} of {sample.image_source}")
         if row["status"] != "ok":
             raise BadRecord(row["status"], row["error"] or f"image {sample.image_id}")
         _check_size(sample, (row["width"], row["height"]))
+        if sample.task in PLAIN_TASKS and not referenced_objects(sample.turns) and self._without_list(sample):
+            return NO_REGIONS
+        view = (sample.image_source, sample.image_id, sample.window, sample.objects)
+        if view not in self._met:
+            if len(self._met) >= 64:
+                self._met.clear()
+            self._met[view] = self._meet(sample, row)
+            met = self._met[view]
+            if writer.is_new(view[:3]):
+                writer.count({"objects": len(met.groups), "matched": len(met.proposal_of)})
         return assign(
+            self._met[view],
             sample_id=sample.sample_id,
-            width=sample.width,
-            height=sample.height,
-            proposals=row["boxes"],
-            scores=row["scores"],
-            objects=_boxes(sample),
-            ignore=np.array([item.ignore for item in sample.objects], bool),
             referenced=referenced_objects(sample.turns),
             pointed_at=referenced_objects(sample.turns, role="user"),
             config=self.rules,
             seed=self.config.seed,
         )
 
-    def _ground_truth(self, samples: list[Sample], writer: _BucketWriter) -> None:
-        # Every sample of an image lists all its objects, so the first one will do.
-        first = {sample.image_id: sample for sample in reversed(samples)}
+    def _meet(self, sample: Sample, row: dict[str, Any]) -> Meeting:
+        return meet(
+            frame=sample.window or (0, 0, sample.width, sample.height),
+            proposals=row["boxes"],
+            scores=row["scores"],
+            objects=_boxes(sample),
+            ignore=np.array([item.ignore for item in sample.objects], bool),
+            config=self.rules,
+        )
+
+    def _without_list(self, sample: Sample) -> bool:
+        """Whether a conversation without regions goes without the list of proposals: drawn from its id."""
+        drawn = seed_of("plain", self.config.seed, sample.sample_id) % 10_000
+        return drawn >= self.config.plain_with_regions * 10_000
+
+    def _ground_truth(self, samples: list[Sample], writer: BucketWriter) -> None:
+        # Every sample of an image or window lists all its objects, so the first one will do.
+        first: dict[tuple[Any, ...], Sample] = {}
+        for sample in samples:
+            if sample.image_uri:
+                first.setdefault((sample.image_source, sample.image_id, sample.window or ()), sample)
         for _, sample in sorted(first.items()):
             writer.begin("samples")
             try:
@@ -243,11 +338,13 @@ def _check_size(sample: Sample, size: tuple[int, int]) -> None:
 
 def _detector_example(sample: Sample) -> RegionExample:
     num_objects = len(sample.objects)
+    place = "" if sample.window is None else "@" + "-".join(map(str, sample.window))
     return RegionExample(
-        sample_id=sample.image_id,
+        sample_id=f"{sample.image_source}/{sample.image_id}{place}",
         dataset=sample.dataset,
         task="detection",
         image_id=sample.image_id,
+        window=sample.window,
         width=sample.width,
         height=sample.height,
         boxes=_boxes(sample),
@@ -255,60 +352,3 @@ def _detector_example(sample: Sample) -> RegionExample:
         box_sources=(GROUND_TRUTH,) * num_objects,
         ignore=tuple(item.ignore for item in sample.objects),
     )
-
-
-class _BucketWriter:
-    """Collects the tars, rejects and counters of one bucket in memory. `origin`: samples or rejection."""
-
-    def __init__(self) -> None:
-        self._tars: dict[str, TarWriter] = {}
-        self._rejects: list[Reject] = []
-        self._rows_in: Counter[str] = Counter()
-        self._rows_out: Counter[str] = Counter()
-        self._reasons: dict[str, list[str]] = {"samples": [], "rejection": []}
-        zeros: dict[str, Any] = dict.fromkeys(("objects", "matched", "regions", "injected"), 0)
-        self._counters = {**zeros, "examples": {}, "regions_histogram": {}}
-
-    def begin(self, origin: str, rows: int = 1) -> None:
-        """Count rows in; `add` or `reject` must follow."""
-        self._rows_in[origin] += rows
-
-    def add(self, origin: str, example: RegionExample, image: bytes, rows: int = 1) -> None:
-        """Write an example made of so many rows; image: the bytes of its file."""
-        self._tars.setdefault(example.task, TarWriter()).add(example, image)
-        self._rows_out[origin] += rows
-        tens = len(example.boxes) // 10 * 10
-        self.count(
-            {
-                "regions": len(example.boxes),
-                "injected": sum(score is None for score in example.scores),
-                "examples": {example.task: 1},
-                "regions_histogram": {f"{tens:03d}-{tens + 9:03d}": 1},
-            }
-        )
-
-    def reject(self, origin: str, reject: Reject) -> None:
-        """Leave a row out."""
-        self._rejects.append(reject)
-        self._reasons[origin].append(reject.reason)
-
-    def count(self, counters: dict[str, Any]) -> None:
-        """Add to the counters of the ledger."""
-        self._counters = add_ledgers(self._counters, counters)
-
-    def ledger(self) -> dict[str, Any]:
-        """Ledger of the bucket; see the module."""
-        rows = {
-            o: entry(self._rows_in[o], self._rows_out[o], reasons) for o, reasons in self._reasons.items()
-        }
-        return {**rows["samples"], "rejection": rows["rejection"], **self._counters}
-
-    def files(self, bucket: int) -> tuple[dict[str, bytes], dict[str, int]]:
-        """Contents of the bucket's files by name, and the number of rows of some."""
-        rejects = pa.Table.from_pylist([reject_to_row(r) for r in self._rejects], schema=REJECT_SCHEMA)
-        files = {f"rejects-{bucket:05d}.parquet": parquet_bytes(rejects)}
-        counts = {f"rejects-{bucket:05d}.parquet": len(self._rejects)}
-        for task, tar in sorted(self._tars.items()):
-            counts[f"{task}-{bucket:05d}.tar"] = len(tar)
-            files[f"{task}-{bucket:05d}.tar"], files[f"{task}-{bucket:05d}.index.parquet"] = tar.finish()
-        return files, counts

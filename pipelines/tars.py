@@ -6,7 +6,8 @@
     KEY.json    `RegionExample.to_json`
 
 Members of a key are adjacent, owner and time are fixed, and keys have no dot, which is where webdataset
-splits. ``detection-00003.index.parquet`` has a row an example (`INDEX_SCHEMA`), in the order of the tar.
+splits. A conversation without image is its ``KEY.json`` alone. ``detection-00003.index.parquet`` has a row
+an example (`INDEX_SCHEMA`), in the order of the tar.
 """
 
 from __future__ import annotations
@@ -72,10 +73,10 @@ class TarWriter:
         return len(self._rows)
 
     def add(self, example: RegionExample, image: bytes) -> None:
-        """Append an example; image: the bytes of its file as stored."""
+        """Append an example; image: the bytes of its file as stored, empty for a conversation without one."""
         key = key_of(example.sample_id)
-        image_name, json_name = f"{key}.{image_suffix(image)}", f"{key}.json"
-        image_offset, image_size = self._member(image_name, image)
+        image_name, json_name = f"{key}.{image_suffix(image)}" if image else "", f"{key}.json"
+        image_offset, image_size = self._member(image_name, image) if image else (0, 0)
         json_offset, json_size = self._member(json_name, example.to_json())
         self._rows.append(
             {
@@ -143,6 +144,8 @@ class ShardSet:
         row = rows[index]
         members = {}
         for kind in ("image", "json"):
+            if not row[f"{kind}_name"]:
+                continue
             data = stream.read_at(row[f"{kind}_size"], row[f"{kind}_offset"])
             if len(data) != row[f"{kind}_size"]:
                 raise RuntimeError(f"{row['sample_id']}: {name} ends inside {row[f'{kind}_name']}")
@@ -181,9 +184,14 @@ def tasks_of(artifact: Artifact) -> list[str]:
 
 
 def decode_member(members: dict[str, bytes]) -> tuple[RegionExample, bytes]:
-    """Example and image bytes of what `ShardSet.read` or webdataset gives. ValueError without exactly one
-    image."""
+    """Example and image bytes of what `ShardSet.read` or webdataset gives; no bytes for one without image.
+
+    ValueError when there is no json, or more than one image.
+    """
     images = [data for suffix, data in members.items() if suffix != "json" and not suffix.startswith("__")]
-    if len(images) != 1 or "json" not in members:
-        raise ValueError(f"an example has a json and one image, this has {sorted(members)}")
-    return RegionExample.from_json(members["json"]), images[0]
+    if len(images) > 1 or "json" not in members:
+        raise ValueError(f"an example has a json and at most one image, this has {sorted(members)}")
+    example = RegionExample.from_json(members["json"])
+    if bool(images) != bool(example.width):
+        raise ValueError(f"{example.sample_id}: {len(images)} images for a picture {example.width} px wide")
+    return example, images[0] if images else b""

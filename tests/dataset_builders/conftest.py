@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dataset_builders import BuildOptions
+from dataset_builders import BuildOptions, DataFolders
+from dataset_builders.image_sources import coco_source
 from dataset_builders.records import REJECT_SCHEMA, Ledger, Reject, Sample, reject_to_row
 from dataset_builders.synthetic import WorldSettings, write_world
 
@@ -80,18 +81,26 @@ def collect(items: Any) -> SimpleNamespace:
     )
 
 
+COCO_FILES = {"file": "coco/annotations/instances_train2017.json", "folder": "coco/train2017"}
+COCO_SOURCE = coco_source("coco", **COCO_FILES, num_buckets=4)
+
+
+def coco_folders(root: Path) -> DataFolders:
+    """Folders of which "coco" is `root`."""
+    return DataFolders("/nowhere", {"coco": str(root)})
+
+
 def build_coco(root: Path, options: BuildOptions | None = None, *, ask: str = "present") -> SimpleNamespace:
     from dataset_builders.detection import build
 
     return collect(
         build(
-            root,
+            coco_folders(root),
             options or BuildOptions(),
             dataset="coco",
-            annotations="annotations/instances_train2017.json",
-            images="train2017",
-            num_buckets=4,
+            source=COCO_SOURCE,
             ask=ask,
+            **COCO_FILES,
         )
     )
 

@@ -12,11 +12,13 @@ from dataset_builders.conventions import (
     clean_box,
     form_shares,
     four_numbers,
-    require_files,
+    require,
     whole_number,
     xywh_to_xyxy,
 )
-from dataset_builders.records import BadRecord, check_box
+from dataset_builders.folders import DataFolders
+from dataset_builders.records import BadRecord
+from dataset_builders.validation import check_box
 
 
 def random_boxes(count: int, form: str) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +94,7 @@ def test_a_cleaned_box_is_float32_and_inside_and_stays_itself(corners: list, wid
     except BadRecord:
         return
     assert all(float(np.float32(value)) == value for value in box)
-    check_box(box, width, height, what="box")
+    check_box(box, (0, 0, width, height), what="box")
     assert clean_box(box, width, height) == box
 
 
@@ -111,7 +113,12 @@ def test_numbers_of_json_files() -> None:
 
 
 def test_missing_file_is_named_with_place_and_layout(tmp_path: Path) -> None:
-    (tmp_path / "a.json").touch()
-    require_files(tmp_path, ("a.json",), dataset="coco", layout="LAYOUT")
-    with pytest.raises(ValueError, match=rf"coco: b/c\.json not found in {tmp_path}[\s\S]*LAYOUT"):
-        require_files(tmp_path, ("a.json", "b/c.json"), dataset="coco", layout="LAYOUT")
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "a.json").touch()
+    folders = DataFolders(str(tmp_path))
+    require(folders, ("coco/a.json", "coco/*.json"), what="dataset coco", layout="LAYOUT")
+    missing = rf"coco: coco/b/c\.json not found: there is no {tmp_path}/coco/b/c.json[\s\S]*LAYOUT"
+    with pytest.raises(ValueError, match=missing):
+        require(folders, ("coco/a.json", "coco/b/c.json"), what="dataset coco", layout="LAYOUT")
+    with pytest.raises(ValueError, match=r"coco/\*\.txt not found"):
+        require(folders, ("coco/*.txt",), what="dataset coco", layout="LAYOUT")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dataset_builders import DataFolders
 from dataset_builders.images import BadImage, bucket_of, decode_image, read_image_bytes, safe_join
 
 
@@ -130,7 +131,7 @@ def test_paths_cannot_leave_their_root(tmp_path: Path, uri: str) -> None:
     (root / "out").symlink_to(tmp_path / "outside")
     (root / "loop").symlink_to(root / "loop")
     with pytest.raises(BadImage) as error:
-        read_image_bytes(root, uri)
+        read_image_bytes(DataFolders(str(tmp_path)), f"root/{uri}")
     assert error.value.reason in {"unsafe_path", "missing_image"}
     if len(uri) < 100:
         assert error.value.reason == "unsafe_path"
@@ -141,7 +142,8 @@ def test_links_inside_the_root_and_a_linked_root_are_fine(tmp_path: Path) -> Non
     (tmp_path / "real" / "a.jpg").write_bytes(b"abc")
     (tmp_path / "real" / "b.jpg").symlink_to("a.jpg")
     (tmp_path / "linked").symlink_to(tmp_path / "real")
-    assert read_image_bytes(tmp_path / "linked", "b.jpg") == b"abc"
+    assert read_image_bytes(DataFolders(str(tmp_path)), "linked/b.jpg") == b"abc"
+    assert read_image_bytes(DataFolders("/nowhere", {"x": str(tmp_path / "linked")}), "x/b.jpg") == b"abc"
     assert safe_join(str(tmp_path / "linked"), "a.jpg") == tmp_path.resolve() / "real" / "a.jpg"
 
 
@@ -149,6 +151,6 @@ def test_missing_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for uri in ("none.jpg", "folder"):
         with pytest.raises(BadImage) as error:
-            read_image_bytes(tmp_path, uri)
+            read_image_bytes(DataFolders(str(tmp_path.parent)), f"{tmp_path.name}/{uri}")
         assert error.value.reason == "missing_image"
         assert str(tmp_path) not in str(error.value)

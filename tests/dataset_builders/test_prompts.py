@@ -1,7 +1,8 @@
 import pytest
 
 from dataset_builders.prompts import TEMPLATES, counted_answer, grounded_answer, question, seed_of
-from dataset_builders.records import Part, check_text
+from dataset_builders.records import Part
+from dataset_builders.validation import check_text
 
 
 def test_the_first_wording_is_the_release_s() -> None:

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_builders.records import (
-    MAX_LABEL_CHARS,
     REJECT_REASONS,
     REJECT_SCHEMA,
     SAMPLE_SCHEMA,
@@ -18,21 +17,19 @@ from dataset_builders.records import (
     Reject,
     Sample,
     Turn,
-    check_label,
-    check_text,
     reject_to_row,
     sample_from_row,
     sample_to_row,
-    validate,
 )
+from dataset_builders.validation import MAX_LABEL_CHARS, check_label, check_text, validate
 
 SAMPLE = Sample(
     sample_id="coco/7/detection/0",
     dataset="coco",
     task="detection",
+    image_source="coco",
     image_id="7",
-    bucket=3,
-    image_uri="train2017/seven.jpg",
+    image_uri="coco/train2017/seven.jpg",
     width=100,
     height=80,
     objects=(
@@ -48,15 +45,32 @@ SAMPLE = Sample(
     absent_regime="exhaustive",
 )
 
+TEXT = Sample(
+    sample_id="llava/text/1",
+    dataset="llava",
+    task="instruction",
+    image_source="",
+    image_id="text/1",
+    image_uri="",
+    width=0,
+    height=0,
+    objects=(),
+    turns=(Turn("user", (Part("Why?"),)), Turn("assistant", (Part("Because."),))),
+)
+"""A conversation without image."""
+
 
 def test_arrow_roundtrip_keeps_every_field() -> None:
     unknown = replace(
         SAMPLE, sample_id="b", absent_labels=None, absent_regime=None, objects=(), turns=SAMPLE.turns
     )
-    table = pa.Table.from_pylist([sample_to_row(SAMPLE), sample_to_row(unknown)], SAMPLE_SCHEMA)
+    view = replace(SAMPLE, window=(0, 0, 100, 80), absent_weights=(1.0,))
+    samples = [SAMPLE, unknown, view, TEXT]
+    table = pa.Table.from_pylist([sample_to_row(sample, bucket=3) for sample in samples], SAMPLE_SCHEMA)
     table.validate(full=True)
-    assert [sample_from_row(row) for row in table.to_pylist()] == [SAMPLE, unknown]
-    assert table.column("absent_labels").to_pylist() == [["toaster"], None]
+    assert [sample_from_row(row) for row in table.to_pylist()] == samples
+    assert table.column("absent_labels").to_pylist() == [["toaster"], None, ["toaster"], None]
+    assert table.column("bucket").to_pylist() == [3] * 4
 
 
 def test_reject_row_follows_its_schema() -> None:
@@ -79,8 +93,10 @@ def test_bad_record_survives_pickling_between_processes() -> None:
     assert (error.reason, error.detail, str(error)) == ("bad_size", "0x4", "bad_size: 0x4")
 
 
-def test_the_reference_sample_is_valid() -> None:
+def test_the_reference_samples_are_valid() -> None:
     validate(SAMPLE)
+    validate(TEXT)
+    validate(replace(SAMPLE, window=(0, 0, 100, 80), absent_weights=(1.0,)))
 
 
 def _turn(*parts: Part) -> tuple[Turn, Turn]:
@@ -93,7 +109,14 @@ def _turn(*parts: Part) -> tuple[Turn, Turn]:
         ({"sample_id": ""}, "empty_text"),
         ({"task": "dancing"}, "malformed"),
         ({"width": 0}, "bad_size"),
-        ({"bucket": -1}, "bad_size"),
+        ({"image_source": ""}, "empty_text"),
+        ({"image_uri": ""}, "contradiction"),
+        ({"window": (0, 0, 101, 80)}, "bad_size"),
+        ({"window": (50, 0, 50, 80)}, "bad_size"),
+        ({"window": (10, 0, 100, 80)}, "outside_box"),
+        ({"absent_regime": "guess"}, "malformed"),
+        ({"absent_weights": (0.5, 0.5)}, "contradiction"),
+        ({"absent_weights": (float("nan"),)}, "contradiction"),
         ({"width": 99}, "outside_box"),
         ({"objects": (Object(box=(3.0, 3.0, 3.0, 9.0), label="dog"),)}, "empty_box"),
         ({"objects": (Object(box=(4.0, 3.0, 3.0, 9.0), label="dog"),)}, "inverted_box"),

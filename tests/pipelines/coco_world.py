@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dataset_builders import BuildOptions
+from dataset_builders import BuildOptions, DataFolders
 from fo1_model.detectors import GroundTruthJitterConfig
 from pipelines import proposals, samples, shards
 from pipelines.artifacts import Artifact, fingerprint
@@ -75,6 +75,7 @@ class Steps:
 
     def __init__(self, data: Path, root: Path, *, workers: int = 0, **runtime) -> None:
         self.folder = str(data / "coco")
+        self.folders = DataFolders(str(data))
         self.cache = str(root / "digests")
         self.runtime = RuntimeConfig(root=str(root / "out"), data=str(data), workers=workers, **runtime)
         self.samples_config = samples.SamplesConfig(dataset="coco", options=BuildOptions())
@@ -88,7 +89,7 @@ class Steps:
 
     @property
     def samples(self) -> Artifact:
-        inputs = samples.samples_inputs(self.samples_config, self.folder, self.cache)
+        inputs = samples.samples_inputs(self.samples_config, self.folders, self.cache)
         return self.artifact("samples", "coco", samples, self.samples_config, inputs)
 
     @property
@@ -98,7 +99,7 @@ class Steps:
     @property
     def proposals_inputs(self) -> dict[str, str]:
         return proposals.proposals_inputs(
-            self.proposals_config, self.folder, self.cache, samples=self.samples if self.objects else None
+            self.proposals_config, self.folders, self.cache, samples=self.samples if self.objects else None
         )
 
     @property
@@ -111,25 +112,28 @@ class Steps:
         return self.artifact("proposals", "coco/jitter", proposals, config, self.proposals_inputs)
 
     @property
-    def _shards_proposals(self) -> Artifact | None:
-        return None if self.shards_config.regions == "ground_truth" else self.proposals
+    def _shards_proposals(self) -> dict[str, Artifact]:
+        return {} if self.shards_config.regions == "ground_truth" else {"coco": self.proposals}
 
     @property
     def shards(self) -> Artifact:
-        inputs = shards.shards_inputs(self.samples, self._shards_proposals)
-        return self.artifact("shards", "coco", shards, self.shards_config, inputs)
+        return self.artifact("shards", "coco", shards, self.shards_config, self.shards_inputs)
+
+    @property
+    def shards_inputs(self) -> dict[str, str]:
+        return shards.shards_inputs(self.samples, self._shards_proposals)
 
     def build(self) -> dict:
-        inputs = samples.samples_inputs(self.samples_config, self.folder, self.cache)
+        inputs = samples.samples_inputs(self.samples_config, self.folders, self.cache)
         return samples.build_samples(
-            self.samples_config, self.samples, dataset_root=self.folder, runtime=self.runtime, inputs=inputs
+            self.samples_config, self.samples, folders=self.folders, runtime=self.runtime, inputs=inputs
         )
 
     def propose(self) -> dict:
         return proposals.propose(
             self.proposals_config,
             self.proposals,
-            dataset_root=self.folder,
+            folders=self.folders,
             runtime=self.runtime,
             inputs=self.proposals_inputs,
             samples=self.samples if self.objects else None,
@@ -141,8 +145,9 @@ class Steps:
             self.samples,
             self._shards_proposals,
             self.shards,
-            dataset_root=self.folder,
+            folders=self.folders,
             runtime=self.runtime,
+            inputs=self.shards_inputs,
         )
 
 

@@ -1,11 +1,13 @@
 """A few drawn scenes with fabricated proposals as finished artifacts, without worker or detector."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from dataset_builders import DATASETS, BuildOptions
+from dataset_builders import DATASETS, BuildOptions, DataFolders
+from dataset_builders.images import bucket_of
 from dataset_builders.records import (
     REJECT_SCHEMA,
     SAMPLE_SCHEMA,
@@ -27,12 +29,16 @@ def samples_artifact(
     root: Path, world: Path, dataset: str, extra_rejects: tuple[Reject, ...] = ()
 ) -> Artifact:
     spec = DATASETS[dataset]
-    found = list(spec.build(world, BuildOptions()))
+    found = list(spec.build(DataFolders(str(world.parent)), BuildOptions()))
     samples = [item for item in found if isinstance(item, Sample)]
     rejects = [item for item in found if isinstance(item, Reject)] + list(extra_rejects)
     artifact = Artifact(root=str(root), kind="samples", name=dataset, fingerprint="0" * 16)
     for bucket in range(spec.num_buckets):
-        rows = [sample_to_row(sample) for sample in samples if sample.bucket == bucket]
+        rows = [
+            sample_to_row(sample, bucket=bucket)
+            for sample in samples
+            if bucket_of(sample.image_id, spec.num_buckets) == bucket
+        ]
         lost = [reject_to_row(reject) for reject in rejects] if bucket == 0 else []
         files = {
             f"part-{bucket:05d}.parquet": parquet_bytes(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA)),
@@ -41,16 +47,25 @@ def samples_artifact(
         artifact.commit_bucket(
             bucket,
             files,
-            {"samples": entry(len(rows) + len(lost), len(rows), [row["reason"] for row in lost])},
+            {
+                "samples": entry(len(rows) + len(lost), len(rows), [row["reason"] for row in lost]),
+                "tasks": dict(Counter(row["task"] for row in rows)),
+            },
         )
     artifact.commit_buckets(version=1, config={"seed": 0}, inputs={}, num_buckets=spec.num_buckets)
     return artifact
 
 
+def source_of(samples: Artifact) -> str:
+    """Its only image source."""
+    (source,) = DATASETS[samples.name].images
+    return source.name
+
+
 def proposals_artifact(root: Path, samples: Artifact, *, broken: str | None = None) -> Artifact:
     """True boxes moved a little, with distractors; the picture `broken` has a row without boxes."""
     artifact = Artifact(
-        root=samples.root, kind="proposals", name=f"{samples.name}/fabricated", fingerprint="1" * 16
+        root=samples.root, kind="proposals", name=f"{source_of(samples)}/fabricated", fingerprint="1" * 16
     )
     num_buckets = samples.manifest()["buckets"]
     for bucket in range(num_buckets):
@@ -91,12 +106,13 @@ def _proposals_row(sample: dict, broken: bool) -> dict:
 
 def shards_artifact(samples: Artifact, proposals: Artifact, world: Path, *, regions: str) -> Artifact:
     config = ShardsConfig(regions=regions)
-    mark = fingerprint(
-        kind="shards", version=VERSION, config=config, inputs=shards_inputs(samples, proposals)
-    )
+    found = {source_of(samples): proposals}
+    inputs = shards_inputs(samples, found)
+    mark = fingerprint(kind="shards", version=VERSION, config=config, inputs=inputs)
     artifact = Artifact(root=samples.root, kind="shards", name=samples.name, fingerprint=mark)
     runtime = RuntimeConfig(root=samples.root, data=str(world.parent), workers=0, max_reject_fraction=1.0)
-    write_shards(config, samples, proposals, artifact, dataset_root=str(world), runtime=runtime)
+    folders = DataFolders(str(world.parent))
+    write_shards(config, samples, found, artifact, folders=folders, runtime=runtime, inputs=inputs)
     return artifact
 
 

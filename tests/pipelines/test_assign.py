@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_builders.records import BadRecord
-from pipelines.assign import AssignConfig, Assignment, _merge, assign, evaluation_config, iou, match
+from pipelines.assign import AssignConfig, Assignment, _merge, assign, evaluation_config, iou, match, meet
 
 WIDTH, HEIGHT = 200, 100
 
@@ -16,19 +16,33 @@ def boxes(*rows) -> np.ndarray:
 
 
 def run(
-    proposals, scores, objects, *, ignore=None, referenced=(), pointed_at=(), config=None, sample="s", seed=0
+    proposals,
+    scores,
+    objects,
+    *,
+    ignore=None,
+    referenced=(),
+    pointed_at=(),
+    config=None,
+    sample="s",
+    seed=0,
+    frame=(0, 0, WIDTH, HEIGHT),
 ):
-    return assign(
-        sample_id=sample,
-        width=WIDTH,
-        height=HEIGHT,
+    config = config or AssignConfig(p_ground_truth=0.0, order="score")
+    met = meet(
+        frame=frame,
         proposals=boxes(*proposals),
         scores=np.array(scores, np.float32),
         objects=boxes(*objects),
         ignore=np.array(ignore if ignore is not None else [False] * len(objects), bool),
+        config=config,
+    )
+    return assign(
+        met,
+        sample_id=sample,
         referenced=set(referenced),
         pointed_at=set(pointed_at),
-        config=config or AssignConfig(p_ground_truth=0.0, order="score"),
+        config=config,
         seed=seed,
     )
 
@@ -169,6 +183,14 @@ def test_bad_proposals_are_cleaned_and_inputs_left_alone() -> None:
     made = run(proposals, [0.9, 0.8, 0.7, np.inf], [])
     np.testing.assert_array_equal(made.boxes, boxes([0, 0, 20, 20]))
     np.testing.assert_array_equal(proposals, before)
+
+
+def test_a_window_takes_the_proposals_that_lie_in_it_by_half() -> None:
+    # inside; cut to 60 % of its area; cut to 40 %; outside
+    proposals = [[110, 10, 130, 30], [92, 40, 112, 50], [88, 60, 108, 70], [10, 10, 30, 30]]
+    made = run(proposals, [0.9, 0.8, 0.7, 0.6], [[110, 10, 130, 31]], frame=(100, 0, 200, 100))
+    np.testing.assert_array_equal(made.boxes, boxes([110, 10, 130, 30], [100, 40, 112, 50]))
+    assert made.region_of == {0: 0}
 
 
 def test_ignore_region_in_a_conversation_is_a_broken_sample() -> None:

@@ -152,7 +152,7 @@ def test_names_asked_are_whole_names():
         dataset="d",
         task="detection",
         image_id="i",
-        bucket=0,
+        image_source="s",
         image_uri="a.jpg",
         width=9,
         height=9,

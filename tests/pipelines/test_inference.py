@@ -73,7 +73,8 @@ def test_every_question_gets_a_row_and_bad_answers_are_rows(parts, tmp_path):
     samples, shards, run = parts
     out = output(tmp_path, CONFIG, shards, run)
     manifest = predict(CONFIG, shards, run, out, runtime=runtime(tmp_path))
-    questions = [example.sample_id for example, _ in read_examples(shards, tasks_of(shards))]
+    questions = [example.sample_id for example, _ in read_examples(shards, CONFIG.tasks)]
+    assert {*tasks_of(shards)} == {*CONFIG.tasks, "visual_prompt"}
     assert manifest["ledger"]["rows_out"] == manifest["ledger"]["rows_in"] == len(questions)
     figures, cases = evaluate(out, shards, samples)
     assert [case.sample_id for case in cases] == [e.sample_id for e, _ in read_examples(shards, CONFIG.tasks)]

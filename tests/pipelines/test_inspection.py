@@ -59,8 +59,8 @@ def test_contents_are_counted_by_dataset_and_task(parts, page):
 
 
 def test_pictures_recall_and_fingerprints_are_shown(parts, page):
-    assert page.count("<article") == 2 * 4
-    assert page.count("data:image/jpeg") == 2 * 4
+    assert page.count("<article") == 2 * 5
+    assert page.count("data:image/jpeg") == 2 * 5
     assert "Recall of the proposals" in page
     for artifact in parts[:3]:
         assert artifact.fingerprint in page
@@ -68,7 +68,7 @@ def test_pictures_recall_and_fingerprints_are_shown(parts, page):
 
 def test_shards_alone_are_enough(parts):
     page = inspect_page(parts[2], pictures_per_task=1)
-    assert page.count("<article") == 4
+    assert page.count("<article") == 5
     assert "Recall of the proposals" not in page
 
 
@@ -77,7 +77,7 @@ def test_an_evaluation_shard_shows_the_truth_it_leaves_out(parts, tmp_path):
     world = tmp_path
     shards = shards_artifact(samples, proposals, small_world(world, scenes=8), regions="proposals_scored")
     page = inspect_page(shards, pictures_per_task=1)
-    assert page.count("<dt>truth</dt>") == 4
+    assert page.count("<dt>truth</dt>") == 5
     assert "<dt>answer</dt>" not in page
 
 

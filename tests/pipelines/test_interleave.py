@@ -21,7 +21,7 @@ def sample(*turns: Turn) -> Sample:
         dataset="d",
         task="detection",
         image_id="1",
-        bucket=0,
+        image_source="s",
         image_uri="a.jpg",
         width=60,
         height=20,

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from coco_world import Steps, write_world
 
+from dataset_builders import IMAGE_SOURCES
 from fo1_model.detectors import GroundTruthConfig, GroundTruthJitterConfig, OPNDetectorConfig, Selection
-from pipelines.proposals import ProposalsConfig, image_list_digest, objects_by_image, spec_of
+from pipelines.identity import image_list_digest
+from pipelines.proposals import ProposalsConfig, objects_by_image
 from pipelines.records import PROPOSALS_SCHEMA, proposals_by_image
 
 
@@ -68,7 +70,11 @@ def test_over_the_reject_limit_the_step_fails_with_counts(steps: Steps, tmp_path
 
 
 def test_ground_truth_objects_without_crowds(steps: Steps) -> None:
-    found = {name: boxes for b in range(8) for name, boxes in objects_by_image(steps.samples, b).items()}
+    found = {
+        name: boxes
+        for b in range(8)
+        for name, boxes in objects_by_image(steps.samples, steps.proposals_config, b).items()
+    }
     assert found["2"].shape == (3, 4)
     assert found["2"].dtype == np.float32
     exact = Steps(Path(steps.runtime.data), Path(steps.runtime.root).parent, max_reject_fraction=0.5)
@@ -81,18 +87,18 @@ def test_ground_truth_objects_without_crowds(steps: Steps) -> None:
 def test_detector_settings_change_the_artifact_and_a_box_only_what_sees_it(tmp_path: Path) -> None:
     folder = write_world(tmp_path / "data")
     steps = Steps(tmp_path / "data", tmp_path)
-    spec = spec_of("coco")
-    before = steps.proposals.fingerprint, image_list_digest(spec, steps.folder, steps.cache)
+    source = IMAGE_SOURCES["coco"]
+    before = steps.proposals.fingerprint, image_list_digest(source, steps.folders, steps.cache)
     path = folder / "annotations/instances_train2017.json"
     document = json.loads(path.read_text())
     document["annotations"][0]["bbox"][0] += 1
     path.write_text(json.dumps(document))
     # A ground-truth detector sees the box; the list of images, all that others depend on, is what it was.
     assert steps.proposals.fingerprint != before[0]
-    assert image_list_digest(spec, steps.folder, steps.cache) == before[1]
+    assert image_list_digest(source, steps.folders, steps.cache) == before[1]
     document["images"].pop()
     path.write_text(json.dumps(document))
-    assert image_list_digest(spec, steps.folder, steps.cache) != before[1]
+    assert image_list_digest(source, steps.folders, steps.cache) != before[1]
     made = {steps.proposals.fingerprint}
     for detector in (GroundTruthJitterConfig(), GroundTruthJitterConfig(selection=Selection(nms_iou=0.5))):
         steps.detector = detector
@@ -105,7 +111,7 @@ def test_what_a_detector_needs_is_checked_before_any_work(steps: Steps) -> None:
         ProposalsConfig(image_source="nowhere", detector=GroundTruthConfig())
     from pipelines.proposals import propose
 
-    common = {"dataset_root": steps.folder, "runtime": steps.runtime, "inputs": {}}
+    common = {"folders": steps.folders, "runtime": steps.runtime, "inputs": {}}
     with pytest.raises(ValueError, match="needs samples"):
         propose(steps.proposals_config, steps.proposals, **common)
     config = ProposalsConfig(image_source="coco", detector=OPNDetectorConfig())

@@ -47,7 +47,7 @@ def everything(artifact: Artifact) -> list[tuple[RegionExample, bytes]]:
 
 def test_training_examples_keep_the_invariants(steps: Steps) -> None:
     made = shard(steps, ShardsConfig())
-    assert tasks_of(made) == ["counting", "detection", "region_name", "rejection"]
+    assert tasks_of(made) == ["counting", "detection", "region_name", "rejection", "visual_prompt"]
     for example, _ in everything(made):
         assert example.messages[0]["content"].count("<regionfeat>") == len(example.boxes)
         answer = example.messages[-1]
@@ -209,13 +209,12 @@ def test_wrong_inputs_are_refused_before_any_work(steps: Steps, tmp_path: Path) 
         ShardsConfig(regions="boxes")
     from pipelines.shards import write_shards
 
-    common = {"dataset_root": steps.folder, "runtime": steps.runtime}
+    common = {"folders": steps.folders, "runtime": steps.runtime, "inputs": {}}
     with pytest.raises(ValueError, match="needs proposals"):
-        write_shards(ShardsConfig(), steps.samples, None, steps.shards, **common)
+        write_shards(ShardsConfig(), steps.samples, {}, steps.shards, **common)
+    found = {"coco": steps.proposals}
     with pytest.raises(ValueError, match="takes no proposals"):
-        write_shards(
-            ShardsConfig(regions="ground_truth"), steps.samples, steps.proposals, steps.shards, **common
-        )
+        write_shards(ShardsConfig(regions="ground_truth"), steps.samples, found, steps.shards, **common)
     fresh = Steps(Path(steps.runtime.data), tmp_path)
     with pytest.raises(ValueError, match="is missing: make it"):
         fresh.shard()
@@ -236,8 +235,8 @@ def test_a_sample_id_comes_once_in_a_tar(steps: Steps) -> None:
     tar.add(example, image)
     with pytest.raises(ValueError, match="comes twice"):
         tar.finish()
-    with pytest.raises(ValueError, match="one image"):
-        decode_member({"json": b"{}"})
+    with pytest.raises(ValueError, match="at most one image"):
+        decode_member({"json": b"{}", "jpg": b"", "png": b""})
 
 
 def test_first_sample_of_an_image_has_all_its_objects(steps: Steps) -> None:
@@ -250,8 +249,9 @@ def test_first_sample_of_an_image_has_all_its_objects(steps: Steps) -> None:
 
 
 def test_questions_about_one_picture_share_its_regions(steps: Steps) -> None:
-    single = shard(steps, ShardsConfig())
-    joined = shard(steps, ShardsConfig(turns=3))
+    one_each = RejectionConfig(share=0.5)
+    single = shard(steps, ShardsConfig(rejection=one_each))
+    joined = shard(steps, ShardsConfig(turns=3, rejection=one_each))
     for artifact in (single, joined):
         ledger = artifact.manifest()["ledger"]
         assert ledger["rows_in"] == ledger["rows_out"] + ledger["rejects"]
@@ -265,7 +265,8 @@ def test_questions_about_one_picture_share_its_regions(steps: Steps) -> None:
         assert sorted(region.sub("", text) for text in again) == sorted(
             region.sub("", text) for text in asked
         )
-        assert max(len(e.messages) for e, _ in together) == (6 if task in ("detection", "rejection") else 4)
+        most = {"detection": 6, "rejection": 6, "visual_prompt": 2}.get(task, 4)
+        assert max(len(e.messages) for e, _ in together) == most
         for example, _ in together:
             assert sum(m["content"].count("<regionfeat>") for m in example.messages) == len(example.boxes)
             for message in example.messages[1::2]:

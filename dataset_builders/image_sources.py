@@ -1,0 +1,166 @@
+"""Image sources that several datasets share, and how a folder of pictures is listed."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from dataset_builders.folders import DataFolders
+from dataset_builders.images import check_uri
+from dataset_builders.records import BadRecord, ImageRef, Reject
+from dataset_builders.spec import ImageSource, path_id
+
+if TYPE_CHECKING:
+    from dataset_builders.coco_files import CocoForm
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
+"""Files that are taken for pictures."""
+
+
+def stem(uri: str) -> str:
+    """Return the file name without its suffix: "2410408" for "vg/VG_100K_2/2410408.jpg"."""
+    return PurePosixPath(uri).stem
+
+
+def coco_id(uri: str) -> str:
+    """Return the COCO id of a file name of any year: "9" for "COCO_train2014_000000000009.jpg".
+
+    REFER's names carry a further number behind the id. Raises BadRecord with reason malformed.
+    """
+    found = re.search(r"(?:^|_)(\d{12})(?:_\d+)?\Z", stem(uri))
+    if not found:
+        raise BadRecord("malformed", f"{uri[:120]!r} is no name of a COCO image")
+    return str(int(found[1]))
+
+
+def list_folder(folders: DataFolders, *, source: ImageSource) -> Iterator[ImageRef | Reject]:
+    """Yield every picture below some folders, in the order of their names; sizes stay 0, nothing is
+    opened."""
+    seen: set[str] = set()
+    for folder in source.pictures:
+        for name in _files(folders.path(folder)):
+            if PurePosixPath(name).suffix.lower() not in SUFFIXES:
+                continue
+            uri = f"{folder}/{name}"
+            try:
+                check_uri(uri)
+                image_id = source.id_of(uri)
+                if image_id in seen:
+                    raise BadRecord("duplicate_id", f"image id {image_id}")
+                seen.add(image_id)
+                yield source.ref(image_id, uri, 0, 0)
+            except BadRecord as error:
+                yield Reject.of(ascii(uri), error, "image")
+
+
+def _files(root: Path) -> Iterator[str]:
+    """Yield the files below a folder by their posix paths relative to it, in one order everywhere."""
+    for place, folders, files in os.walk(root, followlinks=False):
+        folders.sort()
+        below = Path(place).relative_to(root).as_posix()
+        yield from (name if below == "." else f"{below}/{name}" for name in sorted(files))
+
+
+def folder_source(
+    name: str,
+    *pictures: str,
+    num_buckets: int,
+    id_of: Callable[[str], str] = path_id,
+    key_space: str = "",
+) -> ImageSource:
+    """Return a source that is all pictures below some folders.
+
+    id_of: image id of a uri; unique over all the folders.
+    """
+
+    def list_them(folders: DataFolders) -> Iterator[ImageRef | Reject]:
+        return list_folder(folders, source=source)
+
+    source = ImageSource(
+        name=name,
+        num_buckets=num_buckets,
+        list_images=list_them,
+        pictures=pictures,
+        id_of=id_of,
+        key_space=key_space,
+    )
+    return source
+
+
+def coco_source(
+    name: str,
+    *,
+    file: str,
+    folder: str,
+    num_buckets: int,
+    key_space: str = "",
+    form: "CocoForm | None" = None,
+) -> ImageSource:
+    """Return a source that a COCO file lists; image ids are the file's. form: where it differs from COCO."""
+    from dataset_builders.coco_files import list_coco  # it needs ImageSource itself
+
+    def list_them(folders: DataFolders) -> Iterator[ImageRef | Reject]:
+        return list_coco(folders, file=file, folder=folder, source=source, form=form)
+
+    source = ImageSource(
+        name=name,
+        num_buckets=num_buckets,
+        list_images=list_them,
+        files=(file,),
+        pictures=(folder,),
+        key_space=key_space,
+    )
+    return source
+
+
+_coco2017 = partial(folder_source, id_of=coco_id, key_space="coco")
+COCO_TRAIN = _coco2017("coco_train2017", "coco/train2017", num_buckets=256)
+"""Pictures of COCO train2017. Those of train2014 are among them, under the same ids and with the same
+pixels."""
+COCO_VAL = _coco2017("coco_val2017", "coco/val2017", num_buckets=16)
+VISUAL_GENOME = folder_source(
+    "visual_genome", "vg/VG_100K", "vg/VG_100K_2", num_buckets=256, id_of=stem, key_space="vg"
+)
+GQA = folder_source("gqa", "gqa/images", num_buckets=256, id_of=stem, key_space="vg")
+"""GQA's pictures carry Visual Genome's ids."""
+FLICKR30K = folder_source("flickr30k", "flickr30k/flickr30k-images", num_buckets=64, id_of=stem)
+
+
+def coco_uri(image_id: int | str) -> str:
+    """Return the uri of a COCO train2017 picture by its id."""
+    return f"coco/train2017/{int(image_id):012d}.jpg"
+
+
+OCR_VQA = folder_source("ocr_vqa", "ocr_vqa/images", num_buckets=128, id_of=stem)
+TEXTVQA = folder_source("textvqa", "textvqa/train_images", num_buckets=32, id_of=stem)
+LLAVA_PRETRAIN = folder_source("llava_pretrain", "llava/llava_pretrain/images", num_buckets=256)
+SAM = folder_source("sam", "sam/images", num_buckets=64, id_of=stem)
+WEB_CELEBRITY = folder_source("web_celebrity", "web-celebrity/images", num_buckets=16)
+WEB_LANDMARK = folder_source("web_landmark", "web-landmark/images", num_buckets=16)
+WIKIART = folder_source("wikiart", "wikiart/images", num_buckets=16)
+SHARE_TEXTVQA = folder_source("share_textvqa", "share_textvqa/images", num_buckets=16)
+
+INSTRUCTION_IMAGES = (
+    COCO_TRAIN,
+    VISUAL_GENOME,
+    GQA,
+    OCR_VQA,
+    TEXTVQA,
+    LLAVA_PRETRAIN,
+    SAM,
+    WEB_CELEBRITY,
+    WEB_LANDMARK,
+    WIKIART,
+    SHARE_TEXTVQA,
+)
+"""Where the conversations of LLaVA and ShareGPT4V find their pictures, by the paths that they use."""
+
+
+def source_of(uri: str, sources: Iterable[ImageSource] = INSTRUCTION_IMAGES) -> ImageSource:
+    """Return the source below whose folder a uri lies. Raises BadRecord with reason unknown_image."""
+    for source in sources:
+        if any(uri.startswith(f"{folder}/") for folder in source.pictures):
+            return source
+    raise BadRecord("unknown_image", f"{ascii(uri)[:160]} lies in no folder of pictures known here")

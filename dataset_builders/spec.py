@@ -1,0 +1,166 @@
+"""What a dataset and an image source are: where their files lie, what they hold, and who reads them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from dataset_builders.conventions import require
+from dataset_builders.folders import DataFolders
+from dataset_builders.images import check_uri, read_image_size
+from dataset_builders.records import ImageRef, Ledger, Reject, Sample
+
+Item = Sample | Reject | Ledger
+"""What a builder yields: samples and rejects in any order, and one ledger last."""
+
+
+def path_id(uri: str) -> str:
+    """Return the path below the dataset's folder without its suffix: "train_images/0004c9478eeda995"."""
+    return PurePosixPath(*PurePosixPath(uri).parts[1:]).with_suffix("").as_posix()
+
+
+PAPER_REGIONS = 100
+"""Most regions of a prompt (paper 3.1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What can be chosen about the samples made from one image; part of the fingerprint of the samples."""
+
+    seed: int = 0
+    """Every choice is drawn from (seed, dataset, image id), so it depends on nothing else."""
+    paraphrases: bool = False
+    """Draw question wordings from the table of `prompts`; False asks in the release's own words always."""
+    single_names: int = 2
+    """Detection questions an image that ask for one present category; one more asks for several at once."""
+    counting: int = 2
+    """Counting questions an image, each about a present category without crowd region."""
+    region_names: int = 2
+    """Questions an image that show a region and ask for its name."""
+    visual_prompts: int = 1
+    """Questions an image that show one object and ask for all others of its category."""
+    region_texts: int = 8
+    """Most descriptions, readings or attributes of regions that an image is asked for."""
+    max_objects: int = PAPER_REGIONS
+    """Most objects that one question may be about; an image that shows more is cut into windows."""
+
+    def __post_init__(self) -> None:
+        for name in ("single_names", "counting", "region_names", "visual_prompts", "region_texts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"BuildOptions.{name}={getattr(self, name)}: want 0 or more")
+        if self.max_objects < 1:
+            raise ValueError(f"BuildOptions.max_objects={self.max_objects}: want 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """A collection of pictures. Datasets over the same pictures share their proposals under its name."""
+
+    name: str
+    """Name of the proposals, and `Sample.image_source`."""
+    num_buckets: int
+    """Units of work; a power of two, so that the buckets of one source lie whole in those of another."""
+    list_images: Callable[[DataFolders], Iterator[ImageRef | Reject]]
+    """Yields every picture; called through `images`."""
+    files: tuple[str, ...] = ()
+    """Annotation files that `list_images` reads (patterns): with them the list is known. Empty when it walks
+    through the folder."""
+    pictures: tuple[str, ...]
+    """Folders or container files (patterns) that hold the pictures."""
+    id_of: Callable[[str], str] = path_id
+    """Image id of a uri, for pictures that are referred to by their path."""
+    key_space: str = ""
+    """Whose ids its image ids are, where several sources share them ("coco", "vg"); empty: its own."""
+
+    def __post_init__(self) -> None:
+        if self.num_buckets < 1 or self.num_buckets & (self.num_buckets - 1):
+            raise ValueError(f"image source {self.name}: num_buckets={self.num_buckets} is no power of two")
+
+    def images(self, folders: DataFolders) -> Iterator[ImageRef | Reject]:
+        """Every image of the source, or its reject. Raises ValueError at once when its files are not
+        there."""
+        require(folders, (*self.files, *self.pictures), what=f"image source {self.name}")
+        return self.list_images(folders)
+
+    def exists(self, folders: DataFolders) -> bool:
+        """Whether all its files are there."""
+        return all(folders.matches(name) for name in (*self.files, *self.pictures))
+
+    def open(self, folders: DataFolders, uri: str) -> ImageRef:
+        """Refer to a picture by its uri, with the size that its header says.
+
+        Raises BadRecord: unsafe_path, missing_image, image_too_large or undecodable_image.
+        """
+        check_uri(uri)
+        return self.ref(self.id_of(uri), uri, *read_image_size(folders, uri))
+
+    def ref(self, image_id: str, uri: str, width: int, height: int) -> ImageRef:
+        """Refer to one of its pictures; see `ImageRef` for the arguments."""
+        return ImageRef(image_source=self.name, image_id=image_id, image_uri=uri, width=width, height=height)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """One dataset: where its official files lie, and how they become samples."""
+
+    name: str
+    """Name of the samples and shards."""
+    images: tuple[ImageSource, ...]
+    """Where its pictures come from; none for text alone."""
+    optional_images: tuple[ImageSource, ...] = ()
+    """Sources that are used where their files are there: collections that hold only part of its pictures."""
+    build: Callable[[DataFolders, BuildOptions], Iterator[Item]]
+    """The builder, a generator; called through `samples`."""
+    files: tuple[str, ...]
+    """Annotation files (names or patterns, from the folder's usual name on); their content is the identity of
+    the dataset."""
+    containers: tuple[str, ...] = ()
+    """Big files that hold annotations and pictures together; names and sizes are their identity."""
+    optional_files: tuple[str, ...] = ()
+    """Files that are read where they are there; they count for the identity then."""
+    tasks: tuple[str, ...]
+    """Tasks of its samples."""
+    stages: tuple[int, ...] = ()
+    """Stages whose mix has it in Table 10 of the paper; empty for what is ours or evaluation."""
+    licence: str
+    """Licence of annotations and images."""
+    source: str
+    """Official place to get it."""
+    layout: str
+    """The files below the data root, for people: one a line, with what it is."""
+    num_samples: int = 0
+    """About how many samples its official files give, as far as published counts say; 0: unknown. For
+    `fo1 plan` before anything is built."""
+    version: int = 1
+    """Raised when the builder's code changes what it yields."""
+
+    @property
+    def num_buckets(self) -> int:
+        """Units of work of its samples and shards."""
+        return max((source.num_buckets for source in (*self.images, *self.optional_images)), default=16)
+
+    def sources(self, folders: DataFolders) -> tuple[ImageSource, ...]:
+        """Image sources that are there: all of `images`, and of `optional_images` those on this machine."""
+        return (*self.images, *(source for source in self.optional_images if source.exists(folders)))
+
+    def samples(self, folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
+        """Samples and rejects, then one ledger.
+
+        Raises ValueError, with the documented layout, when a file is missing or not of its form.
+        """
+        self.check_files(folders)
+        try:
+            yield from self.build(folders, options)
+        except ValueError as error:
+            raise ValueError(f"dataset {self.name}: {error}\n{self._where(folders)}") from error
+
+    def check_files(self, folders: DataFolders) -> None:
+        """Raise ValueError naming the first file or folder of the dataset that is not there, and its
+        layout."""
+        pictures = [name for source in self.images for name in source.pictures]
+        names = (*self.files, *self.containers, *pictures)
+        require(folders, names, what=f"dataset {self.name}", layout=self._where(folders))
+
+    def _where(self, folders: DataFolders) -> str:
+        first = dict.fromkeys(name.partition("/")[0] for name in (*self.files, *self.containers))
+        places = ", ".join(f"{name} = {folders.root(name)}" for name in first)
+        return f"Its layout is (with {places}):\n{self.layout}"
