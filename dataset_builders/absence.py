@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -54,19 +54,22 @@ class LabelStatistics:
 
     def together(self, label: str, present: Collection[str]) -> float:
         """Highest share of the images of a present label that show `label` too."""
-        return max(
-            (
-                self.pairs[name][label] / self.images[name]
-                for name in present
-                if self.images[name] and label in self.pairs.get(name, ())
-            ),
-            default=0.0,
-        )
+        highest = 0.0
+        for name in present:
+            both = self.pairs[name].get(label, 0) if name in self.pairs else 0
+            if both:
+                highest = max(highest, both / self.images[name])
+        return highest
 
 
 def shares_word(one: str, other: str) -> float:
     """Nearness where there is no tree: 1 for names with a word in common, "red circle" and "red square"."""
-    return float(not set(one.lower().split()).isdisjoint(other.lower().split()))
+    return float(not _words(one).isdisjoint(_words(other)))
+
+
+@lru_cache(1 << 16)
+def _words(name: str) -> frozenset[str]:
+    return frozenset(name.lower().split())
 
 
 def safe_names(

@@ -16,7 +16,9 @@ def _file(split: str) -> str:
 
 
 IMAGES: dict[str, ImageSource] = {
-    split: coco_source(f"drawn_{split}", file=_file(split), folder=f"drawn/{split}", num_buckets=buckets, key_space="drawn")
+    split: coco_source(
+        f"drawn_{split}", file=_file(split), folder=f"drawn/{split}", num_buckets=buckets, key_space="drawn"
+    )
     for split, buckets in {"train": 8, "val": 4}.items()
 }
 

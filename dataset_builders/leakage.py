@@ -98,6 +98,12 @@ def _coco_images(folders: DataFolders, *, files: tuple[str, ...], space: str) ->
             yield space, str(record["id"])
 
 
+def _image_names(folders: DataFolders, *, pattern: str, space: str) -> Iterator[Key]:
+    for file in folders.matches(pattern):
+        for record in stream_array(folders.path(file), "images"):
+            yield space, stem(record["file_name"])
+
+
 def _refs(folders: DataFolders, *, files: tuple[str, ...]) -> Iterator[Key]:
     for pattern in files:
         for file in folders.matches(pattern):
@@ -175,14 +181,14 @@ def _name_list(name: str, file: str, *, field: str, space: str = "coco") -> Benc
 PAPER_LISTS = (
     _coco_list("coco_val", "coco/annotations/instances_val2017.json"),
     _coco_list("lvis_val", "lvis/lvis_v1_val.json"),
-    _coco_list("paco_test", "paco/annotations/paco_lvis_v1_test.json"),
+    _coco_list("paco_test", "paco/paco_lvis_v1_test.json"),
     _name_list("lvis_regions", "benchmarks/lvis_val_1k_category.json", field="file_name"),
     _name_list("paco_regions", "benchmarks/paco_val_1k_category.json", field="file_name"),
     _name_list("coco_text", "benchmarks/COCOText_box.json", field="image_name"),
     _refs_list("refcoco", "refcoco/refs(unc).p"),
     _refs_list("refcocop", "refcoco+/refs(unc).p"),
     _refs_list("refcocog", "refcocog/refs(umd).p"),
-    _refs_list("grefcoco", "grefcoco/grefs(unc).json"),
+    _refs_list("grefcoco", "grefcoco/grefs(unc).*"),
     _counterfactual_list("c_refcoco", "crec/c_refcoco.json", "crec/c_refcoco+.json", "crec/c_refcocog.json"),
     _list(
         "tallyqa_test",
@@ -196,13 +202,19 @@ PAPER_LISTS = (
         spaces=("vg",),
         read=partial(_gqa, file="gqa/testdev_balanced_questions.json"),
     ),
-    _name_list("vaw_test", "vaw/test.json", field="image_id", space="vg"),
+    _name_list("vaw_test", "vaw/data/test.json", field="image_id", space="vg"),
     _list(
         "flickr30k_eval",
         "flickr30k/val.txt",
         "flickr30k/test.txt",
         spaces=("flickr30k",),
         read=partial(_lines, files=("flickr30k/val.txt", "flickr30k/test.txt"), space="flickr30k"),
+    ),
+    _list(
+        "finecops_test",
+        "finecops/*test*coco_format.json",
+        spaces=("vg",),
+        read=partial(_image_names, pattern="finecops/*test*coco_format.json", space="vg"),
     ),
     _coco_list("drawn_val", "drawn/annotations/instances_val.json", space="drawn"),
 )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 _IRREGULAR = {
     "person": "people",
@@ -48,6 +49,7 @@ def singular(noun: str) -> str:
     return " ".join([*before, last])
 
 
+@lru_cache(1 << 16)  # a dataset's names are compared again for every image
 def normalised(name: str) -> str:
     """Return a name as it is compared: lower case, blanks for underscores, no parentheses, singular."""
     bare = re.sub(r"\([^()]*\)", " ", name.lower().replace("_", " "))

@@ -6,6 +6,7 @@ Text goes into a prompt as it is or not at all: it is checked, never mended in s
 import math
 import re
 from collections import Counter
+from functools import lru_cache
 from typing import Any
 
 from dataset_builders.records import (
@@ -20,6 +21,7 @@ from dataset_builders.records import (
 
 MAX_TEXT_CHARS = 20_000
 MAX_LABEL_CHARS = 1_000
+_SHORT = 64  # labels up to this length are remembered
 
 # The tags that the renderer writes and the parser reads, and the control tokens of chat models: data that
 # holds one could forge a region or a turn. <think> and <answer> are allowed: a task template writes them.
@@ -53,10 +55,22 @@ def check_label(label: Any, *, what: str = "label") -> str:
 
     Raises BadRecord as `check_text` does.
     """
+    if isinstance(label, str) and len(label) <= _SHORT and _is_plain(label):
+        return label
     label = check_text(label, what=what, max_chars=MAX_LABEL_CHARS)
     if "\n" in label or label != label.strip():
         raise BadRecord("unsafe_text", f"{what} {label[:80]!r} has a line break, or blanks around it")
     return label
+
+
+@lru_cache(1 << 16)  # a dataset has few names, and every sample is checked
+def _is_plain(label: str) -> bool:
+    """Whether a label passes every check."""
+    try:
+        check_text(label, what="label", max_chars=MAX_LABEL_CHARS)
+    except BadRecord:
+        return False
+    return "\n" not in label and label == label.strip()
 
 
 def check_box(box: tuple[float, ...], frame: tuple[int, int, int, int], *, what: str) -> None:

@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers=arguments.workers,
         force=arguments.force,
         tracking_uri=arguments.mlflow,
+        max_reject_fraction=arguments.max_reject_fraction,
     )
     try:
         VERBS[arguments.verb][1](arguments.words, options)
@@ -97,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--workers", type=int, default=2, help="processes a step; 0 = this process, without Ray"
+    )
+    parser.add_argument(
+        "--max-reject-fraction",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="a step fails when it rejects more of its rows (default: 0.2)",
     )
     parser.add_argument("--force", action="store_true", help="make the verb's own artifacts anew")
     return parser

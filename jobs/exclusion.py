@@ -41,14 +41,13 @@ class Exclusion:
     def notes_for(self, specs: Iterable[DatasetSpec]) -> list[str]:
         """Say which lists concern the datasets but were not found, for people."""
         specs = list(specs)
-        notes = [
-            f"{name} ({missing})"
-            for name, missing in self.not_found.items()
-            if any(_concerns(self._lists[name], spec) for spec in specs)
-        ]
-        lines = (
-            [f"not found, so their images are NOT left out of training: {', '.join(notes)}"] if notes else []
-        )
+        names = [name for name in self.not_found if any(_concerns(self._lists[name], spec) for spec in specs)]
+        lines = []
+        if names:
+            lines.append(
+                f"the images of {', '.join(names)} are NOT left out of training: their lists are not there "
+                "(fo1 list exclude says where they belong)"
+            )
         spaces = set().union(*(_spaces(spec) for spec in specs)) if specs else set()
         if "vg" in spaces and self._names and not self._folders.matches(TWINS):
             lines.append(f"{TWINS} not found, so COCO's twins among Visual Genome's images are NOT left out")

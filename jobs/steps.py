@@ -94,6 +94,14 @@ class Chain:
         return Exclusion(self.recipe.exclude, self.folders, self.digest_cache)
 
     @property
+    def notes(self) -> list[str]:
+        """What a person should know: benchmarks whose images could not be left out."""
+        names = {*self.recipe.datasets}
+        for training in (self.recipe.detector_training, *self.recipe.trainings):
+            names |= set(datasets_of(training.mix)) if training else set()
+        return self.exclusion.notes_for(DATASETS[name] for name in sorted(names))
+
+    @property
     def digest_cache(self) -> str:
         """Local folder that remembers digests of annotation files."""
         root = self.runtime.root

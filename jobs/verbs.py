@@ -1,8 +1,9 @@
 """What each verb of the command does: parse the recipe, walk its chain, say what happened."""
 
 import shutil
+import textwrap
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class Options:
     workers: int
     force: bool
     tracking_uri: str | None
+    max_reject_fraction: float
 
     def runtime(self, *, force: bool = False) -> RuntimeConfig:
         """Where things run; `force` only for the verb's own artifacts."""
@@ -38,46 +40,84 @@ class Options:
             workers=self.workers,
             force=force,
             tracking_uri=self.tracking_uri,
+            max_reject_fraction=self.max_reject_fraction,
         )
 
 
-def list_all(words: list[str], _: Options) -> None:
-    """Print every name that the other verbs understand."""
-    from fo1_model.detectors.configs import DETECTORS
-    from jobs.benchmarks import BENCHMARKS
-    from jobs.mixes import MIXES
-
+def list_all(words: list[str], options: Options) -> None:
+    """Print every name that the other verbs understand, or those of one part, or one dataset."""
+    parts: dict[str, Callable[[Options], None]] = {
+        "recipes": _list_recipes,
+        "datasets": _list_datasets,
+        "detectors": _list_detectors,
+        "mixes": _list_mixes,
+        "benchmarks": _list_benchmarks,
+        "exclude": _list_exclude,
+    }
     if words[:1] == ["datasets"] and len(words) == 2:
         return _print_dataset(words[1])
-    if words and words != ["datasets"]:
-        raise ValueError(f"list {' '.join(words)}: write fo1 list, or fo1 list datasets NAME")
-    if not words:
-        print("recipes (name, arguments with their defaults)")
-        for name, recipe in RECIPES.items():
-            print(
-                f"  {name:<14}{(recipe.__doc__ or '').splitlines()[0]}\n{'':16}{describe_arguments(recipe)}"
-            )
+    if len(words) > 1 or (words and words[0] not in parts):
+        raise ValueError(f"list {' '.join(words)}: write fo1 list [{'|'.join(parts)}], or list datasets NAME")
+    for name in words or parts:
+        parts[name](options)
+    return None
+
+
+def _list_recipes(_: Options) -> None:
+    print("recipes (name, arguments with their defaults)")
+    for name, recipe in RECIPES.items():
+        print(f"  {name:<14}{(recipe.__doc__ or '').splitlines()[0]}\n{'':16}{describe_arguments(recipe)}")
+
+
+def _list_datasets(_: Options) -> None:
     print("datasets (name, stages of the paper's mix, tasks, licence; more with: fo1 list datasets NAME)")
     wide = max(map(len, DATASETS))
     for spec in DATASETS.values():
         print(f"  {spec.name:<{wide}}  {_stages(spec):<5} {', '.join(spec.tasks)}; {spec.licence}")
-    if words:
-        return None
+
+
+def _list_detectors(_: Options) -> None:
+    from fo1_model.detectors.configs import DETECTORS
+
     print("detectors\n  " + ", ".join(DETECTORS))
-    print("mixes (drop with NAME-part, weigh with NAME*part=2)")
+
+
+def _list_mixes(_: Options) -> None:
+    from jobs.mixes import MIXES
+
+    print("mixes (drop with NAME-part, weigh with NAME*part=2, keep only with NAME:part)")
     for name, mix in MIXES.items():
-        print(f"  {name:<14}" + ", ".join(f"{source} {weight:g}" for source, weight in mix.items()))
+        listed = ", ".join(f"{source} {weight:.3g}" for source, weight in mix.items())
+        print(textwrap.fill(f"{name:<14}{listed}", 110, initial_indent="  ", subsequent_indent=" " * 16))
+
+
+def _list_benchmarks(_: Options) -> None:
+    from jobs.benchmarks import BENCHMARKS
+
     print("benchmarks")
     for name, benchmark in BENCHMARKS.items():
         protocol = " (COCO AP)" if benchmark.coco_ap else ""
         print(f"  {name:<16}{benchmark.dataset}: {', '.join(benchmark.tasks)}{protocol}")
-    return None
+
+
+def _list_exclude(options: Options) -> None:
+    from dataset_builders import DataFolders
+    from dataset_builders.leakage import benchmark_lists
+
+    print("exclude (benchmarks whose images training leaves out, the files that list them; * found)")
+    folders = DataFolders(options.data)
+    for name, item in benchmark_lists(folders).items():
+        print(f"{' ' if item.missing(folders) else '*'} {name:<16}{', '.join(item.files)}")
 
 
 def plan(words: list[str], options: Options) -> None:
     """Print each artifact of a recipe, its state, and the command that makes what is missing."""
+    from jobs.budget import budgets
+
     made, command = _chain(words, options)
     print(plan_table(made, command))
+    if table := budgets(made):
+        print(f"\n{table}")
 
 
 def build(words: list[str], options: Options) -> None:
@@ -92,7 +132,9 @@ def propose(words: list[str], options: Options) -> None:
 
 def shard(words: list[str], options: Options) -> None:
     """Training and evaluation shards."""
-    _run_verb("shard", words, options)
+    made = _run_verb("shard", words, options)
+    for note in made.notes:
+        print(f"note: {note}")
 
 
 def train(words: list[str], options: Options) -> None:
@@ -170,6 +212,7 @@ def plan_table(made: Chain, command: str) -> str:
         what = f"{step.artifact.kind}/{step.artifact.name}"
         make = "" if status == "done" else f"fo1 {step.verb} {command}"
         lines.append(f"{status:<8} {step.artifact.fingerprint}  {what:<44} {make}".rstrip())
+    lines += (f"note: {note}" for note in made.notes)
     return "\n".join(lines)
 
 

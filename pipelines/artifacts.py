@@ -24,7 +24,8 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,8 @@ import pyarrow.parquet as pq
 from pipelines.ledgers import add_ledgers, check_rejects, reconcile
 
 KINDS = ("samples", "proposals", "shards", "runs", "predictions")
+Content = bytes | Sequence[bytes]
+"""A file: its bytes, or the pieces that make them up."""
 Status = Literal["done", "partial", "stale", "missing"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]*(/[A-Za-z0-9][A-Za-z0-9_.=+-]*)?")
@@ -119,18 +122,21 @@ class Artifact:
         with self.open_input(name) as stream:
             return pq.read_table(stream, columns=columns)
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Write the file `name` so that it appears whole or not at all."""
+    def write_bytes(self, name: str, data: Content) -> None:
+        """Write the file `name`, given whole or in pieces, so that it appears whole or not at all."""
+        pieces = [data] if isinstance(data, bytes) else data
         filesystem, path = filesystem_of(self.uri(name))
         if not isinstance(filesystem, pafs.LocalFileSystem):
             with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
+                for piece in pieces:
+                    stream.write(piece)
             return
         # A name of its own: a retried worker may write the same bucket at the same moment.
         beside = Path(self.path, _PARTIAL, f"{uuid.uuid4().hex}-{Path(name).name}")
         beside.parent.mkdir(parents=True, exist_ok=True)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(data)
+        with beside.open("wb", buffering=1 << 20) as stream:
+            stream.writelines(pieces)
         beside.replace(path)
 
     def finished(self) -> dict[int, dict[str, Any]]:
@@ -147,7 +153,7 @@ class Artifact:
     def commit_bucket(
         self,
         bucket: int,
-        files: Mapping[str, bytes],
+        files: Mapping[str, Content],
         ledger: Mapping[str, Any],
         *,
         rows: Mapping[str, int] | None = None,
@@ -159,9 +165,12 @@ class Artifact:
         """
         reconcile(ledger, where=f"{self.kind}/{self.name} bucket {bucket}")
         entries: dict[str, dict[str, Any]] = {}
-        for name, data in files.items():
-            self.write_bytes(name, data)
-            entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        with ThreadPoolExecutor(max_workers=1) as thread:  # hashing and writing both leave Python's lock
+            digests = {name: thread.submit(_size_and_digest, data) for name, data in files.items()}
+            for name, data in files.items():
+                self.write_bytes(name, data)
+                size, digest = digests[name].result()
+                entries[name] = {"bytes": size, "sha256": digest}
         for name, count in (rows or {}).items():
             entries[name]["rows"] = count
         marker = {"bucket": bucket, "ledger": dict(ledger), "files": entries}
@@ -224,6 +233,14 @@ class Artifact:
         return {
             i.path[start:]: i.size for i in infos if i.type == pafs.FileType.File and _PARTIAL not in i.path
         }
+
+
+def _size_and_digest(data: Content) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    for piece in [data] if isinstance(data, bytes) else data:
+        digest.update(piece)
+        size += len(piece)
+    return size, digest.hexdigest()
 
 
 def absolute_root(root: str) -> str:

@@ -106,6 +106,14 @@ NO_REGIONS = Assignment(
 """Of an example without any region."""
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    box: np.ndarray
+    score: float | None  # None: injected
+    group: int | None  # the merged object it stands for
+    priority: tuple[int, float, int]  # what the budget keeps first: smallest
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Meeting:
     """Proposals and objects of one image or window, matched: the same for every question about it."""
@@ -122,8 +130,8 @@ class Meeting:
     """bool[G]: crowd and don't-care regions among the objects."""
     proposal_of: dict[int, int]
     """Merged object -> its proposal."""
-    background: np.ndarray
-    """int[B]: proposals that are neither matched nor ambiguous."""
+    background: tuple[_Candidate, ...]
+    """Proposals that are neither matched nor ambiguous."""
 
 
 def meet(
@@ -152,7 +160,10 @@ def meet(
         groups=groups,
         ignore=ignore,
         proposal_of=proposal_of,
-        background=_background(found, objects[ignore], overlap, proposal_of, config),
+        background=tuple(
+            _Candidate(found[i], float(found_scores[i]), None, (3, -float(found_scores[i]), int(i)))
+            for i in _background(found, objects[ignore], overlap, proposal_of, config)
+        ),
     )
 
 
@@ -215,14 +226,6 @@ def _check_named(
         raise BadRecord("too_many_regions", f"{len(must_keep)} objects named, budget {max_regions}")
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    box: np.ndarray
-    score: float | None  # None: injected
-    group: int | None  # the merged object it stands for
-    priority: tuple[int, float, int]  # what the budget keeps first: smallest
-
-
 def _candidates(
     met: Meeting, pointed: list[bool], must: list[bool], config: AssignConfig, generator: np.random.Generator
 ) -> list[_Candidate]:
@@ -240,10 +243,7 @@ def _candidates(
             candidates.append(_Candidate(box, score, group, (rank, -score, proposal)))
         elif must[group] or (config.inject and (truth[group, 2:] - truth[group, :2]).min() >= MIN_SIDE_PX):
             candidates.append(_Candidate(truth[group], None, group, (0 if must[group] else 2, 0.0, group)))
-    return candidates + [
-        _Candidate(found[i], float(met.scores[i]), None, (3, -float(met.scores[i]), int(i)))
-        for i in met.background
-    ]
+    return [*candidates, *met.background]
 
 
 def _background(

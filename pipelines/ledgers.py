@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-DELIBERATE = frozenset({"benchmark_image"})
-"""Reasons that say nothing against the data: they do not count towards the largest share of rejects."""
+DELIBERATE = frozenset({"benchmark_image", "several_images", "unsupported"})
+"""Reasons that say nothing against the data: what we leave out or have no task for. They are counted like all
+others, but not towards the largest share of rejects."""
 
 
 class LedgerError(RuntimeError):
@@ -63,7 +64,7 @@ def check_rejects(ledger: Mapping[str, Any], limit: float, *, where: str) -> Non
         )
         raise ValueError(
             f"{where}: {rejects} of {ledger['rows_in']} rows rejected ({listed}), more than "
-            f"max_reject_fraction={limit:g}: mend the data, or raise max_reject_fraction"
+            f"max_reject_fraction={limit:g}: mend the data, or raise --max-reject-fraction"
         )
     for key, value in ledger.items():
         if isinstance(value, Mapping):

@@ -22,9 +22,10 @@ import numpy as np
 
 from pipelines.artifacts import Artifact
 from pipelines.learners import Example
-from pipelines.mixing import Mix, SamplePlan, rank_positions
+from pipelines.mixing import Mix, SamplePlan, capped_weights, rank_positions
 from pipelines.records import RegionExample
 from pipelines.tars import ShardSet, decode_member
+from pipelines.train_job import TrainConfig
 
 
 class Source(Protocol):
@@ -155,11 +156,20 @@ def open_sources(shards: Mapping[str, Artifact], mix: Mix) -> dict[str, ShardSet
     return {source: ShardSet(shards[source.split("/")[0]], source.split("/")[1]) for source in mix}
 
 
-def make_plan(sources: Mapping[str, Source], mix: Mix, *, seed: int) -> SamplePlan:
-    """Plan of a mix over opened sources. ValueError for a source of the mix that is not among them."""
-    return SamplePlan(
-        {name: [n for _, n in source.shards] for name, source in sources.items()}, mix, seed=seed
-    )
+def make_plan(sources: Mapping[str, Source], mix: Mix, config: TrainConfig) -> SamplePlan:
+    """Plan of a mix over opened sources, with no source repeated more than ``config.max_repeats`` times.
+
+    ValueError for a source of the mix that is not among them, and for sources too small for the cap.
+    """
+    sizes = {name: [n for _, n in source.shards] for name, source in sources.items()}
+    if config.max_repeats is not None:
+        mix = capped_weights(
+            mix,
+            {name: sum(counts) for name, counts in sizes.items()},
+            num_positions=config.steps * config.batch_size,
+            max_repeats=config.max_repeats,
+        )
+    return SamplePlan(sizes, mix, seed=config.seed)
 
 
 def num_micro_batches(batch_size: int, micro_batch_size: int, world_size: int) -> int:

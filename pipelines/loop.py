@@ -57,7 +57,7 @@ def run_worker(job: TrainJob, output: Artifact, worker: Worker) -> None:
     with _local_export(job.parent) as parent:
         trainee = job.learner.build(parent, seed=config.seed)
     sources = open_sources(job.shards, job.mix)
-    plan = make_plan(sources, job.mix, seed=config.seed)
+    plan = make_plan(sources, job.mix, config)
     loader = Loader(
         plan,
         sources,

@@ -147,6 +147,39 @@ def check_weights(weights: Mix) -> None:
             raise ValueError(f"mix: weight of {source!r} is {weight}; use a positive number or leave it out")
 
 
+def capped_weights(
+    weights: Mix, sizes: Mapping[str, int], *, num_positions: int, max_repeats: float
+) -> dict[str, float]:
+    """The mix with no source drawn more than `max_repeats` times its examples within `num_positions`.
+
+    sizes: examples of each source. What a capped source gives up goes to the others in proportion to their
+    weights, until no share is over its cap. The result adds up to one.
+
+    ValueError, with the numbers, when all sources together are too small for so few repeats.
+    """
+    check_weights(weights)
+    if not (math.isfinite(max_repeats) and max_repeats > 0):
+        raise ValueError(f"max_repeats={max_repeats}: use a positive number")
+    caps = {source: Fraction(max_repeats) * sizes[source] / num_positions for source in weights}
+    if sum(caps.values()) < 1:
+        most = int(sum(sizes[source] for source in weights) * max_repeats)
+        raise ValueError(
+            f"max_repeats={max_repeats:g}: the sources of the mix give {most} examples, steps * batch_size "
+            f"asks for {num_positions}: train for fewer steps, raise max_repeats, or add data"
+        )
+    shares: dict[str, Fraction] = {}
+    free = {source: Fraction(repr(float(weight))) for source, weight in weights.items()}
+    while free:
+        room = 1 - sum(shares.values())
+        total = sum(free.values())
+        over = [source for source, weight in free.items() if room * weight / total > caps[source]]
+        shares |= {source: caps[source] for source in over}
+        if not over:
+            shares |= {source: room * weight / total for source, weight in free.items()}
+        free = {} if not over else {s: w for s, w in free.items() if s not in over}
+    return {source: float(shares[source]) for source in weights}
+
+
 def _whole_slots(weights: Sequence[float], sources: Sequence[str]) -> list[int]:
     """Slots of each source in one cycle: exact where the decimal weights allow it, else rounded."""
     exact = [Fraction(repr(weight)) for weight in weights]

@@ -25,6 +25,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,7 @@ class RegionExample:
             "width": self.width,
             "height": self.height,
             "boxes": short_floats(self.boxes),
-            "scores": [None if s is None else short_floats(np.float32(s)) for s in self.scores],
+            "scores": [None if s is None else _short_float(float(np.float32(s))) for s in self.scores],
             "box_sources": list(self.box_sources),
             "messages": list(self.messages),
             "targets": [
@@ -159,7 +160,16 @@ class RegionExample:
 
 def short_floats(values: Any) -> Any:
     """Nested lists of Python floats, each the shortest decimal whose float32 is the given one."""
-    return np.asarray(values, np.float32).astype("U32").astype(np.float64).tolist()
+    return _shortened(np.asarray(values, np.float32).tolist())
+
+
+def _shortened(values: Any) -> Any:
+    return [_shortened(item) for item in values] if isinstance(values, list) else _short_float(values)
+
+
+@lru_cache(1 << 16)  # the boxes of an image come again with each of its questions
+def _short_float(value: float) -> float:
+    return float(str(np.float32(value)))
 
 
 def proposals_by_image(table: pa.Table) -> dict[str, dict[str, Any]]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
 import pyarrow as pa
 
 from dataset_builders.records import REJECT_SCHEMA, Reject, reject_to_row
-from pipelines.artifacts import parquet_bytes
+from pipelines.artifacts import Content, parquet_bytes
 from pipelines.ledgers import add_ledgers, entry
 from pipelines.records import RegionExample
 from pipelines.tars import TarWriter
 from pipelines.views import shrink
+
+_TAGS = re.compile(r"<region(?:\d+|feat)>|</?(?:ground|objects)>")
+_SIZES = ("text_chars", "region_tags", "pixels")
 
 
 class BucketWriter:
@@ -27,7 +31,8 @@ class BucketWriter:
         self._rows_out: Counter[str] = Counter()
         self._reasons: dict[str, list[str]] = {"samples": [], "rejection": []}
         zeros: dict[str, Any] = dict.fromkeys(("objects", "matched", "regions", "injected"), 0)
-        self._counters = {**zeros, "examples": {}, "text_chars": {}, "regions_histogram": {}}
+        by_task: dict[str, Any] = {name: {} for name in ("examples", *_SIZES, "regions_histogram")}
+        self._counters = {**zeros, **by_task}
 
     def begin(self, origin: str, rows: int = 1) -> None:
         """Count rows in; `add` or `reject` must follow."""
@@ -45,7 +50,7 @@ class BucketWriter:
                 "regions": len(example.boxes),
                 "injected": sum(score is None for score in example.scores),
                 "examples": {example.task: 1},
-                "text_chars": {example.task: sum(len(m["content"]) for m in example.messages)},
+                **_size(example),
                 "regions_histogram": {f"{tens:03d}-{tens + 9:03d}": 1},
             }
         )
@@ -72,12 +77,21 @@ class BucketWriter:
         }
         return {**rows["samples"], "rejection": rows["rejection"], **self._counters}
 
-    def files(self, bucket: int) -> tuple[dict[str, bytes], dict[str, int]]:
+    def files(self, bucket: int) -> tuple[dict[str, Content], dict[str, int]]:
         """Contents of the bucket's files by name, and the number of rows of some."""
         rejects = pa.Table.from_pylist([reject_to_row(r) for r in self._rejects], schema=REJECT_SCHEMA)
-        files = {f"rejects-{bucket:05d}.parquet": parquet_bytes(rejects)}
+        files: dict[str, Content] = {f"rejects-{bucket:05d}.parquet": parquet_bytes(rejects)}
         counts = {f"rejects-{bucket:05d}.parquet": len(self._rejects)}
         for task, tar in sorted(self._tars.items()):
             counts[f"{task}-{bucket:05d}.tar"] = len(tar)
             files[f"{task}-{bucket:05d}.tar"], files[f"{task}-{bucket:05d}.index.parquet"] = tar.finish()
         return files, counts
+
+
+def _size(example: RegionExample) -> dict[str, dict[str, int]]:
+    """What an example costs, by task: plain characters, tags of the region language, pixels seen."""
+    text = "".join(message["content"] for message in example.messages)
+    plain, num_tags = _TAGS.subn("", text)
+    x1, y1, x2, y2 = example.window or (0, 0, example.width, example.height)
+    values = (len(plain), num_tags, (x2 - x1) * (y2 - y1))
+    return {name: {example.task: value} for name, value in zip(_SIZES, values, strict=True)}

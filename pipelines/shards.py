@@ -251,7 +251,8 @@ class ShardWorker:
         if rejecting is not None:
             detection = [sample for sample in samples if sample.task == "detection"]
             styles = rejection.choose(detection, self.quotas[bucket], rejecting)
-            made = {"wanted": self.quotas[bucket], "made": len(styles), **Counter(styles.values())}
+            by_style = {str(style): count for style, count in Counter(styles.values()).items()}
+            made = {"wanted": self.quotas[bucket], "made": len(styles), **by_style}
             writer.count({"rejection_quota": made})
         waiting: dict[tuple[Any, ...], list[Sample]] = {}
         for sample in samples:

@@ -13,7 +13,6 @@ an example (`INDEX_SCHEMA`), in the order of the tar.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import tarfile
 import threading
@@ -61,12 +60,15 @@ def image_suffix(data: bytes) -> str:
 
 
 class TarWriter:
-    """Builds one tar and its index in memory: a bucket's worth, some tens of MB."""
+    """Builds one tar and its index in memory: a bucket's worth, some tens of MB.
+
+    The tar is a list of pieces, headers and contents as they came, so that the bytes of pictures are copied
+    by nobody before they are written; questions about one picture share them.
+    """
 
     def __init__(self) -> None:
-        self._buffer = io.BytesIO()
-        # USTAR has one 512-byte header a member and nothing else, so contents are where we say.
-        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._pieces: list[bytes] = []
+        self._size = 0
         self._rows: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
@@ -90,20 +92,25 @@ class TarWriter:
             }
         )
 
-    def finish(self) -> tuple[bytes, bytes]:
-        """Close the tar; return its bytes and those of its index. ValueError when a sample id came twice."""
+    def finish(self) -> tuple[list[bytes], bytes]:
+        """Close the tar; return its pieces and its index's bytes. ValueError when a sample id came twice."""
         ids = [row["sample_id"] for row in self._rows]
         if len(set(ids)) != len(ids):
             twice = next(name for name in ids if ids.count(name) > 1)
             raise ValueError(f"sample id {twice!r} comes twice in one shard")
-        self._tar.close()
-        return self._buffer.getvalue(), parquet_bytes(pa.Table.from_pylist(self._rows, schema=INDEX_SCHEMA))
+        end = self._size + 2 * tarfile.BLOCKSIZE
+        padding = bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE)  # as tarfile closes an archive
+        return [*self._pieces, padding], parquet_bytes(pa.Table.from_pylist(self._rows, schema=INDEX_SCHEMA))
 
     def _member(self, name: str, data: bytes) -> tuple[int, int]:
         info = tarfile.TarInfo(name)  # mtime 0, owner 0, mode 644
         info.size = len(data)
-        offset = self._tar.offset + tarfile.BLOCKSIZE
-        self._tar.addfile(info, io.BytesIO(data))
+        # USTAR has one 512-byte header a member and nothing else, so contents are where we say.
+        header = info.tobuf(tarfile.USTAR_FORMAT)
+        offset = self._size + len(header)
+        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+        self._pieces += [header, data, padding]
+        self._size = offset + len(data) + len(padding)
         return offset, len(data)
 
 

@@ -42,6 +42,9 @@ class TrainConfig:
     """Of weights and activations; the optimizer works in float32."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO: shards nothing, optimizer state, + gradients, + parameters."""
+    max_repeats: float | None = None
+    """Most times that an example of any source is seen; sources that are too small get less than their weight
+    and the others more (`mixing.capped_weights`). None: no cap."""
     seed: int = 0
     """Of new weights, the order of examples and augmentation."""
     shuffled_regions: bool = False
@@ -63,6 +66,8 @@ class TrainConfig:
             raise ValueError(f"TrainConfig.precision={self.precision!r}: use 'fp32' or 'bf16'")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"TrainConfig.zero_stage={self.zero_stage}: use 0, 1, 2 or 3")
+        if self.max_repeats is not None and not (math.isfinite(self.max_repeats) and self.max_repeats > 0):
+            raise ValueError(f"TrainConfig.max_repeats={self.max_repeats}: use a positive number, or none")
         if self.gradient_clip < 0 or self.weight_decay < 0:
             raise ValueError("TrainConfig.gradient_clip and weight_decay must not be negative")
 

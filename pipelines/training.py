@@ -101,7 +101,7 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
             raise ValueError(f"{artifact.kind}/{artifact.name} is {artifact.status()}: make it first")
     if runtime.workers == 0 and "://" in output.root:
         raise ValueError(f"root={output.root!r} needs workers: training without Ray writes to local folders")
-    make_plan(open_sources(job.shards, job.mix), job.mix, seed=job.config.seed)
+    make_plan(open_sources(job.shards, job.mix), job.mix, job.config)
     if output.exists("workers.json") and not runtime.force:
         before = json.loads(output.read_bytes("workers.json"))["workers"]
         if before != runtime.workers:

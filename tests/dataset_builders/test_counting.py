@@ -7,11 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset_builders import DATASETS, BuildOptions
-from dataset_builders.counting import build, plural
-from dataset_builders.records import validate
+from dataset_builders import BuildOptions, DataFolders, drawn_world
+from dataset_builders.counting import build
+from dataset_builders.image_sources import coco_source
+from dataset_builders.names import plural
+from dataset_builders.validation import validate
 
 from .conftest import coco_records, collect, text_of
+
+DATASETS = {spec.name: spec for spec in drawn_world.DATASETS}
+SOURCE = coco_source("pictures", file="toy/instances.json", folder="toy/train2014", num_buckets=4)
 
 
 def row(number: int, image: str, question: Any, answer: Any) -> dict[str, Any]:
@@ -39,9 +44,9 @@ def questions() -> list[dict[str, Any]]:
 @pytest.fixture
 def tally_root(tmp_path: Path) -> Any:
     def write(content: Any) -> Path:
-        (tmp_path / "train2014").mkdir(exist_ok=True)
-        (tmp_path / "instances.json").write_text(json.dumps(coco_records()))
-        (tmp_path / "train.json").write_text(json.dumps(content))
+        (tmp_path / "toy/train2014").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "toy/instances.json").write_text(json.dumps(coco_records()))
+        (tmp_path / "toy/train.json").write_text(json.dumps(content))
         return tmp_path
 
     return write
@@ -50,13 +55,13 @@ def tally_root(tmp_path: Path) -> Any:
 def build_tally(root: Path) -> Any:
     return collect(
         build(
-            root,
+            DataFolders(str(root)),
             BuildOptions(),
             dataset="tallyqa",
-            questions="train.json",
-            instances="instances.json",
-            images="train2014",
-            num_buckets=4,
+            questions="toy/train.json",
+            instances="toy/instances.json",
+            folder="toy/train2014",
+            source=SOURCE,
         )
     )
 
@@ -113,7 +118,7 @@ def test_an_empty_or_wrong_file_is_named(tally_root: Any, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"train\.json holds no questions"):
         build_tally(tally_root({"questions": []}))
     with pytest.raises(ValueError, match=r"tally/val\.json not found"):
-        DATASETS["drawn_tally_val"].samples(tmp_path, BuildOptions())
+        next(DATASETS["drawn_tally_val"].samples(DataFolders(str(tmp_path)), BuildOptions()))
 
 
 def test_plurals() -> None:
@@ -149,7 +154,8 @@ def test_mutated_questions_are_used_or_rejected(data: Any, tally_root: Any) -> N
 
 
 def test_the_drawn_world(drawn_root: Path) -> None:
-    built = collect(DATASETS["drawn_tally_train"].samples(drawn_root, BuildOptions()))
+    folders = DataFolders(str(drawn_root.parent), moved={"drawn": str(drawn_root)})
+    built = collect(DATASETS["drawn_tally_train"].samples(folders, BuildOptions()))
     assert built.rejects == []
     assert len(built.samples) == 120
     answers = [text_of(sample.turns[1]) for sample in built.samples]

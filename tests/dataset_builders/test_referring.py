@@ -1,5 +1,6 @@
 import builtins
 import copy
+import json
 import os
 import pickle
 from collections import OrderedDict
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset_builders import DATASETS, BuildOptions
-from dataset_builders.records import Object, validate
+from dataset_builders import DATASETS, BuildOptions, DataFolders
+from dataset_builders.image_sources import coco_source
+from dataset_builders.records import Object
 from dataset_builders.referring import build, load_refs
+from dataset_builders.validation import validate
 
 from .conftest import coco_records, collect, text_of
 
@@ -38,31 +41,44 @@ def refs() -> list[dict[str, Any]]:
     ]
 
 
+IMAGES = coco_source("refer", file="refer/instances.json", folder="refer/train2014", num_buckets=4)
+
+
 @pytest.fixture
 def refer_root(tmp_path: Path) -> Any:
-    import json
-
     def write(content: Any, *, protocol: int = 2) -> Path:
-        (tmp_path / "train2014").mkdir(exist_ok=True)
-        (tmp_path / "instances.json").write_text(json.dumps(coco_records()))
-        data = content if isinstance(content, bytes) else pickle.dumps(content, protocol=protocol)
-        (tmp_path / "refs(unc).p").write_bytes(data)
+        folder = tmp_path / "refer"
+        (folder / "train2014").mkdir(exist_ok=True, parents=True)
+        (folder / "instances.json").write_text(json.dumps(coco_records()))
+        if isinstance(content, str):
+            (folder / "refs(unc).json").write_text(content)
+        else:
+            data = content if isinstance(content, bytes) else pickle.dumps(content, protocol=protocol)
+            (folder / "refs(unc).p").write_bytes(data)
         return tmp_path
 
     return write
 
 
-def build_refs(root: Path, split: str = "train") -> Any:
+def build_refs(
+    root: Path,
+    split: str = "train",
+    options: BuildOptions | None = None,
+    *,
+    suffix: str = "p",
+    captions: bool = False,
+) -> Any:
     return collect(
         build(
-            root,
-            BuildOptions(),
+            DataFolders(str(root)),
+            options or BuildOptions(),
             dataset="refcoco",
-            refs="refs(unc).p",
-            instances="instances.json",
-            images="train2014",
+            refs=f"refer/refs(unc).{suffix}",
+            instances="refer/instances.json",
+            folder="refer/train2014",
+            source=IMAGES,
             split=split,
-            num_buckets=4,
+            captions=captions,
         )
     )
 
@@ -78,7 +94,7 @@ def test_golden_samples(refer_root: Any, protocol: int) -> None:
     )
     assert text_of(first.turns[1]) == "The cat at the bottom[0]"
     assert first.objects[0] == Object(box=(90.0, 70.0, 100.0, 80.0), label="cat")
-    assert first.image_uri == "train2014/seven.jpg"
+    assert first.image_uri == "refer/train2014/seven.jpg"
     assert first.absent_labels is None
     assert text_of(second.turns[1]) == "lower cat[0]"
     assert text_of(third.turns[1]) == "the dog[1]"
@@ -155,10 +171,16 @@ def test_random_bytes_never_do_more_than_raise(tmp_path_factory: Any, data: byte
         ({"ann_id": 1}, "unknown_object"),  # of another image
         ({"image_id": 999}, "unknown_image"),
         ({"image_id": None}, "malformed"),
+        ({"image_id": 10**30}, "unknown_image"),
+        ({"ann_id": []}, "malformed"),
+        ({"ann_id": [-1, 3]}, "unknown_object"),
+        ({"ann_id": [3, None]}, "malformed"),
         ({"sentences": "text"}, "malformed"),
         ({"sentences": []}, "malformed"),
         ({"sentences": [{"raw": "", "sent_id": 77}]}, "empty_text"),
         ({"sentences": [{"raw": "the </ground>", "sent_id": 77}]}, "unsafe_text"),
+        ({"sentences": [{"raw": "the\u2028dog", "sent_id": 77}]}, "unsafe_text"),
+        ({"sentences": [{"raw": "the \u202egod", "sent_id": 77}]}, "unsafe_text"),
         ({"sentences": [{"raw": "x" * 5000, "sent_id": 77}]}, "text_too_long"),
         ({"sentences": [{"raw": "dog", "sent_id": 0}]}, "duplicate_id"),
         ({"sentences": [{"raw": 4, "sent_id": 77}]}, "malformed"),
@@ -183,7 +205,7 @@ def test_an_unknown_split_or_a_missing_file_is_named(refer_root: Any, tmp_path: 
     with pytest.raises(ValueError, match="no refs of split 'testA'"):
         build_refs(refer_root(refs()), "testA")
     with pytest.raises(ValueError, match=r"refs\(drawn\)\.p not found"):
-        DATASETS["drawn_refs_train"].samples(tmp_path, BuildOptions())
+        next(DATASETS["drawn_refs_train"].samples(DataFolders(str(tmp_path)), BuildOptions()))
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -222,13 +244,79 @@ def test_mutated_refs_are_used_or_rejected(data: Any, refer_root: Any) -> None:
         validate(sample)
 
 
+def test_several_targets_and_none(refer_root: Any) -> None:
+    rows = refs()
+    rows[0] |= {"ann_id": [4, 2, 4]}
+    rows[2] |= {"ann_id": [-1]}
+    for built in (build_refs(refer_root(rows)), build_refs(refer_root(json.dumps(rows)), suffix="json")):
+        assert built.rejects == []
+        first, second, third = built.samples
+        assert text_of(first.turns[1]) == "The cat at the bottom[2,0]"
+        assert text_of(second.turns[1]) == "lower cat[2,0]"
+        assert (third.task, third.sample_id) == ("rejection", "refcoco/7/rejection/20")
+        assert text_of(third.turns[0]) == (
+            "Please detect the dog in this image. Answer the question with object indexes."
+        )
+        assert text_of(third.turns[1]) == "None"
+        assert (third.absent_labels, third.absent_regime) == (("the dog",), "constructed")
+        assert len(third.objects) == 3
+
+
+def test_no_target_is_a_contradiction_where_the_same_words_have_one(refer_root: Any) -> None:
+    rows = refs()
+    rows[2]["sentences"][0]["raw"] = "Lower  CAT"
+    rows[2] |= {"ann_id": [-1]}
+    built = build_refs(refer_root(rows))
+    assert built.reasons == {"contradiction": 1}
+    assert built.tasks == {"referring": 2}
+    # and where an object of the image is labelled so
+    rows[2]["sentences"][0]["raw"] = "dog"
+    assert build_refs(refer_root(rows)).reasons == {"contradiction": 1}
+
+
+def test_captions_of_regions(refer_root: Any) -> None:
+    rows = refs()
+    rows[0] |= {"ann_id": [4, 2]}
+    built = build_refs(refer_root(rows), captions=True)
+    assert built.tasks == {"referring": 3, "region_caption": 1}
+    caption = built.samples[-1]
+    assert caption.sample_id == "refcoco/7/region_caption/20"
+    assert text_of(caption.turns[0]) == "Provide a brief description for [1]."
+    assert text_of(caption.turns[1]) == "the dog"
+    assert caption.turns[1].parts[0].objects == ()
+    assert caption.absent_labels is None
+    # three expressions with one target, as many captions as the option allows
+    for most, expected in ((0, 0), (2, 2), (8, 3)):
+        built = build_refs(refer_root(refs()), options=BuildOptions(region_texts=most), captions=True)
+        assert built.tasks["region_caption"] == expected
+        assert built.ledger.used["record"] == 3
+
+
+def test_more_targets_than_a_prompt_holds(refer_root: Any) -> None:
+    rows = refs()
+    rows[0] |= {"ann_id": [4, 2]}
+    assert build_refs(refer_root(rows), options=BuildOptions(max_objects=1)).reasons == {
+        "too_many_regions": 2
+    }
+
+
 def test_the_drawn_world(drawn_root: Path) -> None:
+    folders = DataFolders("nowhere", {"drawn": str(drawn_root)})
+    listed = load_refs(drawn_root / "refs" / "refs(drawn).p")
     for split in ("train", "val"):
-        built = collect(DATASETS[f"drawn_refs_{split}"].samples(drawn_root, BuildOptions()))
+        built = collect(DATASETS[f"drawn_refs_{split}"].samples(folders, BuildOptions()))
         assert built.rejects == []
         assert len(built.samples) > 20
+        expected = [
+            (f"drawn_refs_{split}/{ref['image_id']}/referring/{sentence['sent_id']}", sentence["raw"])
+            for ref in listed
+            if ref["split"] == split
+            for sentence in ref["sentences"]
+        ]
+        assert [(s.sample_id, s.turns[1].parts[0].text) for s in built.samples] == expected
         for sample in built.samples:
+            assert sample.task == "referring"
             expression = sample.turns[1].parts[0]
             label = sample.objects[expression.objects[0]].label
             assert (expression.text or "").split()[-1] in {*label.split(), "shape"}
-            assert (drawn_root / sample.image_uri).exists()
+            assert folders.path(sample.image_uri).exists()

@@ -20,8 +20,8 @@ class Format:
     write: Callable[[Path, int], None]
     """Called with the data root and a seed; the same seed gives the same bytes."""
     records: dict[str, str]
-    """Annotation files (patterns below the data root) -> how they are taken apart to be mutated: json, jsonl, text,
-    pickle, tsv, parquet, tar."""
+    """Annotation files (patterns below the data root) -> how they are taken apart to be mutated: json,
+    jsonl, text, pickle, tsv, parquet, tar."""
 
 
 def scene(seed: int, number: int, *, empty: bool = False) -> Scene:

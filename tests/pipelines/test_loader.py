@@ -1,5 +1,6 @@
 """The loader: every rank reads its part of each step, whatever the world size, the cutting and the start."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from stub_learner import record
 
 from pipelines.learners import Example
 from pipelines.loader import Loader, make_plan, num_micro_batches, permute_regions, split
+from pipelines.train_job import TrainConfig
 
 MIX = {"d/detection": 0.7, "d/counting": 0.3}
 
@@ -37,13 +39,16 @@ SOURCES = {
 }
 
 
+CONFIG = TrainConfig(steps=10, batch_size=6, learning_rate=1e-3, seed=3)
+
+
 def collate(examples: Sequence[Example]) -> list[Example]:
     return list(examples)
 
 
 def loader(rank: int = 0, world_size: int = 1, **changes) -> Loader:
     settings = {"batch_size": 6, "micro_batch_size": 2, "collate": collate, "weigh": len, **changes}
-    return Loader(make_plan(SOURCES, MIX, seed=3), SOURCES, rank=rank, world_size=world_size, **settings)
+    return Loader(make_plan(SOURCES, MIX, CONFIG), SOURCES, rank=rank, world_size=world_size, **settings)
 
 
 def ids(loaded: Loader, start: int, stop: int) -> list[list[str]]:
@@ -60,7 +65,7 @@ def ids(loaded: Loader, start: int, stop: int) -> list[list[str]]:
 )
 def test_union_over_ranks_is_the_plan(batch_size, micro, world, start, prefetch) -> None:
     world = min(world, batch_size)
-    plan = make_plan(SOURCES, MIX, seed=3)
+    plan = make_plan(SOURCES, MIX, CONFIG)
     ranks = [
         list(
             loader(r, world, batch_size=batch_size, micro_batch_size=micro, prefetch_steps=prefetch).steps(
@@ -154,3 +159,15 @@ def test_cutting() -> None:
     assert num_micro_batches(32, 16, 2) == 1
     assert num_micro_batches(33, 16, 2) == 2
     assert [range(5)[piece] for piece in split(5, 3)] == [range(1), range(1, 3), range(3, 5)]
+
+
+def test_the_cap_on_repeats_reaches_the_plan() -> None:
+    # 60 positions; counting has 7 examples, so at most 14 of them with two repeats
+    free = make_plan(SOURCES, {"d/detection": 0.1, "d/counting": 0.9}, CONFIG)
+    assert free.counts(60)["d/counting"] == 54
+    with pytest.raises(ValueError, match=r"max_repeats=2: .* give 40 examples, .* asks for 60"):
+        make_plan(SOURCES, MIX, dataclasses.replace(CONFIG, max_repeats=2.0))
+    capped = make_plan(
+        SOURCES, {"d/detection": 0.1, "d/counting": 0.9}, dataclasses.replace(CONFIG, max_repeats=4.0)
+    )
+    assert capped.counts(60) == {"d/counting": 28, "d/detection": 32}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.mixing import MAX_CYCLE, SamplePlan, rank_positions
+from pipelines.mixing import MAX_CYCLE, SamplePlan, capped_weights, rank_positions
 
 sizes = st.lists(st.integers(0, 7), min_size=1, max_size=5).filter(lambda counts: sum(counts) > 0)
 weight = st.one_of(
@@ -137,3 +137,36 @@ def test_bad_positions() -> None:
         plan[-1]
     with pytest.raises(ValueError, match="batch_size=2"):
         rank_positions(0, batch_size=2, rank=0, world_size=3)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.01, 10), st.integers(1, 200)), min_size=1, max_size=6),
+    st.integers(1, 500),
+    st.floats(0.1, 20),
+)
+def test_capped_shares_hold_the_cap_and_the_order_of_the_weights(sources, num_positions, repeats) -> None:
+    weights = {f"d/{i}": weight for i, (weight, _) in enumerate(sources)}
+    sizes = {f"d/{i}": size for i, (_, size) in enumerate(sources)}
+    if sum(sizes.values()) * repeats < num_positions:
+        with pytest.raises(ValueError, match="max_repeats"):
+            capped_weights(weights, sizes, num_positions=num_positions, max_repeats=repeats)
+        return
+    shares = capped_weights(weights, sizes, num_positions=num_positions, max_repeats=repeats)
+    assert sum(shares.values()) == pytest.approx(1)
+    for name, share in shares.items():
+        assert share * num_positions <= repeats * sizes[name] * (1 + 1e-9)
+    free = [n for n in shares if shares[n] * num_positions < repeats * sizes[n] * (1 - 1e-9)]
+    ratios = [shares[n] / weights[n] for n in free]  # what is not capped keeps its proportions
+    assert ratios == pytest.approx([ratios[0]] * len(ratios)) if ratios else True
+
+
+def test_capped_shares_by_hand() -> None:
+    sizes = {"a/x": 10, "b/x": 1000, "c/x": 1000}
+    weights = {"a/x": 2.0, "b/x": 1.0, "c/x": 1.0}
+    # a may be seen 2 * 10 times in 100 positions; the rest goes half and half
+    assert capped_weights(weights, sizes, num_positions=100, max_repeats=2) == {
+        "a/x": 0.2,
+        "b/x": 0.4,
+        "c/x": 0.4,
+    }

@@ -1,0 +1,63 @@
+"""Every dataset through the command: build, propose, shard, inspect; then again with a leak planted."""
+
+from pathlib import Path
+
+import pytest
+
+from dataset_builders import DATASETS
+from jobs.__main__ import main
+from pipelines.artifacts import Artifact
+from pipelines.tars import ShardSet, decode_member, tasks_of
+from tests.formats import FORMATS, SEED
+from tests.formats.scenes import Format
+
+GENERATED = {name: item for item in FORMATS for name in item.datasets}
+
+
+def finished_shards(root: Path, name: str) -> list[Artifact]:
+    folder = root / "shards" / name / "proposals"
+    return [
+        Artifact(root=str(root), kind="shards", name=f"{name}/proposals", fingerprint=made.name)
+        for made in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    ]
+
+
+def images_in(shards: Artifact) -> set[str]:
+    found = set()
+    for task in tasks_of(shards):
+        source = ShardSet(shards, task)
+        for name, count in source.shards:
+            found |= {decode_member(source.read(name, row))[0].image_id for row in range(count)}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GENERATED)
+def test_from_official_files_to_shards_and_a_page(name: str, tmp_path: Path, capsys) -> None:
+    item: Format = GENERATED[name]
+    data, root = tmp_path / "data", tmp_path / "root"
+    item.write(data, SEED)
+    words = ["data", f"mix={name}", "--data", str(data), "--root", str(root), "--workers", "0"]
+    assert main(["run", *words]) == 0, capsys.readouterr().err
+    (first,) = finished_shards(root, name)
+    ledger = first.manifest()["ledger"]
+    assert ledger["rows_in"] == ledger["rows_out"] + ledger["rejects"]
+    assert sum(ledger["examples"].values()) > 0
+    assert "excluded" not in ledger
+    (page,) = (root / "pages").glob(f"inspect-{name}-proposals.html")
+    assert page.stat().st_size > 10_000
+    quota = ledger.get("rejection_quota", {"wanted": 0, "made": 0})
+    assert quota["made"] == quota["wanted"] or quota["made"] < quota["wanted"] <= 3 + quota["made"] * 2
+
+    shown = sorted(images_in(first))
+    (data / "benchmarks").mkdir(exist_ok=True)
+    spec = DATASETS[name]
+    spaces = {source.key_space or source.name for source in (*spec.images, *spec.optional_images)}
+    lines = "\n".join(f"{space} {shown[0]}" for space in sorted(spaces))
+    (data / "benchmarks" / "planted.txt").write_text(lines)
+    assert main(["shard", *words]) == 0, capsys.readouterr().err
+    second = finished_shards(root, name)[-1]
+    assert second.fingerprint != first.fingerprint
+    ledger = second.manifest()["ledger"]
+    assert ledger["excluded"]["planted"] == ledger["rejects_by_reason"]["benchmark_image"] > 0
+    assert images_in(second) == set(shown) - {shown[0]}
