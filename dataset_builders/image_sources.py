@@ -142,23 +142,8 @@ WEB_LANDMARK = folder_source("web_landmark", "web-landmark/images", num_buckets=
 WIKIART = folder_source("wikiart", "wikiart/images", num_buckets=16)
 SHARE_TEXTVQA = folder_source("share_textvqa", "share_textvqa/images", num_buckets=16)
 
-INSTRUCTION_IMAGES = (
-    COCO_TRAIN,
-    VISUAL_GENOME,
-    GQA,
-    OCR_VQA,
-    TEXTVQA,
-    LLAVA_PRETRAIN,
-    SAM,
-    WEB_CELEBRITY,
-    WEB_LANDMARK,
-    WIKIART,
-    SHARE_TEXTVQA,
-)
-"""Where the conversations of LLaVA and ShareGPT4V find their pictures, by the paths that they use."""
 
-
-def source_of(uri: str, sources: Iterable[ImageSource] = INSTRUCTION_IMAGES) -> ImageSource:
+def source_of(uri: str, sources: Iterable[ImageSource]) -> ImageSource:
     """Return the source below whose folder a uri lies. Raises BadRecord with reason unknown_image."""
     for source in sources:
         if any(uri.startswith(f"{folder}/") for folder in source.pictures):

@@ -2,18 +2,12 @@
 
 The paper lists it under region captions although it has no boxes, so it is built three ways:
 
-| dataset             | task             | samples
-  |
-| ------------------- | ---------------- |
--------------------------------------------------------------------- |
-| sharegpt4v          | `caption`        | the conversation as it is
-  |
-| sharegpt4v_full_box | `region_caption` | the whole image as a region, and the caption as its description
-  |
-| sharegpt4v_grounded | `grounding`      | pictures of COCO: the first mention of a category that has one box
-  |
-|                     |                  | on the image is grounded; `caption` where there is none
-  |
+| dataset             | task             | samples                                                     |
+| ------------------- | ---------------- | ----------------------------------------------------------- |
+| sharegpt4v          | `caption`        | the conversation as it is                                   |
+| sharegpt4v_full_box | `region_caption` | the whole image as a region, the caption as its description |
+| sharegpt4v_grounded | `grounding`      | pictures of COCO: the first mention of a category that has  |
+|                     |                  | one box on the image is grounded; `caption` without any     |
 
 Source: https://github.com/ShareGPT4Omni/ShareGPT4V (docs/Data.md).
 """
@@ -28,7 +22,17 @@ from dataset_builders.coco_files import CocoFile, open_coco
 from dataset_builders.conversations import check_usable, read_image, read_turns, stream_records, text_turns
 from dataset_builders.facts import ImageFacts, whole_image
 from dataset_builders.folders import DataFolders
-from dataset_builders.image_sources import COCO_TRAIN, INSTRUCTION_IMAGES, coco_id, source_of
+from dataset_builders.image_sources import (
+    COCO_TRAIN,
+    LLAVA_PRETRAIN,
+    SAM,
+    SHARE_TEXTVQA,
+    WEB_CELEBRITY,
+    WEB_LANDMARK,
+    WIKIART,
+    coco_id,
+    source_of,
+)
 from dataset_builders.prompts import conversation, question, seed_of
 from dataset_builders.records import BadRecord, Part, Reject, Sample
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
@@ -37,6 +41,8 @@ from dataset_builders.validation import check_text
 
 FILE = "sharegpt4v/sharegpt4v_instruct_gpt4-vision_cap100k.json"
 INSTANCES, COCO_FOLDER = "coco/annotations/instances_train2017.json", "coco/train2017"
+SOURCES = (COCO_TRAIN, SAM, LLAVA_PRETRAIN, WEB_CELEBRITY, WEB_LANDMARK, WIKIART, SHARE_TEXTVQA)
+"""Collections that its pictures come from."""
 WHOLE = "image"
 """Label of the object that is the whole image."""
 _WANTED = "id, image and conversations"
@@ -56,7 +62,7 @@ def build(folders: DataFolders, options: BuildOptions, *, dataset: str, make: Ma
         def samples(record: Any = record, number: str = str(position)) -> Iterator[Sample]:
             told = read_turns(record)
             uri = _uri(record)
-            facts = ImageFacts(ref=source_of(uri).open(folders, uri))
+            facts = ImageFacts(ref=source_of(uri, SOURCES).open(folders, uri))
             yield make(facts, told, options, dataset, number)
 
         yield from tally.record(name, samples)
@@ -187,7 +193,7 @@ def _from_all(name: str, make: Make, *, task: str, stages: tuple[int, ...] = ())
     return DatasetSpec(
         name=name,
         images=(),
-        optional_images=INSTRUCTION_IMAGES,
+        optional_images=SOURCES,
         build=partial(build, dataset=name, make=make),
         files=(FILE,),
         tasks=(task,),

@@ -75,8 +75,10 @@ def inspect_pages(made: Chain, dataset: str | None) -> None:
             f"inspect: no shards {which}are done; make them with: fo1 shard {made.recipe.name} ..."
         )
     for step in shown:
-        inputs = {needed.artifact.kind: needed.artifact for needed in step.inputs}
-        html = inspect_page(step.artifact, samples=inputs.get("samples"), proposals=inputs.get("proposals"))
+        inputs = [needed.artifact for needed in step.inputs]
+        samples = next((artifact for artifact in inputs if artifact.kind == "samples"), None)
+        found = [artifact for artifact in inputs if artifact.kind == "proposals"]
+        html = inspect_page(step.artifact, samples=samples, proposals=found)
         name = f"inspect-{step.artifact.name.replace('/', '-')}.html"
         print(f"inspect: {write_page(made, name, html)}")
 

@@ -27,6 +27,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -351,6 +352,17 @@ def prepare(
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """Parquet file of a table with fixed options, so that equal tables give equal bytes."""
+    if table.num_rows == 0:  # most buckets of a small dataset are empty
+        return _empty_parquet(table.schema.serialize().to_pybytes())
+    return _parquet_bytes(table)
+
+
+@lru_cache(64)
+def _empty_parquet(schema: bytes) -> bytes:
+    return _parquet_bytes(pa.ipc.read_schema(pa.py_buffer(schema)).empty_table())
+
+
+def _parquet_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=4096, version="2.6", use_dictionary=True)
     return sink.getvalue().to_pybytes()

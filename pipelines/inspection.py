@@ -29,14 +29,14 @@ def inspect_page(
     shards: Artifact,
     *,
     samples: Artifact | None = None,
-    proposals: Artifact | None = None,
+    proposals: Sequence[Artifact] = (),
     pictures_per_task: int = 6,
 ) -> str:
     """Return the page of one shard artifact, with the ledgers of what it was made from when that is given.
 
     Raises FileNotFoundError when an artifact is not complete.
     """
-    steps = [artifact for artifact in (samples, proposals, shards) if artifact is not None]
+    steps = [artifact for artifact in (samples, *proposals, shards) if artifact is not None]
     survey = _survey(shards, pictures_per_task)
     sections = [
         Section(
@@ -45,9 +45,10 @@ def inspect_page(
             blocks=[_ledger_table(steps), *_reject_blocks(steps)],
         ),
         Section(title="Contents", blocks=[_contents_table(survey), Plots(plots=_plots(survey))]),
+        *_choice_sections(shards.manifest()["ledger"]),
     ]
-    if proposals is not None and samples is not None:
-        sections.append(_recall_section(proposals, samples))
+    if proposals and samples is not None:
+        sections.append(_recall_section(proposals, samples, shards))
     for task, kept in survey.pictures.items():
         cards = [_card(example, image) for example, image in kept]
         intro = (
@@ -102,7 +103,7 @@ def _contents_table(survey: _Survey) -> Table:
         share = f"{100 * survey.annotated[group] / boxes:.1f}" if boxes else "-"
         mean = f"{boxes / counts.total():.1f}"
         rows.append([*group, str(counts.total()), mean, str(min(counts)), str(max(counts)), share])
-    header = ["dataset", "task", "examples", "regions, mean", "min", "max", "from annotation, %"]
+    header = ["dataset", "task", "examples", "regions, mean", "min", "max", "injected from annotation, %"]
     return Table(header=header, rows=rows)
 
 
@@ -116,13 +117,42 @@ def _plots(survey: _Survey) -> list[tuple[str, str]]:
     return [("Regions per example", per_example), ("Size of boxes", sides)]
 
 
-def _recall_section(proposals: Artifact, samples: Artifact) -> Section:
-    figures = evaluate_proposals(proposals, samples)
+def _choice_sections(ledger: Mapping[str, Any]) -> list[Section]:
+    """What was left out because a benchmark shows it, and how many rejection samples were wanted and made."""
+    sections = []
+    if excluded := ledger.get("excluded"):
+        rows = [[name, str(count)] for name, count in sorted(excluded.items())]
+        intro = "Samples whose picture belongs to a benchmark, or is known to be the same picture."
+        table = Table(header=["benchmark", "samples left out"], rows=rows)
+        sections.append(Section(title="Left out of training", intro=intro, blocks=[table]))
+    if (quota := ledger.get("rejection_quota", {})).get("wanted"):
+        styles = ("pure", "mixed", "many")
+        row = [str(quota[name]) for name in ("wanted", "made")] + [str(quota.get(name, 0)) for name in styles]
+        intro = (
+            "Questions for what is known to be absent, made of detection samples. Pure ones ask for absent "
+            "names alone, mixed ones for present names too, the last kind for up to eighty at once."
+        )
+        table = Table(header=["wanted", "made", "pure", "mixed", "many names"], rows=[row])
+        sections.append(Section(title="Rejection quota", intro=intro, blocks=[table]))
+    return sections
+
+
+def _recall_section(proposals: Sequence[Artifact], samples: Artifact, shards: Artifact) -> Section:
+    figures = {}
+    for artifact in proposals:
+        if found := evaluate_proposals(artifact, samples):
+            figures[artifact.name] = found
+    ledger = shards.manifest()["ledger"]
+    share = f"{100 * ledger['matched'] / ledger['objects']:.1f} %" if ledger.get("objects") else "-"
+    matched = f"{ledger.get('matched', 0)} of {ledger.get('objects', 0)}"
     return Section(
         title="Recall of the proposals",
         intro="Share of the annotated boxes that the detector covers, whatever they are called, in percent; "
         "oracle AP is what a model that names every box perfectly would reach.",
-        blocks=[recall_table({proposals.name: figures})] if figures else [],
+        blocks=[
+            *([recall_table(figures)] if figures else []),
+            Table(header=["objects that got a proposal (one each)", "share"], rows=[[matched, share]]),
+        ],
     )
 
 

@@ -16,7 +16,8 @@ def main() -> None:
         raise SystemExit(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     for name in names:
         write_format(Path(sys.argv[1]) / name, name)
-    print(f"{sys.argv[1]}: {len(names)} data roots; try  fo1 run data mix={names[0]} --data {sys.argv[1]}/{names[0]}")
+    example = f"fo1 run data mix={names[0]} --data {sys.argv[1]}/{names[0]}"
+    print(f"{sys.argv[1]}: {len(names)} data roots; try  {example}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 SCALARS: tuple[Any, ...] = (
     None, True, -1, 0, 7, 10**30, 0.5, 1e30, -1e30, float("nan"), float("inf"),
     "", " ", "cat", "7", "../../etc/passwd", "/etc/passwd", "a.jpg", "<region3>", "</ground>", "<image>",
-    "<|im_end|>", "a\u202eb", "\ud800", "x" * 30_000, "é猫", [], {}, [1, 2, 3, 4], [1e30, 0, 5, 5], [5, 5, -3, 9],
+    "<|im_end|>", "a\u202eb", "\ud800", "x" * 30_000, "é猫", [], {}, [1, 2, 3, 4],
+    [1e30, 0, 5, 5], [5, 5, -3, 9],
     [[0, 0, 9, 9]],
     ["a", ["b"]], {"a": 1},
 )  # fmt: skip
@@ -138,7 +139,8 @@ def _tar(data: bytes, rng: random.Random) -> bytes:
 
 
 KINDS: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "json": _json, "jsonl": _jsonl, "text": _text, "tsv": _tsv, "pickle": _pickle, "parquet": _parquet, "tar": _tar,
+    "json": _json, "jsonl": _jsonl, "text": _text, "tsv": _tsv, "pickle": _pickle,
+    "parquet": _parquet, "tar": _tar,
 }  # fmt: skip
 
 

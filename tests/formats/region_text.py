@@ -278,6 +278,12 @@ def write_vcr(root: Path, seed: int) -> None:
             }
             lines.append(line)
     lines[7]["question"] = ["Who", "is", [99], "?"]
+    lines[8] |= {  # nobody is pointed at: a question about the whole picture
+        "question": ["Is", "it", "late", "?"],
+        "answer_choices": [["Yes", "."], ["No", "."], ["Maybe", "."], ["Always", "."]],
+        "rationale_choices": [["It", "is", "dark", "."], *[["I", "do", "n't", "know", "."]] * 3],
+        "rationale_label": 0,
+    }
     write(root / "vcr/train.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 

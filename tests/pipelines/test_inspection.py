@@ -22,7 +22,7 @@ def parts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(parts):
     samples, proposals, shards, _ = parts
-    return inspect_page(shards, samples=samples, proposals=proposals, pictures_per_task=2)
+    return inspect_page(shards, samples=samples, proposals=[proposals], pictures_per_task=2)
 
 
 def cells(page):
@@ -83,4 +83,4 @@ def test_an_evaluation_shard_shows_the_truth_it_leaves_out(parts, tmp_path):
 
 def test_the_page_is_the_same_every_time(parts, page):
     samples, proposals, shards, _ = parts
-    assert inspect_page(shards, samples=samples, proposals=proposals, pictures_per_task=2) == page
+    assert inspect_page(shards, samples=samples, proposals=[proposals], pictures_per_task=2) == page
