@@ -48,8 +48,7 @@ class Exclusion:
                 f"the images of {', '.join(names)} are NOT left out of training: their lists are not there "
                 "(fo1 list exclude says where they belong)"
             )
-        spaces = set().union(*(_spaces(spec) for spec in specs)) if specs else set()
-        if "vg" in spaces and self._names and not self._folders.matches(TWINS):
+        if self._names and not self._folders.matches(TWINS) and any("vg" in _own(spec) for spec in specs):
             lines.append(f"{TWINS} not found, so COCO's twins among Visual Genome's images are NOT left out")
         return lines
 
@@ -63,10 +62,11 @@ class Exclusion:
         return excluded_images(self._folders, names)
 
 
-def _spaces(spec: DatasetSpec) -> frozenset[str]:
-    spaces = {s.key_space or s.name for s in (*spec.images, *spec.optional_images)}
-    return frozenset(spaces | TWIN_SPACES if spaces & TWIN_SPACES else spaces)
+def _own(spec: DatasetSpec) -> frozenset[str]:
+    """Key spaces of the pictures of a dataset."""
+    return frozenset(s.key_space or s.name for s in (*spec.images, *spec.optional_images))
 
 
 def _concerns(item: BenchmarkImages, spec: DatasetSpec) -> bool:
-    return not item.spaces or not _spaces(spec).isdisjoint(item.spaces)
+    spaces = _own(spec) | (TWIN_SPACES if _own(spec) & TWIN_SPACES else frozenset())
+    return not item.spaces or not spaces.isdisjoint(item.spaces)

@@ -47,7 +47,7 @@ def inspect_page(
         Section(title="Contents", blocks=[_contents_table(survey), Plots(plots=_plots(survey))]),
         *_choice_sections(shards.manifest()["ledger"]),
     ]
-    if proposals and samples is not None:
+    if proposals and samples is not None and shards.manifest()["ledger"].get("objects"):
         sections.append(_recall_section(proposals, samples, shards))
     for task, kept in survey.pictures.items():
         cards = [_card(example, image) for example, image in kept]
@@ -143,8 +143,8 @@ def _recall_section(proposals: Sequence[Artifact], samples: Artifact, shards: Ar
         if found := evaluate_proposals(artifact, samples):
             figures[artifact.name] = found
     ledger = shards.manifest()["ledger"]
-    share = f"{100 * ledger['matched'] / ledger['objects']:.1f} %" if ledger.get("objects") else "-"
-    matched = f"{ledger.get('matched', 0)} of {ledger.get('objects', 0)}"
+    share = f"{100 * ledger['matched'] / ledger['objects']:.1f} %"
+    matched = f"{ledger['matched']} of {ledger['objects']}"
     return Section(
         title="Recall of the proposals",
         intro="Share of the annotated boxes that the detector covers, whatever they are called, in percent; "

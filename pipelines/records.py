@@ -23,6 +23,7 @@ Predictions: one row an example; columns documented at `PREDICTION_SCHEMA`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -120,27 +121,30 @@ class RegionExample:
 
     def to_json(self) -> bytes:
         """Deterministic JSON; numbers are the shortest decimals that give the same float32 again."""
-        value: dict[str, Any] = {
-            "sample_id": self.sample_id,
-            "dataset": self.dataset,
-            "task": self.task,
-            "image_id": self.image_id,
-            "width": self.width,
-            "height": self.height,
-            "boxes": short_floats(self.boxes),
-            "scores": [None if s is None else _short_float(float(np.float32(s))) for s in self.scores],
-            "box_sources": list(self.box_sources),
-            "messages": list(self.messages),
-            "targets": [
-                {**target, "boxes": short_floats(np.asarray(target["boxes"], np.float32).reshape(-1, 4))}
-                for target in self.targets
-            ],
+        targets = (
+            f'{{"text":{_text(target["text"])},"regions":{_text(target["regions"])},'
+            f'"boxes":{_boxes_text(np.asarray(target["boxes"], np.float32).reshape(-1, 4))}}}'
+            for target in self.targets
+        )
+        scores = ("null" if s is None else _short_text(float(np.float32(s))) for s in self.scores)
+        members = {
+            "sample_id": _text(self.sample_id),
+            "dataset": _text(self.dataset),
+            "task": _text(self.task),
+            "image_id": _text(self.image_id),
+            "width": _text(self.width),
+            "height": _text(self.height),
+            "boxes": _boxes_text(self.boxes),
+            "scores": f"[{','.join(scores)}]",
+            "box_sources": _text(self.box_sources),
+            "messages": _text(self.messages),
+            "targets": f"[{','.join(targets)}]",
         }
         if self.window is not None:
-            value["window"] = list(self.window)
+            members["window"] = _text(self.window)
         if self.ignore is not None:
-            value["ignore"] = list(self.ignore)
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            members["ignore"] = _text(self.ignore)
+        return ("{" + ",".join(f'"{name}":{text}' for name, text in members.items()) + "}").encode()
 
     @classmethod
     def from_json(cls, data: bytes | str) -> RegionExample:
@@ -158,18 +162,21 @@ class RegionExample:
         )
 
 
-def short_floats(values: Any) -> Any:
-    """Nested lists of Python floats, each the shortest decimal whose float32 is the given one."""
-    return _shortened(np.asarray(values, np.float32).tolist())
+_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
-def _shortened(values: Any) -> Any:
-    return [_shortened(item) for item in values] if isinstance(values, list) else _short_float(values)
+def _boxes_text(boxes: np.ndarray) -> str:
+    """JSON of float32[N, 4]."""
+    rows = (f"[{','.join(map(_short_text, row))}]" for row in boxes.tolist())
+    return f"[{','.join(rows)}]"
 
 
 @lru_cache(1 << 16)  # the boxes of an image come again with each of its questions
-def _short_float(value: float) -> float:
-    return float(str(np.float32(value)))
+def _short_text(value: float) -> str:
+    """JSON of the shortest decimal whose float32 is the given one. ValueError when it is not finite."""
+    if not math.isfinite(value):
+        raise ValueError(f"{value} has no place in a box or a score")
+    return repr(float(str(np.float32(value))))
 
 
 def proposals_by_image(table: pa.Table) -> dict[str, dict[str, Any]]:
