@@ -7,7 +7,6 @@ what else a dataset needs of a record is named in `fields`.
 
 import json
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from dataset_builders.folders import DataFolders
 from dataset_builders.images import check_uri
 from dataset_builders.json_files import stream_array, stream_arrays
 from dataset_builders.records import BadRecord, ImageRef, Object, Reject
+from dataset_builders.scratch import scratch_database
 from dataset_builders.spec import ImageSource
 from dataset_builders.tally import Tally
 from dataset_builders.validation import check_label
@@ -27,7 +27,8 @@ from dataset_builders.validation import check_label
 MAX_IMAGE_SIDE = 100_000
 _TABLES = """
     CREATE TABLE images (id INTEGER PRIMARY KEY, position INTEGER, uri TEXT, width INTEGER, height INTEGER,
-    more TEXT); CREATE TABLE lost_images (id INTEGER PRIMARY KEY);
+                         more TEXT);
+    CREATE TABLE lost_images (id INTEGER PRIMARY KEY);
     CREATE TABLE boxes (image INTEGER, position INTEGER, id INTEGER, category INTEGER,
                         a REAL, b REAL, c REAL, d REAL, crowd INTEGER, more TEXT);
     CREATE TABLE doubts (image INTEGER, category INTEGER, more TEXT);
@@ -195,23 +196,12 @@ def open_coco(
     Raises ValueError when it is not JSON, has no usable images or categories, or its boxes are not xywh.
     """
     path = folders.path(file)
-    with tempfile.TemporaryDirectory(prefix="fo1-coco-") as place:
-        database = sqlite3.connect(f"{place}/boxes.sqlite", isolation_level=None)
-        try:
-            database.executescript(
-                "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA temp_store=FILE;" + _TABLES
-            )
-            guard = BoxGuard("xywh", source=path.name)
-            coco = CocoFile(
-                database=database, source=source, folder=folder, form=form or CocoForm(), guard=guard
-            )
-            database.execute("BEGIN")
-            _Reader(coco).read(path)
-            database.execute("COMMIT")
-            yield coco
-            guard.check()
-        finally:
-            database.close()
+    with scratch_database(_TABLES) as database:
+        guard = BoxGuard("xywh", source=path.name)
+        coco = CocoFile(database=database, source=source, folder=folder, form=form or CocoForm(), guard=guard)
+        _Reader(coco).read(path)
+        yield coco
+        guard.check()
 
 
 class _Reader:

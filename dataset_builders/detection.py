@@ -5,7 +5,8 @@ What is made of one image, or of each window into a crowded one:
 | task          | questions                                                                              |
 | ------------- | -------------------------------------------------------------------------------------- |
 | detection     | `single_names` questions for one present category each, then one for several at once   |
-| counting      | `counting` questions for a present category that has no ignore region                  |
+| counting      | `counting` questions for a present category that has no ignore region; with a chance   |
+|               | of `absent_counts` one for an absent category, which counts none                       |
 | region_name   | `region_names` questions for the name of one region                                    |
 | visual_prompt | `visual_prompts` questions that show one object and ask for all of its category        |
 | rejection     | for an image without boxes only: one to three absent categories; the answer is None    |
@@ -190,6 +191,8 @@ def image_samples(
         shown = rng.choice(present[name])
         # the paper's figure 10 names the reference itself among the answers
         ask("visual_prompt", (shown,), grounded_answer([(name, present[name])]), wording="visual_prompt")
+    if counted and absent_labels and rng.random() < options.absent_counts:
+        ask("counting", rng.choice(absent_labels), counted_answer(0), wording="counting")
     return numbered(facts, dataset, conversations, absent)
 
 

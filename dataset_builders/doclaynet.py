@@ -185,6 +185,7 @@ DATASETS = (
             f"{FILE}   COCO instances JSON\n{PICTURES}/   its pages, HASH.png\n"
             f"{CELLS}/   optional: text cells of the pages, HASH.json (DocLayNet_extra)"
         ),
+        match_iou=0.7,
         num_samples=340_000,
     ),
 )

@@ -7,7 +7,6 @@ before its samples are made.
 
 import json
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from dataset_builders.facts import ImageFacts
 from dataset_builders.folders import DataFolders
 from dataset_builders.records import BadRecord, ImageRef, Object, Reject, Sample
 from dataset_builders.referring import Expression, expression_samples
+from dataset_builders.scratch import scratch_database
 from dataset_builders.spec import BuildOptions, ImageSource
 from dataset_builders.tally import Tally
 from dataset_builders.validation import check_label
@@ -74,7 +74,6 @@ class ExpressionTable:
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database = database
         """Readers may keep tables of their own in it."""
-        database.executescript(_TABLES)
 
     def add(self, row: ExpressionRow) -> None:
         """Keep a row. Raises BadRecord with reason duplicate_id for a number that was already seen."""
@@ -191,12 +190,5 @@ def _objects(
 @contextmanager
 def open_table() -> Iterator[ExpressionTable]:
     """Make an empty table in a temporary file, which goes away at the end of the `with` block."""
-    with tempfile.TemporaryDirectory(prefix="fo1-expressions-") as place:
-        database = sqlite3.connect(f"{place}/rows.sqlite", isolation_level=None)
-        try:
-            database.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA temp_store=FILE;")
-            table = ExpressionTable(database)
-            database.execute("BEGIN")
-            yield table
-        finally:
-            database.close()
+    with scratch_database(_TABLES) as database:
+        yield ExpressionTable(database)

@@ -1,15 +1,16 @@
-"""Records of big files brought together by image, where no file keeps them so: through a temporary
-database."""
+"""Records of big files brought together by image, where no file keeps them so: in a temporary database."""
 
 import json
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from dataset_builders.conventions import whole_number
 from dataset_builders.records import BadRecord
+from dataset_builders.scratch import scratch_database
+
+_TABLE = "CREATE TABLE records (kind TEXT, image INTEGER, position INTEGER, record TEXT);"
 
 
 class GroupedRecords:
@@ -17,7 +18,6 @@ class GroupedRecords:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
-        database.execute("CREATE TABLE records (kind TEXT, image INTEGER, position INTEGER, record TEXT)")
 
     def add(self, kind: str, image_id: int, position: int, record: Any) -> None:
         """Keep a record. kind: which file it is of. position: tells the order within an image."""
@@ -43,15 +43,8 @@ class GroupedRecords:
 @contextmanager
 def grouped_records() -> Iterator[GroupedRecords]:
     """Open an empty collection, which goes away at the end of the `with` block."""
-    with tempfile.TemporaryDirectory(prefix="fo1-grouped-") as place:
-        database = sqlite3.connect(f"{place}/records.sqlite", isolation_level=None)
-        try:
-            database.executescript(
-                "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA temp_store=FILE; BEGIN;"
-            )
-            yield GroupedRecords(database)
-        finally:
-            database.close()
+    with scratch_database(_TABLE) as database:
+        yield GroupedRecords(database)
 
 
 def id_number(value: Any, *, what: str = "image_id") -> int:

@@ -91,6 +91,7 @@ DATASETS = (
             "wildreceipt/train.txt      a receipt a line, as JSON (test.txt is not read)\n"
             "wildreceipt/image_files/   Image_1/0/....jpeg, by file_name"
         ),
+        match_iou=0.7,
         num_samples=4_000,
     ),
 )

@@ -181,6 +181,7 @@ DATASETS = (
             "mlt2019/ImagesPart1/, mlt2019/ImagesPart2/   tr_img_00001 ... tr_img_10000, .jpg, .png or .gif\n"
             "mlt2019/train_gt_t13/tr_img_00001.txt        x1,y1,...,x4,y4,script,text a line"
         ),
+        match_iou=0.7,
         num_samples=30_000,
     ),
     DatasetSpec(
@@ -196,6 +197,7 @@ DATASETS = (
             "icdar2015/ch4_training_images/img_1.jpg ... img_1000.jpg\n"
             "icdar2015/ch4_training_localization_transcription_gt/gt_img_1.txt   x1,y1,...,x4,y4,text a line"
         ),
+        match_iou=0.7,
         num_samples=2_500,
     ),
 )

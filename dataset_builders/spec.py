@@ -36,6 +36,9 @@ class BuildOptions:
     """Counting questions an image, each about a present category without crowd region."""
     region_names: int = 2
     """Questions an image that show a region and ask for its name."""
+    absent_counts: float = 0.2
+    """Chance that an image with counting questions is also asked to count something that it does not show
+    (paper 4.1: 20 % of the detection-related data ask for what is not there)."""
     visual_prompts: int = 1
     """Questions an image that show one object and ask for all others of its category."""
     region_texts: int = 8
@@ -47,6 +50,8 @@ class BuildOptions:
         for name in ("single_names", "counting", "region_names", "visual_prompts", "region_texts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"BuildOptions.{name}={getattr(self, name)}: want 0 or more")
+        if not 0.0 <= self.absent_counts <= 1.0:
+            raise ValueError(f"BuildOptions.absent_counts={self.absent_counts}: want a chance, 0 to 1")
         if self.max_objects < 1:
             raise ValueError(f"BuildOptions.max_objects={self.max_objects}: want 1 or more")
 
@@ -127,6 +132,9 @@ class DatasetSpec:
     """Official place to get it."""
     layout: str
     """The files below the data root, for people: one a line, with what it is."""
+    match_iou: float = 0.5
+    """Least IoU at which a proposal stands for an object; 0.7 for lines of text and documents, whose
+    neighbours are close."""
     num_samples: int = 0
     """About how many samples its official files give, as far as published counts say; 0: unknown. For
     `fo1 plan` before anything is built."""

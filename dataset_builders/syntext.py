@@ -141,6 +141,7 @@ def _syntext(number: int, *, num_images: int) -> DatasetSpec:
         licence="non-commercial research (AdelaiDet)",
         source="https://github.com/aim-uofa/AdelaiDet/blob/master/datasets/README.md",
         layout=f"{file}   COCO JSON with bezier_pts and rec\n{folder}/images/   its pictures, by file_name",
+        match_iou=0.7,
         num_samples=3 * num_images,
     )
 

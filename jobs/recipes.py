@@ -77,7 +77,9 @@ class Recipe:
 
 DRAWN_REJECTION = RejectionConfig(share=0.5)
 """The tiny model sees few samples: one rejection sample for each detection sample of the drawn world. ours"""
-DRAWN_QUESTIONS = BuildOptions(single_names=3, counting=2, region_names=4, visual_prompts=0)
+DRAWN_QUESTIONS = BuildOptions(
+    single_names=3, counting=2, region_names=4, visual_prompts=0, absent_counts=0.0
+)
 """Questions about one drawn scene: enough of each kind to fill an example of four turns."""
 DetectorName = Literal["opn", "opn_untrained", "ground_truth", "ground_truth_jitter"]
 Size = Literal["debug", "tiny"]
@@ -117,11 +119,13 @@ def stage1(
     region_features: RegionFeatures = "hybrid",
     pyramid: bool = True,
     shuffled_regions: bool = False,
+    max_repeats: float | None = None,
     seed: int = 0,
 ) -> Recipe:
     """Region-language alignment: pyramid, connector and new rows train, all else is frozen (paper 3.3).
 
-    region_features, pyramid: the ablations of the paper's tables 8 and 9.
+    region_features, pyramid: the ablations of the paper's tables 8 and 9. max_repeats: most times that an
+    example is seen; small sources get less than their weight then.
     """
     return Recipe(
         name="stage1",
@@ -130,7 +134,10 @@ def stage1(
                 name="stage1",
                 learner=_first_learner("stage1", _model(size, region_features, pyramid), size),
                 mix=parse_mix(mix),
-                config=_stage_config(learning_rate, steps, batch_size, shuffled_regions, seed),
+                config=replace(
+                    _stage_config(learning_rate, steps, batch_size, shuffled_regions, seed),
+                    max_repeats=max_repeats,
+                ),
             ),
         ),
         benchmarks=("drawn_val", "drawn_refs_val"),
@@ -159,6 +166,7 @@ def stage2(
     pyramid: bool = True,
     primary_vit: Literal["frozen", "trained"] = "frozen",
     shuffled_regions: bool = False,
+    max_repeats: float | None = None,
     seed: int = 0,
 ) -> Recipe:
     """Stage 1, then perception fine-tuning of everything but the primary vision tower (paper 3.3).
@@ -177,6 +185,7 @@ def stage2(
         region_features=region_features,
         pyramid=pyramid,
         shuffled_regions=shuffled_regions,
+        max_repeats=max_repeats,
         seed=seed,
     )
     second = Training(
@@ -186,7 +195,9 @@ def stage2(
             learning_rates=_language_rate(size, learning_rate),
         ),
         mix=parse_mix(mix),
-        config=_stage_config(learning_rate, steps, batch_size, shuffled_regions, seed),
+        config=replace(
+            _stage_config(learning_rate, steps, batch_size, shuffled_regions, seed), max_repeats=max_repeats
+        ),
     )
     return replace(
         first,

@@ -5,7 +5,7 @@ is what `fo1 plan` prints and what the other verbs walk along.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -230,7 +230,7 @@ def region_shards(made: Chain, spec: DatasetSpec, *, evaluation: bool) -> Step:
     """Conversations over proposals, for training or for evaluation."""
     config = shards.ShardsConfig(
         regions="proposals_scored" if evaluation else "proposals",
-        assign=made.recipe.assign,
+        assign=replace(made.recipe.assign, match_iou=max(made.recipe.assign.match_iou, spec.match_iou)),
         rejection=made.recipe.rejection,
         turns=1 if evaluation else made.recipe.turns,
         exclude=() if evaluation else made.exclusion.names_for(spec),

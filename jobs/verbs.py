@@ -112,9 +112,13 @@ def _list_exclude(options: Options) -> None:
 
 def plan(words: list[str], options: Options) -> None:
     """Print each artifact of a recipe, its state, and the command that makes what is missing."""
-    from jobs.budget import budgets
+    from jobs.budget import budgets, published_budgets
 
-    made, command = _chain(words, options)
+    try:
+        made, command = _chain(words, options)
+    except ValueError:  # a dataset that is not there, say: what the mix amounts to is known all the same
+        print(published_budgets(_recipe(words)))
+        raise
     print(plan_table(made, command))
     if table := budgets(made):
         print(f"\n{table}")

@@ -13,8 +13,16 @@ CHARS_PER_TOKEN = 4.0
 """Of English text with the tokenizers of the supported base models, roughly."""
 PIXELS_PER_TOKEN = 28 * 28
 """Pixels of one image token of Qwen2.5-VL (14-px patches, merged 2 x 2)."""
-NOMINAL_TOKENS = 640 * 480 // PIXELS_PER_TOKEN + 2 * 60 + 60
-"""Tokens of an example of which nothing is known yet: a VGA picture, 60 regions of two tokens, some text."""
+NOMINAL_TOKENS = 640 * 480 // PIXELS_PER_TOKEN + 2 * 60
+"""Tokens of an example of which nothing is known yet, without its text: a VGA picture, 60 regions of two
+tokens."""
+NOMINAL_TEXT_TOKENS = {"grounding": 90, "reasoning": 350, "caption": 250, "instruction": 300, "ocr": 40}
+"""Tokens of its text by task; 60 for the others. ours"""
+
+
+def nominal_tokens(task: str) -> float:
+    """Tokens of an example of a task of which nothing is known yet."""
+    return float(NOMINAL_TOKENS + NOMINAL_TEXT_TOKENS.get(task, 60))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +80,7 @@ def tokens_of(ledger: Mapping[str, Any], task: str) -> float:
     """Mean tokens of an example of a task, estimated from the ledger of finished shards."""
     examples = ledger.get("examples", {}).get(task, 0)
     if not examples:
-        return float(NOMINAL_TOKENS)
+        return nominal_tokens(task)
     text = ledger["text_chars"][task] / CHARS_PER_TOKEN
     return (text + ledger["region_tags"][task] + ledger["pixels"][task] / PIXELS_PER_TOKEN) / examples
 

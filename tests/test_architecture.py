@@ -105,7 +105,7 @@ def test_readme_tree_equals_disk():
 
 
 def test_readme_lists_every_dataset():
-    """The README's table names each dataset once, with its builder; `name` (`_a`) stands for name and name_a."""
+    """The README's table names each dataset once, with its builder; `name` (`_a`) means name and name_a."""
     from dataset_builders import DATASETS
 
     table = (ROOT / "README.md").read_text().split("<!-- datasets -->\n")[1].split("\n\n")[0]

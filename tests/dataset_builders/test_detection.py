@@ -102,6 +102,18 @@ def test_options_choose_and_seeds_repeat(records: Any, coco_root: Any) -> None:
         BuildOptions(counting=-1)
 
 
+def test_some_counting_questions_ask_for_what_is_absent(records: Any, coco_root: Any) -> None:
+    root = coco_root(records)
+    never = build_coco(root, BuildOptions(absent_counts=0.0))
+    always = build_coco(root, BuildOptions(absent_counts=1.0))
+    (added,) = [s for s in always.samples if s not in never.samples]
+    assert added.sample_id == "coco/7/counting/2"
+    assert text_of(added.turns[0]).startswith("How many toaster are there in this image?")
+    assert text_of(added.turns[1]) == "There are 0."
+    with pytest.raises(ValueError, match="absent_counts=2"):
+        BuildOptions(absent_counts=2)
+
+
 @pytest.mark.parametrize(
     ("change", "reason", "unit"),
     [

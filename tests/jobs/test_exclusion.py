@@ -10,6 +10,7 @@ from jobs.__main__ import main
 from jobs.recipes import data
 from jobs.steps import chain
 from pipelines.cluster import RuntimeConfig
+from pipelines.shards import ShardsConfig
 from tests.formats import write_format
 
 
@@ -87,3 +88,28 @@ def test_a_plan_says_what_a_mix_amounts_to(
     available, drawn, epochs = line.split()[3:6]
     assert float(epochs) == pytest.approx(int(drawn) / int(available), abs=0.01)
     assert "~" not in line
+
+
+def test_a_plan_without_the_data_still_says_what_the_mix_amounts_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["plan", "stage1", "mix=stage1", "steps=20000", "batch_size=256", "--data", str(tmp_path)]
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert "coco_train/detection     11.43 %" in shown.out
+    assert "goldg_mixed/grounding" in shown.out
+    assert "rejection: 20.0 % of detection and rejection together" in shown.out
+    assert "not found" in shown.err
+
+
+def test_text_and_documents_ask_for_closer_proposals(tmp_path: Path) -> None:
+    write_format(tmp_path / "data", "icdar2015")
+    runtime = RuntimeConfig(root=str(tmp_path / "root"), data=str(tmp_path / "data"), workers=0)
+    made = chain(data(mix="icdar2015"), runtime)
+    built = made.train_shards["icdar2015"].execute
+    configs = [cell.cell_contents for cell in built.__closure__ or ()]
+    (config,) = [item for item in configs if isinstance(item, ShardsConfig)]
+    assert config.assign.match_iou == 0.7
+    assert {name for name, spec in DATASETS.items() if spec.match_iou > 0.5} == {
+        *("icdar2015", "mlt2019", "curved_syntext1", "curved_syntext2", "wildreceipt", "doclaynet")
+    }
