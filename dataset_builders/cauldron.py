@@ -139,7 +139,7 @@ def _list_images(folders: DataFolders) -> Iterator[ImageRef | Reject]:
                 yield CAULDRON_IMAGES.ref(image_id, uri, 0, 0)
 
 
-CAULDRON_IMAGES = ImageSource(name="cauldron", num_buckets=256, list_images=_list_images, pictures=(FILES,))
+CAULDRON_IMAGES = ImageSource(name="cauldron", num_buckets=512, list_images=_list_images, pictures=(FILES,))
 
 DATASETS = (
     DatasetSpec(

@@ -28,7 +28,7 @@ FOLDERS = (
     "cogvlm_sft/llava_instruction_multi_conversations_formate",
     "cogvlm_sft/llava_instruction_single_conversation_formate",
 )
-COGVLM_IMAGES = folder_source("cogvlm_sft", *(f"{folder}/images" for folder in FOLDERS), num_buckets=64)
+COGVLM_IMAGES = folder_source("cogvlm_sft", *(f"{folder}/images" for folder in FOLDERS), num_buckets=128)
 _LABELS = tuple(f"{folder}/labels*/*.json" for folder in FOLDERS)
 
 

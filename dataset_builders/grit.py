@@ -261,8 +261,8 @@ def _open_picture(folders: DataFolders, row: dict[str, Any]) -> ImageRef:
     return GRIT_PICTURES.open(folders, f"grit/images/{shard}{place}.jpg")
 
 
-GRIT = ImageSource(name="grit", num_buckets=256, list_images=_list_members, pictures=(_TARS,))
-GRIT_PICTURES = folder_source("grit_pictures", "grit/images", num_buckets=256)
+GRIT = ImageSource(name="grit", num_buckets=1024, list_images=_list_members, pictures=(_TARS,))
+GRIT_PICTURES = folder_source("grit_pictures", "grit/images", num_buckets=1024)
 _LICENCE = "annotations MS-PL; images of their owners, linked from the web"
 _SOURCE = "https://huggingface.co/datasets/zzliang/GRIT"
 

@@ -133,9 +133,9 @@ def coco_uri(image_id: int | str) -> str:
     return f"coco/train2017/{int(image_id):012d}.jpg"
 
 
-OCR_VQA = folder_source("ocr_vqa", "ocr_vqa/images", num_buckets=128, id_of=stem)
+OCR_VQA = folder_source("ocr_vqa", "ocr_vqa/images", num_buckets=256, id_of=stem)
 TEXTVQA = folder_source("textvqa", "textvqa/train_images", num_buckets=32, id_of=stem)
-LLAVA_PRETRAIN = folder_source("llava_pretrain", "llava/llava_pretrain/images", num_buckets=256)
+LLAVA_PRETRAIN = folder_source("llava_pretrain", "llava/llava_pretrain/images", num_buckets=512)
 SAM = folder_source("sam", "sam/images", num_buckets=64, id_of=stem)
 WEB_CELEBRITY = folder_source("web_celebrity", "web-celebrity/images", num_buckets=16)
 WEB_LANDMARK = folder_source("web_landmark", "web-landmark/images", num_buckets=16)

@@ -28,7 +28,7 @@ ONE_SENTENCE = "rexverse/0_500000_one_sentence.annotation.tsv"
 REFERRING = "rexverse/0_500000_referring.annotations.tsv"
 _PICTURES = "rexverse/0_500000_image_part_*.tsv"
 _LINEIDX = "rexverse/0_500000_image.tsv.lineidx"
-REXVERSE = tsv_source("rexverse", pictures=_PICTURES, lineidx=_LINEIDX, num_buckets=256)
+REXVERSE = tsv_source("rexverse", pictures=_PICTURES, lineidx=_LINEIDX, num_buckets=512)
 
 
 @dataclass(frozen=True)

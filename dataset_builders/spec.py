@@ -63,7 +63,8 @@ class ImageSource:
     name: str
     """Name of the proposals, and `Sample.image_source`."""
     num_buckets: int
-    """Units of work; a power of two, so that the buckets of one source lie whole in those of another."""
+    """Units of work; a power of two, so that the buckets of one source lie whole in those of another. About a
+    thousand pictures each: a worker holds the shards of a bucket in memory."""
     list_images: Callable[[DataFolders], Iterator[ImageRef | Reject]]
     """Yields every picture; called through `images`."""
     files: tuple[str, ...] = ()

@@ -126,7 +126,7 @@ def _syntext(number: int, *, num_images: int) -> DatasetSpec:
     folder = f"syntext{number}"
     file = f"{folder}/annotations/train.json"
     name = f"curved_{folder}"
-    source = coco_source(name, file=file, folder=f"{folder}/images", num_buckets=64)
+    source = coco_source(name, file=file, folder=f"{folder}/images", num_buckets=128)
 
     def samples(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         return build(folders, options, dataset=name, file=file, folder=f"{folder}/images", source=source)

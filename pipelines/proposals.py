@@ -9,6 +9,7 @@ decoded whatever the detector, so that a later step may rely on it. The driver l
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from pipelines.cluster import RuntimeConfig, map_buckets
 from pipelines.identity import image_list_digest
 from pipelines.ledgers import entry
 from pipelines.records import PROPOSALS_SCHEMA
+from pipelines.spill import Spill
 
 VERSION = 2
 """Raised when the same inputs would give other proposals."""
@@ -145,21 +147,21 @@ def propose(
 
 def _write_lists(source: ImageSource, folders: DataFolders, output: Artifact, buckets: Sequence[int]) -> None:
     """Write the list of images, and of records it rejects, of the given buckets: the work of each."""
-    images: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    rejects: dict[int, list[dict[str, str]]] = defaultdict(list)
-    for item in source.images(folders) if buckets else ():
-        if isinstance(item, Reject):
-            rejects[bucket_of(item.record_id, source.num_buckets)].append(reject_to_row(item))
-        else:
-            bucket = bucket_of(item.image_id, source.num_buckets)
-            images[bucket].append({name: getattr(item, name) for name in IMAGES_SCHEMA.names})
-    for bucket in buckets:
-        listed = sorted(images[bucket], key=lambda row: row["image_id"])
-        table = pa.Table.from_pylist(listed, schema=IMAGES_SCHEMA)
-        output.write_bytes(f"images-{bucket:05d}.parquet", parquet_bytes(table))
-        lost = sorted(rejects[bucket], key=lambda row: tuple(row.values()))
-        table = pa.Table.from_pylist(lost, schema=REJECT_SCHEMA)
-        output.write_bytes(f"rejects-{bucket:05d}.parquet", parquet_bytes(table))
+    with tempfile.TemporaryDirectory(prefix="fo1-images-") as folder:
+        spill = Spill(Path(folder), set(buckets))
+        for item in source.images(folders) if buckets else ():
+            if isinstance(item, Reject):
+                spill.add("rejects", bucket_of(item.record_id, source.num_buckets), reject_to_row(item))
+            else:
+                row = {name: getattr(item, name) for name in IMAGES_SCHEMA.names}
+                spill.add("images", bucket_of(item.image_id, source.num_buckets), row)
+        for bucket in buckets:
+            listed = sorted(spill.rows("images", bucket), key=lambda row: row["image_id"])
+            table = pa.Table.from_pylist(listed, schema=IMAGES_SCHEMA)
+            output.write_bytes(f"images-{bucket:05d}.parquet", parquet_bytes(table))
+            lost = sorted(spill.rows("rejects", bucket), key=lambda row: tuple(row.values()))
+            table = pa.Table.from_pylist(lost, schema=REJECT_SCHEMA)
+            output.write_bytes(f"rejects-{bucket:05d}.parquet", parquet_bytes(table))
 
 
 class ProposalWorker:

@@ -13,10 +13,9 @@ every record the builder read, over all units together and, nested, for each: ``
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -42,11 +41,10 @@ from pipelines.cluster import RuntimeConfig
 from pipelines.identity import dataset_digests
 from pipelines.ledgers import entry
 from pipelines.progress import Progress
+from pipelines.spill import Spill
 
 VERSION = 2
 """Raised when the same inputs would give other samples."""
-SPILL_ROWS = 20_000
-"""Rows kept in memory before they are appended to the bucket files; about 40 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,7 @@ def build_samples(
     spec = DATASETS[config.dataset]
     waiting = set(range(spec.num_buckets)) - set(output.finished())
     with tempfile.TemporaryDirectory(prefix="fo1-samples-") as folder:
-        spill = _Spill(Path(folder), waiting)
+        spill = Spill(Path(folder), waiting)
         ledger = _stream(spec, config, folders, spill, f"build {output.name}")
         for bucket in sorted(waiting):
             _write_bucket(output, bucket, spill)
@@ -107,7 +105,7 @@ def build_samples(
 
 
 def _stream(
-    spec: DatasetSpec, config: SamplesConfig, folders: DataFolders, spill: _Spill, description: str
+    spec: DatasetSpec, config: SamplesConfig, folders: DataFolders, spill: Spill, description: str
 ) -> dict[str, Any]:
     """Run the builder to its end, spill its rows, and return the ledger of the whole stream."""
     progress = Progress(description, None, unit="samples")
@@ -153,7 +151,7 @@ def _check_sample(sample: Sample, spec: DatasetSpec, sources: Collection[str]) -
         )
 
 
-def _write_bucket(output: Artifact, bucket: int, spill: _Spill) -> None:
+def _write_bucket(output: Artifact, bucket: int, spill: Spill) -> None:
     samples = sorted(spill.rows("samples", bucket), key=lambda row: row["sample_id"])
     for before, after in pairwise(samples):
         if before["sample_id"] == after["sample_id"]:
@@ -167,36 +165,3 @@ def _write_bucket(output: Artifact, bucket: int, spill: _Spill) -> None:
     tasks = Counter(row["task"] for row in samples)
     ledger = {"samples": len(samples), "tasks": dict(sorted(tasks.items()))}
     output.commit_bucket(bucket, files, ledger, rows={part: len(samples), lost: len(rejects)})
-
-
-class _Spill:
-    """Rows by kind and bucket, in memory up to a limit and beyond it in local files of JSON lines."""
-
-    def __init__(self, folder: Path, buckets: set[int]) -> None:
-        self._folder, self._buckets = folder, buckets
-        self._lines: dict[tuple[str, int], list[str]] = defaultdict(list)
-        self._held = 0
-
-    def add(self, kind: str, bucket: int, row: Mapping[str, Any]) -> None:
-        """Keep a row, unless its bucket is none of ours."""
-        if bucket not in self._buckets:
-            return
-        self._lines[kind, bucket].append(json.dumps(row))
-        self._held += 1
-        if self._held >= SPILL_ROWS:
-            for (name, number), lines in self._lines.items():
-                with self._path(name, number).open("a", encoding="utf-8") as stream:
-                    stream.writelines(f"{line}\n" for line in lines)
-            self._lines.clear()
-            self._held = 0
-
-    def rows(self, kind: str, bucket: int) -> Iterator[dict[str, Any]]:
-        """Rows of one bucket, in the order they were added."""
-        path = self._path(kind, bucket)
-        if path.exists():
-            with path.open(encoding="utf-8") as stream:
-                yield from map(json.loads, stream)
-        yield from map(json.loads, self._lines.get((kind, bucket), []))
-
-    def _path(self, kind: str, bucket: int) -> Path:
-        return self._folder / f"{kind}-{bucket:05d}.jsonl"

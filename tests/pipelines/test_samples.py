@@ -66,7 +66,7 @@ def test_buckets_hold_their_samples_sorted_and_the_ledger_balances(world: Path, 
 def test_spilling_gives_the_same_bytes(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, spilled = Steps(world, tmp_path / "a"), Steps(world, tmp_path / "b")
     whole.build()
-    monkeypatch.setattr(samples, "SPILL_ROWS", 5)
+    monkeypatch.setattr("pipelines.spill.SPILL_ROWS", 5)
     spilled.build()
     assert content(whole.samples.path) == content(spilled.samples.path)
 
