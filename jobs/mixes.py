@@ -21,11 +21,11 @@ STAGE1: Mix = {
 """Region-language alignment on the drawn world: naming regions and looking names up (paper 3.3, stage 1)."""
 
 STAGE2: Mix = {
-    "drawn_train/region_name": 0.15,
-    "drawn_train/detection": 0.35,
-    "drawn_train/rejection": 0.30,
+    "drawn_train/region_name": 0.14,
+    "drawn_train/detection": 0.32,
+    "drawn_train/rejection": 0.35,
     "drawn_train/counting": 0.10,
-    "drawn_refs_train/referring": 0.10,
+    "drawn_refs_train/referring": 0.09,
 }
 """Perception fine-tuning on the drawn world. The paper makes a fifth of the detection data rejections (4.1);
 the tiny model, which sees few samples, gets more."""
