@@ -105,10 +105,10 @@ def detect_form(values: np.ndarray, sizes: np.ndarray, *, forms: Sequence[str], 
     values, sizes: as for `form_shares`. Raises ValueError when no form explains 99 % of them, or two do and
     neither explains more.
     """
-    shares = form_shares(values, sizes)
+    shares = form_shares(values, sizes) if len(values) else dict.fromkeys(forms, 0.0)
     ranked = sorted(forms, key=lambda form: -shares[form])
     best = shares[ranked[0]]
-    if len(values) == 0 or best < 0.99 or (len(ranked) > 1 and shares[ranked[1]] >= best):
+    if best < 0.99 or (len(ranked) > 1 and shares[ranked[1]] >= best):
         seen = ", ".join(f"{share:.0%} fit {form}" for form, share in shares.items())
         raise ValueError(f"{source}: of {len(values)} boxes {seen}: cannot tell {' from '.join(forms)}")
     return ranked[0]

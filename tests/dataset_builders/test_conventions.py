@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_builders.conventions import (
+    GUARD_ROWS,
+    BoxGuard,
     check_box_form,
     clean_box,
+    detect_form,
     form_shares,
     four_numbers,
     require,
@@ -122,3 +125,39 @@ def test_missing_file_is_named_with_place_and_layout(tmp_path: Path) -> None:
         require(folders, ("coco/a.json", "coco/b/c.json"), what="dataset coco", layout="LAYOUT")
     with pytest.raises(ValueError, match=r"coco/\*\.txt not found"):
         require(folders, ("coco/*.txt",), what="dataset coco", layout="LAYOUT")
+
+
+@pytest.mark.parametrize("form", ["xyxy", "xywh"])
+def test_the_form_is_found_where_a_file_does_not_say(form: str) -> None:
+    values, sizes = random_boxes(120, form)
+    assert detect_form(values, sizes, forms=("xyxy", "xywh"), source="a.tsv") == form
+
+
+def test_a_form_that_cannot_be_told_is_refused() -> None:
+    values, sizes = random_boxes(60, "xyxy")
+    mixed = np.concatenate([values, random_boxes(60, "xywh")[0]])
+    with pytest.raises(ValueError, match=r"a\.tsv: of 120 boxes .* cannot tell xyxy from xywh"):
+        detect_form(
+            mixed,
+            np.concatenate([sizes, random_boxes(60, "xywh")[1]]),
+            forms=("xyxy", "xywh"),
+            source="a.tsv",
+        )
+    with pytest.raises(ValueError, match="of 0 boxes"):
+        detect_form(np.zeros((0, 4)), np.zeros((0, 2)), forms=("xyxy", "xywh"), source="a.tsv")
+    tiny = np.tile([0.0, 0.0, 2.0, 2.0], (30, 1))  # a box at the corner is the same in both forms
+    with pytest.raises(ValueError, match="cannot tell"):
+        detect_form(tiny, np.full((30, 2), 100.0), forms=("xyxy", "xywh"), source="a.tsv")
+
+
+def test_the_guard_stops_a_file_at_its_first_boxes() -> None:
+    values, sizes = random_boxes(GUARD_ROWS, "xyxy")
+    guard = BoxGuard("xywh", source="big.json")
+    looks = zip(values, sizes.astype(int).tolist(), strict=True)
+    with pytest.raises(ValueError, match=r"big\.json: boxes are declared xywh, .* fit xyxy"):
+        _ = [guard.look(row, *size) for row, size in looks]
+    right = BoxGuard("xyxy", source="big.json")
+    for row, (width, height) in zip(values[:50], sizes, strict=False):
+        right.look(row, int(width), int(height))
+    right.look((float("nan"), 1e30, 0, 0), 10, 10)  # garbage says nothing about the form
+    right.check()
