@@ -14,6 +14,7 @@ Spelling and reading rules are those of the release (vlm_fo1/constants.py, mm_ut
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 IMAGE = "<image>"
 """Stands for an image in a message."""
@@ -61,6 +62,7 @@ def new_tokens(num_region_tokens: int) -> tuple[str, ...]:
     return (*(region_token(index) for index in range(num_region_tokens)), *PHRASE_TAGS, *OBJECT_TAGS)
 
 
+@lru_cache(512)  # few numbers of regions come up again and again
 def region_prompt(num_regions: int, first: int = 0) -> str:
     """The region line of a prompt: index token then feature slot for every region, no separator (release)."""
     return "".join(f"{region_token(index)}{REGION_FEATURE}" for index in range(first, first + num_regions))

@@ -167,11 +167,17 @@ _text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", "
 
 def _boxes_text(boxes: np.ndarray) -> str:
     """JSON of float32[N, 4]."""
-    rows = (f"[{','.join(map(_short_text, row))}]" for row in boxes.tolist())
-    return f"[{','.join(rows)}]"
+    data = np.ascontiguousarray(boxes, np.float32).tobytes()
+    return f"[{','.join(_box_text(data[at : at + 16]) for at in range(0, len(data), 16))}]"
 
 
-@lru_cache(1 << 16)  # the boxes of an image come again with each of its questions
+@lru_cache(1 << 15)  # the boxes of an image come again with each of its questions
+def _box_text(data: bytes) -> str:
+    """JSON of the float32[4] in these bytes."""
+    return f"[{','.join(map(_short_text, np.frombuffer(data, np.float32).tolist()))}]"
+
+
+@lru_cache(1 << 15)
 def _short_text(value: float) -> str:
     """JSON of the shortest decimal whose float32 is the given one. ValueError when it is not finite."""
     if not math.isfinite(value):
