@@ -231,9 +231,8 @@ def main() -> None:
     print(f"# Samples from a big COCO file, and shards ({datetime.date.today()})\n")
     cpu = platform.processor() or platform.machine()
     print(f"{os.cpu_count()} CPUs ({cpu}), Python {platform.python_version()}.")
-    print(
-        f"`python infra/benchmarks/build_and_shard.py --annotations {options.annotations} --images {options.images}`\n"
-    )
+    arguments = f"--annotations {options.annotations} --images {options.images}"
+    print(f"`python infra/benchmarks/build_and_shard.py {arguments}`\n")
     print("## Build\n")
     header = [
         "annotations",
