@@ -218,13 +218,13 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--annotations", type=int, default=1_000_000)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure-build", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if options.measure_build is not None:
         measure_build(options.measure_build)
         return

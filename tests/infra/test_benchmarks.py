@@ -102,3 +102,16 @@ def test_the_stopwatch_tells_the_prompt_from_what_follows(monkeypatch):
         generate(model, processor, samples[first : first + 1], config, logits_hook=endless)
     # One look at the picture, one pass over the prompt and one for each further token but the last.
     assert watch.seconds == {"vision": 2, "prefill": 2, "decode": 8}
+
+
+def test_build_and_shard(capsys):
+    benchmark = script("build_and_shard")
+    benchmark.main(["--annotations", "700", "--images", "16", "--rounds", "1"])
+    text = capsys.readouterr().out
+    built, sharded = (table(part) for part in text.split("## Shards"))
+    assert [row["annotations"] for row in built] == ["70", "700"]
+    assert int(built[1]["samples"].replace(",", "")) > 600
+    three, one = sharded
+    assert int(one["examples"].replace(",", "")) > 2 * int(three["examples"])
+    assert int(one["shards"]) == int(three["shards"]) > 4
+    assert all(0 < float(row["share of bare"].strip("*")) < 2 for row in sharded)

@@ -26,7 +26,10 @@ def artifacts(flags, kind: str) -> list[Path]:
 
 def test_every_artifact_is_done_and_adds_up(flags, capsys):
     assert main(["plan", *WORDS, "batch_size=4", *flags]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    steps, *budgets = capsys.readouterr().out.split("\n\n")
+    lines = steps.splitlines()
+    assert len(budgets) == 2, "what each training's mix amounts to"
+    assert not any("~" in line for table in budgets for line in table.splitlines()[1:])
     assert len(lines) > 15
     assert all(line.startswith("done ") for line in lines)
     for kind in ("samples", "proposals", "shards", "predictions"):

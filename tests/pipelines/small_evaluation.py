@@ -29,7 +29,7 @@ def samples_artifact(
     root: Path, world: Path, dataset: str, extra_rejects: tuple[Reject, ...] = ()
 ) -> Artifact:
     spec = DATASETS[dataset]
-    found = list(spec.build(DataFolders(str(world.parent)), BuildOptions()))
+    found = list(spec.build(DataFolders(str(world.parent)), BuildOptions(absent_counts=0.0)))
     samples = [item for item in found if isinstance(item, Sample)]
     rejects = [item for item in found if isinstance(item, Reject)] + list(extra_rejects)
     artifact = Artifact(root=str(root), kind="samples", name=dataset, fingerprint="0" * 16)
