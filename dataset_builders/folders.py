@@ -29,8 +29,7 @@ class DataFolders:
         return self.root(first) / rest if rest else self.root(first)
 
     def matches(self, pattern: str) -> list[str]:
-        """Names of what a pattern such as ``grit/*.tar`` finds, sorted; the name itself when it has no
-        star."""
+        """Names of what a pattern such as ``grit/*.tar`` finds, sorted; without a star, the name itself."""
         if "*" not in pattern:
             return [pattern] if self.path(pattern).exists() else []
         first, _, rest = pattern.partition("/")

@@ -50,8 +50,7 @@ class Phrase:
 
 
 def read_spans(value: Any, caption: str) -> tuple[Span, ...]:
-    """Return a stored list of [begin, end] as spans. Raises BadRecord malformed when one is not in the
-    caption."""
+    """Return a stored list of [begin, end] as spans. Raises BadRecord for one outside the caption."""
     if not isinstance(value, list | tuple) or not value:
         raise BadRecord("malformed", f"spans are {str(value)[:80]!r}, not a list of [begin, end]")
     spans = []

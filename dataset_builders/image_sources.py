@@ -36,8 +36,7 @@ def coco_id(uri: str) -> str:
 
 
 def list_folder(folders: DataFolders, *, source: ImageSource) -> Iterator[ImageRef | Reject]:
-    """Yield every picture below some folders, in the order of their names; sizes stay 0, nothing is
-    opened."""
+    """Yield every picture below some folders, in the order of their names; none is opened, sizes stay 0."""
     seen: set[str] = set()
     for folder in source.pictures:
         for name in _files(folders.path(folder)):

@@ -183,8 +183,7 @@ def check_federated(coco: CocoFile, file: str) -> None:
 
 
 def name_categories(coco: CocoFile) -> dict[str, tuple[str, ...]]:
-    """Name the categories of the file as questions do: by their first synonym; return label -> other
-    synonyms."""
+    """Name the file's categories as questions do, by their first synonym; return label -> the others."""
     listed = {number: _synonyms(coco.records[number]) for number in coco.categories}
     first = {name: listed[number][0] for number, name in coco.categories.items() if listed[number]}
     shown = prompt_names(coco.categories.values(), first)

@@ -47,8 +47,7 @@ def _dataset(
     stages: tuple[int, ...] = (),
     source: str = _REFER,
 ) -> DatasetSpec:
-    """Return one split. refs: the list, with a star in place of the suffix where it may be JSON or a
-    pickle."""
+    """Return one split. refs: the list, with a star for its suffix where it may be JSON or a pickle."""
     folder = refs.partition("/")[0]
     instances = f"{folder}/instances.json"
 

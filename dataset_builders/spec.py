@@ -82,8 +82,7 @@ class ImageSource:
             raise ValueError(f"image source {self.name}: num_buckets={self.num_buckets} is no power of two")
 
     def images(self, folders: DataFolders) -> Iterator[ImageRef | Reject]:
-        """Every image of the source, or its reject. Raises ValueError at once when its files are not
-        there."""
+        """Every image of the source, or its reject. Raises ValueError at once when a file is missing."""
         require(folders, (*self.files, *self.pictures), what=f"image source {self.name}")
         return self.list_images(folders)
 
@@ -163,8 +162,7 @@ class DatasetSpec:
             raise ValueError(f"dataset {self.name}: {error}\n{self._where(folders)}") from error
 
     def check_files(self, folders: DataFolders) -> None:
-        """Raise ValueError naming the first file or folder of the dataset that is not there, and its
-        layout."""
+        """Raise ValueError, with the layout, naming the first file or folder that is not there."""
         pictures = [name for source in self.images for name in source.pictures]
         names = (*self.files, *self.containers, *pictures)
         require(folders, names, what=f"dataset {self.name}", layout=self._where(folders))

@@ -74,8 +74,7 @@ def _is_plain(label: str) -> bool:
 
 
 def check_box(box: tuple[float, ...], frame: tuple[int, int, int, int], *, what: str) -> None:
-    """Raise BadRecord unless `box` is finite, not empty and inside the frame (image or window), xyxy
-    pixels."""
+    """Raise BadRecord unless `box` is finite, not empty and inside the frame: image or window, xyxy px."""
     if len(box) != 4 or not all(math.isfinite(value) for value in box):
         raise BadRecord("not_finite_box", f"{what} is {box}")
     x1, y1, x2, y2 = box

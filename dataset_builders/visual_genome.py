@@ -158,8 +158,7 @@ def read_object(record: Any, ref: ImageRef, guard: BoxGuard) -> tuple[int, Objec
 
 
 def read_region(record: Any, ref: ImageRef, guard: BoxGuard) -> tuple[int, Object]:
-    """Return id and region of a record of region_descriptions.json; its phrase is its label. Raises
-    BadRecord."""
+    """Return id and region of a record; its phrase is its label. Raises BadRecord."""
     phrase = _folded(get(record, "phrase"), "phrase")
     box = _box(record, ref, guard)
     return id_number(_either(record, "region_id", "id"), what="region_id"), Object(box=box, label=phrase)

@@ -143,8 +143,7 @@ def predict_picture(words: list[str], runtime: RuntimeConfig) -> None:
 def _evaluation_chain(
     benchmark: str, run: Artifact, given: Mapping[str, Any], runtime: RuntimeConfig
 ) -> Chain:
-    """The steps from a benchmark's annotations to the answers of a run that exists. given: see the
-    command."""
+    """The steps from a benchmark's annotations to the answers of an existing run. given: of the command."""
     detector, max_boxes = given["detector"], given["proposals"]
     behind = lineage(run)
     chosen = behind.detector

@@ -253,8 +253,7 @@ def data(
     max_side_px: int | None = None,
     seed: int = 0,
 ) -> Recipe:
-    """Samples, proposals and shards of the datasets of a mix, or of one dataset (mix=NAME); nothing
-    trained."""
+    """Samples, proposals and shards of a mix, or of one dataset (mix=NAME); nothing is trained."""
     return Recipe(
         name="data",
         detector=DETECTORS[detector](selection=Selection(max_boxes=proposals)),

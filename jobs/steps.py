@@ -74,9 +74,10 @@ class Chain:
     """Run of the detector, where it is trained."""
     evaluated: list[Evaluated] = field(default_factory=list)
     """What every run is asked."""
+    looked_at: dict[tuple[str, str], Step] = field(default_factory=dict)
+    """(Image source, dataset whose boxes the detector knows) -> proposals: listing takes time."""
     proposed: dict[str, tuple[Step, Step]] = field(default_factory=dict)
-    """Benchmark -> (proposals, samples): how good the detector is on it, where one image source is all of
-    it."""
+    """Benchmark -> (proposals, samples): how good the detector is on it. Of one image source alone."""
 
     def add(self, verb: str, artifact: Artifact, inputs: Iterable[Step], execute: Callable[..., Any]) -> Step:
         """The step of an artifact, the one already there if two parts of the recipe share it."""
@@ -158,6 +159,14 @@ def _propose_step(made: Chain, source: ImageSource, spec: DatasetSpec) -> Step:
     detector = made.recipe.detector
     config = proposals.ProposalsConfig(image_source=source.name, detector=detector)
     truth = build_step(made, _truth_of(made.recipe, source, spec)) if detector.needs_objects else None
+    key = (source.name, truth.artifact.name if truth else "")
+    if key not in made.looked_at:
+        made.looked_at[key] = _new_propose_step(made, config, truth)
+    return made.looked_at[key]
+
+
+def _new_propose_step(made: Chain, config: proposals.ProposalsConfig, truth: Step | None) -> Step:
+    detector = config.detector
     run = made.detector_run if detector.needs_checkpoint else None
     inputs = proposals.proposals_inputs(
         config,
@@ -167,7 +176,7 @@ def _propose_step(made: Chain, source: ImageSource, spec: DatasetSpec) -> Step:
         run=run.artifact if run else None,
     )
     key = fingerprint(kind="proposals", version=proposals.VERSION, config=config, inputs=inputs)
-    name = f"{source.name}/{detector_name(made.recipe)}"
+    name = f"{config.image_source}/{detector_name(made.recipe)}"
     output = Artifact(root=made.runtime.root, kind="proposals", name=name, fingerprint=key)
 
     def execute(runtime: RuntimeConfig) -> Mapping[str, Any]:
