@@ -44,8 +44,21 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
     return rng.choice(SCALARS)
 
 
+def mutate_record(document: Any, rng: random.Random) -> Any:
+    """The document with one of its records changed, mostly; now and then with something else changed."""
+    members = document.items() if isinstance(document, dict) else ()
+    lists = {key: value for key, value in members if isinstance(value, list) and value}
+    if rng.random() < 0.12 or not (lists or (isinstance(document, list) and document)):
+        return mutate_value(document, rng)
+    if lists:
+        key = rng.choice(sorted(lists))
+        return {**document, key: mutate_record(document[key], rng)}
+    at = rng.randrange(len(document))
+    return [*document[:at], mutate_value(document[at], rng), *document[at + 1 :]]
+
+
 def _json(data: bytes, rng: random.Random) -> bytes:
-    return json.dumps(mutate_value(json.loads(data), rng)).encode()
+    return json.dumps(mutate_record(json.loads(data), rng)).encode()
 
 
 def _jsonl(data: bytes, rng: random.Random) -> bytes:
@@ -100,7 +113,7 @@ def _tsv(data: bytes, rng: random.Random) -> bytes:
 
 
 def _pickle(data: bytes, rng: random.Random) -> bytes:
-    return pickle.dumps(mutate_value(pickle.loads(data), rng), protocol=2)
+    return pickle.dumps(mutate_record(pickle.loads(data), rng), protocol=2)
 
 
 def _parquet(data: bytes, rng: random.Random) -> bytes:
