@@ -18,10 +18,16 @@ class DataFolders:
     moved: Mapping[str, str] = field(default_factory=dict)
     """Usual name -> folder, for those that lie elsewhere."""
 
+    def __post_init__(self) -> None:
+        # now, in the process that was given them: workers run in another directory
+        object.__setattr__(self, "data", str(Path(self.data).absolute()))
+        moved = {name: str(Path(place).absolute()) for name, place in self.moved.items()}
+        object.__setattr__(self, "moved", moved)
+
     def root(self, name: str) -> Path:
         """Folder that a name starts with: that of "coco" for "coco/train2017/000000000009.jpg"."""
         first = name.partition("/")[0]
-        return Path(self.moved.get(first, f"{self.data}/{first}")).absolute()
+        return Path(self.moved.get(first, f"{self.data}/{first}"))
 
     def path(self, name: str) -> Path:
         """Place of a file or folder. For names that we wrote: those of annotations go through `safe_join`."""

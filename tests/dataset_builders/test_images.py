@@ -154,3 +154,19 @@ def test_missing_file(tmp_path: Path) -> None:
             read_image_bytes(DataFolders(str(tmp_path.parent)), f"{tmp_path.name}/{uri}")
         assert error.value.reason == "missing_image"
         assert str(tmp_path) not in str(error.value)
+
+
+def test_folders_are_places_whatever_the_directory_of_the_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "coco").mkdir(parents=True)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "data" / "coco" / "a.jpg").write_bytes(b"a")
+    (tmp_path / "moved" / "b.jpg").write_bytes(b"b")
+    monkeypatch.chdir(tmp_path)
+    folders = pickle.loads(pickle.dumps(DataFolders("data", {"vg": "moved"})))
+    monkeypatch.chdir("/")
+    assert read_image_bytes(folders, "coco/a.jpg") == b"a"
+    assert read_image_bytes(folders, "vg/b.jpg") == b"b"
+    assert folders.matches("vg/*.jpg") == ["vg/b.jpg"]
+    assert folders.matches("vg/none.jpg") == []
