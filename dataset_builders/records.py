@@ -185,6 +185,12 @@ class Reject:
     def __post_init__(self) -> None:
         if self.reason not in REJECT_REASONS or self.unit not in UNITS:
             raise AssertionError(f"unknown reason {self.reason!r} or unit {self.unit!r} in a reject")
+        for name in (
+            "record_id",
+            "detail",
+        ):  # quotes of the data may hold half a surrogate pair: no text at all
+            quoted = getattr(self, name).encode("utf-8", "backslashreplace").decode()
+            object.__setattr__(self, name, quoted)
 
     @classmethod
     def of(cls, record_id: str, error: BadRecord, unit: str = "record") -> "Reject":

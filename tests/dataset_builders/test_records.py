@@ -81,6 +81,12 @@ def test_reject_row_follows_its_schema() -> None:
     ]
 
 
+def test_a_reject_quotes_what_is_no_text_in_escapes() -> None:
+    reject = Reject.of("images/\ud800", BadRecord("unsafe_path", "path a\udc80.png"), "image")
+    assert (reject.record_id, reject.detail) == ("images/\\ud800", "path a\\udc80.png")
+    pa.Table.from_pylist([reject_to_row(reject)], REJECT_SCHEMA).validate(full=True)
+
+
 def test_unknown_reasons_and_units_are_program_errors() -> None:
     with pytest.raises(AssertionError, match="because"):
         BadRecord("because", "")
