@@ -198,8 +198,7 @@ def encode_question(
     messages = list(example.messages)
     if messages and messages[-1]["role"] == "assistant":
         messages.pop()
-    shown = None if picture is None else boxes
-    return processor.encode(picture, shown, messages, for_generation=True, sample_id=example.sample_id)
+    return processor.encode(picture, boxes, messages, for_generation=True, sample_id=example.sample_id)
 
 
 def derangement(count: int, seed: str) -> np.ndarray:

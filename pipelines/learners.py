@@ -227,13 +227,11 @@ class _FO1Trainee:
     def collate(self, examples: Sequence[Example]) -> Batch:
         encoded = [
             self._processor.encode(
-                image,
-                boxes if image is not None else None,
+                *view(example.record, example.image),
                 example.record.messages,
                 sample_id=example.record.sample_id,
             )
             for example in examples
-            for image, boxes in (view(example.record, example.image),)
         ]
         return self._processor.collate(encoded)
 
