@@ -29,6 +29,7 @@ __all__ = [
     "buckets_holding",
     "check_uri",
     "decode_image",
+    "exif_orientation",
     "image_size",
     "read_image_bytes",
     "read_image_size",
@@ -155,6 +156,16 @@ def image_size(data: bytes | IO[bytes]) -> tuple[int, int]:
         raise BadImage("image_too_large", _clean(error)) from error
     except _DECODER_ERRORS as error:
         raise BadImage("undecodable_image", _clean(error)) from error
+
+
+def exif_orientation(data: bytes) -> int:
+    """Return the EXIF orientation, 1 (upright) to 8, that `decode_image` undoes; 1 where there is none."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            value = image.getexif().get(0x0112, 1)
+    except (*_DECODER_ERRORS, Image.DecompressionBombError):
+        return 1
+    return value if value in range(1, 9) else 1
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:

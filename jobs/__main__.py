@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data=arguments.data or f"{root.rstrip('/')}/datasets",
         address=arguments.address,
         workers=arguments.workers,
+        gpus_per_worker=arguments.gpus_per_worker,
         force=arguments.force,
         tracking_uri=arguments.mlflow,
         max_reject_fraction=arguments.max_reject_fraction,
@@ -65,6 +66,10 @@ def _fail(error: Exception, status: int) -> int:
         raise error
     print(f"fo1: {error}", file=sys.stderr)
     return status
+
+
+def _workers(text: str) -> int | None:
+    return None if text == "auto" else int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,7 +102,16 @@ def _parser() -> argparse.ArgumentParser:
         help="MLflow server (default: $MLFLOW_TRACKING_URI, or a database under ROOT)",
     )
     parser.add_argument(
-        "--workers", type=int, default=2, help="processes a step; 0 = this process, without Ray"
+        "--workers",
+        type=_workers,
+        default=2,
+        help="processes a step; 0 = this process, without Ray; auto = all that the cluster holds",
+    )
+    parser.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        metavar="SHARE",
+        help="GPUs of a worker, such as 0.25 for four detectors a GPU (default: 1 where there are any)",
     )
     parser.add_argument(
         "--max-reject-fraction",

@@ -1,71 +1,36 @@
 """Finished runs as checkpoints: find one, follow its lineage to its detector, evaluate it, ask it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.fs as pafs
-
 from dataset_builders import DATASETS
-from fo1_model.detectors.configs import DETECTORS, DetectorConfig, Selection
+from fo1_model.detectors.configs import from_canonical, leaves, name_of, with_selection
 from jobs.arguments import parse_arguments
 from jobs.benchmarks import BENCHMARKS
+from jobs.detectors import DetectorChoice, parse_detector
 from jobs.recipes import Recipe
-from jobs.steps import Chain, Evaluated, Step, build_step, predict_step, region_shards
-from pipelines.artifacts import Artifact, filesystem_of
+from jobs.runs import find_run
+from jobs.steps import Chain, Evaluated, build_step, existing, predict_step, region_shards
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.rejection import RejectionConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lineage:
-    """The detector whose proposals a run was trained on."""
-
-    detector: DetectorConfig
-    """Its config."""
-    run: Artifact | None
-    """The run that trained it, for a detector of ours."""
-
-
-def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:
-    """A finished run by name (``stage2``), name and fingerprint (``stage2/0123456789abcdef``) or folder.
-
-    Raises ValueError when there is none, or more than one, naming them.
-    """
-    folder = Path(checkpoint)
-    if (folder / "manifest.json").is_file():
-        root, kind, name, key = folder.absolute().as_posix().rsplit("/", 3)
-        return Artifact(root=root, kind=kind, name=name, fingerprint=key)
-    name, _, key = checkpoint.partition("/")
-    found = [run for run in finished(runtime.root, "runs", name) if run.fingerprint.startswith(key)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise ValueError(f"checkpoint={checkpoint}: no finished run of that name under {runtime.root}/runs")
-    known = ", ".join(f"{run.name}/{run.fingerprint}" for run in found)
-    raise ValueError(f"checkpoint={checkpoint}: there are {len(found)} of them; name one of {known}")
-
-
-def finished(root: str, kind: str, name: str) -> list[Artifact]:
-    """Finished artifacts of one kind and name, by fingerprint."""
-    filesystem, path = filesystem_of(f"{root}/{kind}/{name}")
-    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    keys = sorted(info.base_name for info in infos if len(info.base_name) == 16)
-    artifacts = [Artifact(root=root, kind=kind, name=name, fingerprint=key) for key in keys]
-    return [artifact for artifact in artifacts if artifact.status() == "done"]
-
-
-def lineage(run: Artifact) -> Lineage:
-    """The detector behind a run of the region-token model, read from the manifests of what it was made from.
+def lineage(run: Artifact) -> DetectorChoice:
+    """The detector whose proposals a run of the region-token model was trained on, read from the manifests of
+    what it was made from.
 
     Raises ValueError for a run that was not trained on proposals.
     """
     for shards in _inputs(run, "shards"):
         for proposals in _inputs(shards, "proposals"):
             trained = _inputs(proposals, "runs")
-            described = proposals.manifest()["config"]["detector"]
-            return Lineage(detector=_detector(described), run=trained[0] if trained else None)
+            config = from_canonical(proposals.manifest()["config"]["detector"])
+            ours = trained[0].path if trained else None
+            sources = tuple(ours if leaf.needs == "run" else None for leaf in leaves(config))
+            return DetectorChoice(config=config, sources=sources)
     raise ValueError(f"runs/{run.name} was not trained on proposals; name a stage 1 or stage 2 run")
 
 
@@ -123,11 +88,13 @@ def predict_picture(words: list[str], runtime: RuntimeConfig) -> None:
         boxes = np.array(_boxes(given["boxes"]), dtype=np.float32).reshape(-1, 4)
     else:
         behind = lineage(run)
-        if behind.detector.needs_objects:
+        _check_found(behind, str(given["checkpoint"]), "give boxes=x1,y1,x2,y2;...")
+        if any(leaf.needs == "objects" for leaf in leaves(behind.config)):
             raise ValueError(
                 f"{given['checkpoint']} was trained on annotated boxes; give boxes=x1,y1,x2,y2;..."
             )
-        detector = build_detector(behind.detector, behind.run.uri("export") if behind.run else None)
+        where = tuple(f"{source}/export" if source else None for source in behind.sources)
+        detector = build_detector(behind.config, where if len(where) > 1 else where[0])
     query = str(given["query"])
     question = query if query.endswith(("?", ".")) else question_for(query.split(";"))
     model, processor = load_model(run.uri("export"))
@@ -144,28 +111,24 @@ def _evaluation_chain(
     benchmark: str, run: Artifact, given: Mapping[str, Any], runtime: RuntimeConfig
 ) -> Chain:
     """The steps from a benchmark's annotations to the answers of an existing run. given: of the command."""
-    detector, max_boxes = given["detector"], given["proposals"]
     behind = lineage(run)
-    chosen = behind.detector
-    if detector is not None and detector not in DETECTORS:
-        raise ValueError(f"detector={detector}: unknown; known: {', '.join(DETECTORS)}")
-    kept = chosen.selection if max_boxes is None else replace(chosen.selection, max_boxes=max_boxes)
-    chosen = replace(chosen, selection=kept) if detector is None else DETECTORS[detector](selection=kept)
-    trained = behind.run
-    if chosen.needs_checkpoint and trained is None:
-        trained = find_run(str(detector), runtime)
+    chosen = behind if given["detector"] is None else _other_detector(given["detector"], behind)
+    _check_found(chosen, run.name, f"say detector={name_of(chosen.config)}:PATH")
+    config = chosen.config
+    if given["proposals"] is not None:
+        config = with_selection(config, max_boxes=given["proposals"])
     made = Chain(
         recipe=Recipe(
             name=f"{benchmark}-{run.name}",
-            detector=chosen,
+            detector=config,
+            detector_sources=chosen.sources,
             rejection=_rejection(run),
             constraint=given["constraint"],
             score=given["score"],
         ),
         runtime=runtime,
     )
-    made.runs = [_existing(run)]
-    made.detector_run = _existing(trained) if trained and chosen.needs_checkpoint else None
+    made.runs = [existing(run)]
     named, spec = BENCHMARKS[benchmark], DATASETS[BENCHMARKS[benchmark].dataset]
     truth = build_step(made, spec)
     questions = region_shards(made, spec, evaluation=True)
@@ -186,8 +149,23 @@ def _rejection(run: Artifact) -> RejectionConfig:
     return RejectionConfig()
 
 
-def _existing(artifact: Artifact) -> Step:
-    return Step(verb="train", artifact=artifact, inputs=(), execute=lambda _: artifact.manifest())
+def _other_detector(text: str, behind: DetectorChoice) -> DetectorChoice:
+    """The detector that the user named, with the selection the run was trained with where nothing is said; a
+    detector of ours without a run is the one named after it."""
+    kept = behind.config.selection
+    chosen = parse_detector(text, {f.name: getattr(kept, f.name) for f in fields(kept)})
+    pairs = zip(leaves(chosen.config), chosen.sources, strict=True)
+    sources = tuple(source or ("opn" if leaf.needs == "run" else None) for leaf, source in pairs)
+    return replace(chosen, sources=sources)
+
+
+def _check_found(choice: DetectorChoice, checkpoint: str, fix: str) -> None:
+    """Raises ValueError when the weights or boxes behind a run cannot be told from its manifests."""
+    for leaf, source in zip(leaves(choice.config), choice.sources, strict=True):
+        if leaf.needs in ("run", "weights", "boxes") and source is None:
+            raise ValueError(
+                f"{checkpoint} was trained on boxes of {name_of(leaf)}, and manifests hold no path: {fix}"
+            )
 
 
 def _inputs(artifact: Artifact, kind: str) -> list[Artifact]:
@@ -198,16 +176,6 @@ def _inputs(artifact: Artifact, kind: str) -> list[Artifact]:
         if of_kind == kind:
             found.append(Artifact(root=artifact.root, kind=kind, name=name, fingerprint=key))
     return [item for item in found if item.status() == "done"]
-
-
-def _detector(described: dict[str, Any]) -> DetectorConfig:
-    """A detector config from its canonical form in a manifest."""
-    kind = next((kind for kind in DETECTORS.values() if kind.__name__ == described["type"]), None)
-    if kind is None:
-        raise ValueError(f"detector {described['type']!r} of the manifest is not known to this version")
-    values = {field.name: described[field.name] for field in fields(kind)}
-    values["selection"] = Selection(**{k: v for k, v in described["selection"].items() if k != "type"})
-    return kind(**values)
 
 
 def _boxes(text: str) -> list[list[float]]:

@@ -5,14 +5,16 @@ recipe outside the project. Values are marked paper, release or ours.
 """
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dataset_builders import BuildOptions
 from fo1_model.config import SIZES, ModelConfig
-from fo1_model.detectors.configs import DETECTORS, DetectorConfig, Selection
+from fo1_model.detectors.configs import DetectorConfig
 from fo1_model.opn.config import OPN_SIZES
+from jobs.detectors import DetectorChoice, is_trained_here, parse_detector
 from jobs.mixes import Mix, parse_mix
 from pipelines.assign import AssignConfig
 from pipelines.learners import FO1Learner, OPNLearner
@@ -42,6 +44,8 @@ class Recipe:
     """For people: names the report."""
     detector: DetectorConfig
     """Where proposals come from."""
+    detector_sources: tuple[str | None, ...] = (None,)
+    """Run, weights or box file of each leaf of the detector, as the user named it. Hashed by content."""
     detector_training: Training | None = None
     """Trains the detector, on ground-truth boxes, where it is one of ours."""
     trainings: tuple[Training, ...] = ()
@@ -81,7 +85,6 @@ DRAWN_QUESTIONS = BuildOptions(
     single_names=3, counting=2, region_names=4, visual_prompts=0, absent_counts=0.0
 )
 """Questions about one drawn scene: enough of each kind to fill an example of four turns."""
-DetectorName = Literal["opn", "opn_untrained", "ground_truth", "ground_truth_jitter"]
 Size = Literal["debug", "tiny"]
 RegionFeatures = Literal["hybrid", "auxiliary", "primary"]
 
@@ -100,7 +103,7 @@ def opn(
     training = _opn_training(size, parse_mix(mix), steps, batch_size, learning_rate, seed)
     return Recipe(
         name="opn",
-        detector=_detector_config("opn", proposals),
+        detector=_drawn_detector("opn", proposals).config,
         detector_training=training,
         benchmarks=("drawn_val",),
     )
@@ -110,7 +113,7 @@ def stage1(
     *,
     size: Size = "tiny",
     mix: str = "drawn_stage1",
-    detector: DetectorName = "opn",
+    detector: str = "opn",
     proposals: int = 12,
     learning_rate: float = 3e-3,
     steps: int = 300,
@@ -154,7 +157,7 @@ def stage2(
     size: Size = "tiny",
     mix: str = "drawn_stage2",
     stage1_mix: str = "drawn_stage1",
-    detector: DetectorName = "opn",
+    detector: str = "opn",
     proposals: int = 12,
     learning_rate: float = 1e-3,
     stage1_learning_rate: float = 3e-3,
@@ -211,14 +214,14 @@ def coco_sample(
     *,
     coco_root: str,
     size: Size = "debug",
-    detector: Literal["opn_untrained", "ground_truth", "ground_truth_jitter"] = "ground_truth_jitter",
+    detector: str = "ground_truth_jitter",
     proposals: int = 60,
     steps: int = 4,
     batch_size: int = 8,
     seed: int = 0,
 ) -> Recipe:
     """The whole chain over any folder in COCO layout: ``coco_root/annotations``, ``coco_root/train2017``."""
-    mix = parse_mix("coco")
+    mix, chosen = parse_mix("coco"), parse_detector(detector, {"max_boxes": proposals})
     first = Training(
         name="coco_stage1",
         learner=_first_learner("stage1", _model(size), size),
@@ -237,14 +240,15 @@ def coco_sample(
         benchmarks=("coco",),
         roots={"coco": coco_root},
         max_new_tokens=48,  # an untrained model never stops by itself
-        detector=DETECTORS[detector](selection=Selection(max_boxes=proposals)),
+        detector=chosen.config,
+        detector_sources=chosen.sources,
     )
 
 
 def data(
     *,
     mix: str,
-    detector: Literal["opn_untrained", "ground_truth", "ground_truth_jitter"] = "ground_truth_jitter",
+    detector: str = "ground_truth_jitter",
     proposals: int = 100,
     turns: int = 1,
     paraphrases: bool = True,
@@ -254,9 +258,11 @@ def data(
     seed: int = 0,
 ) -> Recipe:
     """Samples, proposals and shards of a mix, or of one dataset (mix=NAME); nothing is trained."""
+    chosen = parse_detector(detector, {"max_boxes": proposals})
     return Recipe(
         name="data",
-        detector=DETECTORS[detector](selection=Selection(max_boxes=proposals)),
+        detector=chosen.config,
+        detector_sources=chosen.sources,
         datasets=tuple(dict.fromkeys(source.split("/")[0] for source in parse_mix(mix))),
         options=BuildOptions(paraphrases=paraphrases, seed=seed),
         rejection=RejectionConfig(share=rejection_share, paraphrases=paraphrases, seed=seed),
@@ -290,22 +296,22 @@ def find_recipe(name: str) -> Callable[..., Recipe]:
     return recipe
 
 
-def _detector_config(name: str, proposals: int) -> DetectorConfig:
+def _drawn_detector(text: str, proposals: int) -> DetectorChoice:
     """A detector of the drawn world, where boxes of two objects never overlap by more than 0.3.
 
     The floor keeps answers about objects: the released scripts use 0.3 on UPN's scores.
     """
-    floor = 0.1 if name == "opn" else 0.0
-    return DETECTORS[name](selection=Selection(score_min=floor, nms_iou=0.4, max_boxes=proposals))
+    floor = 0.1 if re.match(r"opn\b", text) else 0.0
+    return parse_detector(text, {"score_min": floor, "nms_iou": 0.4, "max_boxes": proposals})
 
 
-def _detector(name: str, proposals: int, opn_steps: int, seed: int) -> dict:
+def _detector(text: str, proposals: int, opn_steps: int, seed: int) -> dict:
     """Fields of a Recipe that say where proposals come from."""
-    detector = _detector_config(name, proposals)
-    if name != "opn":
-        return {"detector": detector}
-    training = opn(steps=opn_steps, proposals=proposals, seed=seed).detector_training
-    return {"detector": detector, "detector_training": training}
+    chosen = _drawn_detector(text, proposals)
+    where: dict = {"detector": chosen.config, "detector_sources": chosen.sources}
+    if is_trained_here(chosen):
+        where["detector_training"] = opn(steps=opn_steps, proposals=proposals, seed=seed).detector_training
+    return where
 
 
 def _opn_training(

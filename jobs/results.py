@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dataset_builders import DATASETS
+from fo1_model.detectors.configs import name_of
 from jobs.benchmarks import BENCHMARKS
-from jobs.steps import Chain, Evaluated, Step, detector_name
+from jobs.steps import Chain, Evaluated, Step
 from pipelines.artifacts import filesystem_of
 
 
@@ -38,7 +39,7 @@ def report(made: Chain) -> None:
         if BENCHMARKS[name].paper
     ]
     detectors = {
-        f"{detector_name(made.recipe)} on {name}": evaluate_proposals(found.artifact, truth.artifact)
+        f"{name_of(made.recipe.detector)} on {name}": evaluate_proposals(found.artifact, truth.artifact)
         for name, (found, truth) in made.proposed.items()
         if found.artifact.status() == truth.artifact.status() == "done" and not BENCHMARKS[name].coco_ap
     }

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from dataset_builders import DATASETS, DataFolders, DatasetSpec, ImageSource
+from fo1_model.detectors.configs import Leaf, leaves, name_of
 from jobs.benchmarks import BENCHMARKS, Benchmark
 from jobs.exclusion import Exclusion
 from jobs.mixes import Mix
 from jobs.recipes import Recipe, Training
+from jobs.runs import find_run
 from pipelines import proposals, samples, shards
 from pipelines.artifacts import Artifact, fingerprint
 from pipelines.cluster import RuntimeConfig
 from pipelines.inference import VERSION as PREDICT_VERSION
 from pipelines.inference import PredictConfig, predict, predict_inputs
+from pipelines.supplies import find_weights
 from pipelines.train_job import TrainJob
 
 VERBS = ("build", "propose", "shard", "train", "evaluate")
@@ -156,9 +159,9 @@ def propose_steps(made: Chain, spec: DatasetSpec) -> dict[str, Step]:
 
 
 def _propose_step(made: Chain, source: ImageSource, spec: DatasetSpec) -> Step:
-    detector = made.recipe.detector
-    config = proposals.ProposalsConfig(image_source=source.name, detector=detector)
-    truth = build_step(made, _truth_of(made.recipe, source, spec)) if detector.needs_objects else None
+    config = proposals.ProposalsConfig(image_source=source.name, detector=made.recipe.detector)
+    knows = any(leaf.needs == "objects" for leaf in leaves(config.detector))
+    truth = build_step(made, _truth_of(made.recipe, source, spec)) if knows else None
     key = (source.name, truth.artifact.name if truth else "")
     if key not in made.looked_at:
         made.looked_at[key] = _new_propose_step(made, config, truth)
@@ -166,31 +169,42 @@ def _propose_step(made: Chain, source: ImageSource, spec: DatasetSpec) -> Step:
 
 
 def _new_propose_step(made: Chain, config: proposals.ProposalsConfig, truth: Step | None) -> Step:
-    detector = config.detector
-    run = made.detector_run if detector.needs_checkpoint else None
-    inputs = proposals.proposals_inputs(
-        config,
-        made.folders,
-        made.digest_cache,
-        samples=truth.artifact if truth else None,
-        run=run.artifact if run else None,
-    )
+    needed: list[Step] = [truth] if truth else []
+    supplies = []
+    for leaf, named in zip(leaves(config.detector), made.recipe.detector_sources, strict=True):
+        supply = _supply(made, leaf, named, truth)
+        if isinstance(supply, Step):
+            needed.append(supply)
+        supplies.append(supply.artifact if isinstance(supply, Step) else supply)
+    inputs = proposals.proposals_inputs(config, made.folders, made.digest_cache, supplies)
     key = fingerprint(kind="proposals", version=proposals.VERSION, config=config, inputs=inputs)
-    name = f"{config.image_source}/{detector_name(made.recipe)}"
+    name = f"{config.image_source}/{name_of(config.detector)}"
     output = Artifact(root=made.runtime.root, kind="proposals", name=name, fingerprint=key)
 
     def execute(runtime: RuntimeConfig) -> Mapping[str, Any]:
         return proposals.propose(
-            config,
-            output,
-            folders=made.folders,
-            runtime=runtime,
-            inputs=inputs,
-            samples=truth.artifact if truth else None,
-            checkpoint=run.artifact.uri("export") if run else None,
+            config, output, folders=made.folders, runtime=runtime, inputs=inputs, supplies=supplies
         )
 
-    return made.add("propose", output, [step for step in (truth, run) if step], execute)
+    return made.add("propose", output, dict.fromkeys(needed), execute)
+
+
+def _supply(made: Chain, leaf: Leaf, named: str | None, truth: Step | None) -> Step | str | None:
+    """What a detector needs beside its config: the step that makes it, or a path."""
+    if leaf.needs == "objects":
+        return truth
+    if leaf.needs == "run" and named is None:
+        if made.detector_run is None:
+            raise ValueError("detector=opn: this recipe trains none; name a run of it: detector=opn:RUN")
+        return made.detector_run
+    if leaf.needs == "run" and not (Path(str(named)) / "config.json").is_file():
+        return existing(find_run(str(named), made.runtime))
+    return find_weights(named) if leaf.needs == "weights" and named else named
+
+
+def existing(run: Artifact) -> Step:
+    """A finished run as a step with nothing to do."""
+    return Step(verb="train", artifact=run, inputs=(), execute=lambda _: run.manifest())
 
 
 def _truth_of(recipe: Recipe, source: ImageSource, spec: DatasetSpec) -> DatasetSpec:
@@ -198,13 +212,6 @@ def _truth_of(recipe: Recipe, source: ImageSource, spec: DatasetSpec) -> Dataset
     used = {name for training in recipe.trainings for name in datasets_of(training.mix)} | {*recipe.datasets}
     used |= {BENCHMARKS[name].dataset for name in recipe.benchmarks} | {spec.name}
     return next(s for s in DATASETS.values() if s.name in used and source in (*s.images, *s.optional_images))
-
-
-def detector_name(recipe: Recipe) -> str:
-    """Name of the recipe's detector in DETECTORS."""
-    from fo1_model.detectors.configs import DETECTORS
-
-    return next(name for name, config in DETECTORS.items() if isinstance(recipe.detector, config))
 
 
 def _check_names(recipe: Recipe) -> None:

@@ -26,7 +26,8 @@ class Options:
     root: str
     data: str
     address: str | None
-    workers: int
+    workers: int | None
+    gpus_per_worker: float | None
     force: bool
     tracking_uri: str | None
     max_reject_fraction: float
@@ -38,6 +39,7 @@ class Options:
             data=self.data,
             address=self.address,
             workers=self.workers,
+            gpus_per_worker=self.gpus_per_worker,
             force=force,
             tracking_uri=self.tracking_uri,
             max_reject_fraction=self.max_reject_fraction,
@@ -77,9 +79,11 @@ def _list_datasets(_: Options) -> None:
 
 
 def _list_detectors(_: Options) -> None:
-    from fo1_model.detectors.configs import DETECTORS
+    from jobs.detectors import describe_detectors
 
-    print("detectors\n  " + ", ".join(DETECTORS))
+    print("detectors (detector=NAME[:SOURCE][,setting=value...]; a union: A+B)")
+    for line in describe_detectors():
+        print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 26))
 
 
 def _list_mixes(_: Options) -> None:

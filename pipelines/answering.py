@@ -54,7 +54,7 @@ def predict_image(
         raise ValueError("boxes: give either boxes or a detector, and not both")
     scores = None
     if detector is not None:
-        found = detector.detect([DetectorInput(image_id="image", image=image, objects=None)])[0]
+        [found] = detector.detect([detector.prepare(DetectorInput(image_id="image", image=image))])
         boxes, scores = (values[: processor.num_region_tokens] for values in (found.boxes, found.scores))
     regions = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     lines = [grammar.IMAGE, grammar.region_prompt(len(regions)), question]

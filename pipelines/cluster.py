@@ -1,9 +1,9 @@
-"""Where the work runs: one cluster connection and one way to apply a worker to buckets.
+"""Where the work runs: one cluster connection, and one way to send tasks through pools of workers.
 
-With ``workers=0`` everything runs in this process and Ray is not even imported. Otherwise buckets are rows
-of a Ray Data set, one row a block, and a fixed pool of actors works through them. A worker commits its own
-bucket, so the rows that come back are only ledgers, and a bucket that runs twice (an actor died, a node was
-lost) gives the same files again.
+With ``workers=0`` everything runs in this process and Ray is not even imported. Otherwise tasks are rows of a
+Ray Data set, a block each, and pools of actors work through them, one pool a stage (`run_stages`). Where a
+worker commits its own bucket, the rows that come back are only ledgers (`map_buckets`), and a bucket that
+runs twice (an actor died, a node was lost) gives the same files again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import pyarrow as pa
 
 from pipelines.artifacts import absolute_root
 from pipelines.progress import Progress
@@ -23,6 +25,8 @@ NO_PROGRESS_TIMEOUT_S = 900
 OBJECT_STORE_BYTES = 512 * 1024**2
 """Of a local cluster. Blocks hold ledgers, not images: Ray's default of 30 % of memory would be a waste."""
 
+MAX_BLOCKS = 20_000
+"""Most blocks that tasks are spread over; beyond it a block has several."""
 LOCAL_START_ATTEMPTS = 3
 """Of a local cluster, where Ray's own processes do not answer in time."""
 
@@ -37,8 +41,12 @@ class RuntimeConfig:
     """Folder that holds the datasets."""
     address: str | None = None
     """Address of a Ray cluster; None starts one on this machine, for this process alone."""
-    workers: int = 2
-    """Worker processes of a step; 0 runs everything in this process, without Ray."""
+    workers: int | None = 2
+    """Worker processes of a step; 0 runs everything in this process, without Ray; None takes as many as the
+    cluster holds."""
+    gpus_per_worker: float | None = None
+    """GPUs of a worker whose model may sit on one, such as 0.25 for four detectors a GPU; None is one where
+    the cluster has any; 0 keeps the model on the CPU."""
     force: bool = False
     """Delete the artifact of the step first, and make it anew."""
     tracking_uri: str | None = field(default=None, repr=False)
@@ -50,8 +58,10 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.max_reject_fraction <= 1.0:
             raise ValueError(f"max_reject_fraction={self.max_reject_fraction} is no share: use 0 to 1")
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers} is negative: use 0 (no Ray) or the number of processes")
+        if self.gpus_per_worker is not None and not 0.0 <= self.gpus_per_worker < 1e3:
+            raise ValueError(f"gpus_per_worker={self.gpus_per_worker}: use a share of a GPU, or 0 for none")
         object.__setattr__(self, "root", absolute_root(self.root))
         object.__setattr__(self, "data", absolute_root(self.data))
 
@@ -98,6 +108,88 @@ def connect(runtime: RuntimeConfig) -> None:
                 raise
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One pool of workers: ``worker(**kwargs)`` is built once a process and called with a table of rows."""
+
+    worker: Callable[..., Callable[[pa.Table], pa.Table]]
+    """Makes what a process holds; a call must be safe to repeat."""
+    kwargs: Mapping[str, Any]
+    """Arguments of `worker`."""
+    size: int
+    """Processes of the pool."""
+    num_cpus: float = 1.0
+    """CPUs that each takes."""
+    num_gpus: float = 0.0
+    """GPUs that each takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pools:
+    """Sizes of the pools of a step whose model may sit on a GPU."""
+
+    workers: int
+    """Processes that hold the model."""
+    helpers: int
+    """Processes that prepare its input on CPUs; 0 where the model is on a CPU too, and does so itself."""
+    num_gpus: float
+    """GPUs of a worker."""
+
+
+def pool_sizes(
+    resources: Mapping[str, float], runtime: RuntimeConfig, *, with_helpers: bool = False
+) -> Pools:
+    """How a step is spread over a cluster with these resources ("CPU", "GPU"), one CPU left free.
+
+    with_helpers: beside workers on GPUs there is at least one helper, and as many as there are CPUs left.
+    A pool that takes every CPU leaves none for Ray Data's own tasks, and the run hangs in silence.
+    Raises ValueError, with what would fit, when `runtime` asks for more than there is.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    share = runtime.gpus_per_worker
+    if share is None:
+        share = 1.0 if gpus else 0.0
+    free = 2 if share and with_helpers else 1
+    by_cpu = int(cpus - free)
+    fits = max(0, min(by_cpu, int(gpus / share + 1e-9)) if share else by_cpu)
+    size = fits if runtime.workers is None else runtime.workers
+    if size > fits or fits == 0:
+        each = "1 CPU" + (f" and {share:g} GPUs" if share else "")
+        hint = f"use --workers {fits} or fewer" if fits else "use --workers 0 (runs without Ray)"
+        if share and not gpus:
+            hint = "use --gpus-per-worker 0"
+        asked = "auto" if runtime.workers is None else size
+        raise ValueError(
+            f"workers={asked} at {each} each and {free} CPUs beside them do not fit: the cluster has "
+            f"{cpus:g} CPUs and {gpus:g} GPUs; {hint}"
+        )
+    helpers = int(cpus - 1 - size) if share and with_helpers else 0
+    return Pools(workers=size, helpers=helpers, num_gpus=share)
+
+
+def cluster_resources(runtime: RuntimeConfig) -> dict[str, float]:
+    """Resources of the cluster, after connecting to it."""
+    connect(runtime)
+    import ray
+
+    return ray.cluster_resources()
+
+
+def run_stages(
+    stages: Sequence[Stage], rows: Sequence[Mapping[str, Any]], *, runtime: RuntimeConfig
+) -> Iterator[pa.Table]:
+    """Send every row through the stages, one after the other; yield the tables that come out of the last.
+
+    On Ray the stages work side by side on different rows, and the tables come in any order; a row whose
+    process died is sent again. With ``runtime.workers=0`` all is done here, row by row. An error of a worker
+    is raised here as it was raised there.
+    """
+    if runtime.workers == 0:
+        return _inline(stages, rows)
+    connect(runtime)
+    return _on_ray(stages, rows)
+
+
 def map_buckets(
     worker: Callable[..., Callable[[int], Mapping[str, Any]]],
     constructor_kwargs: Mapping[str, Any],
@@ -105,79 +197,47 @@ def map_buckets(
     *,
     runtime: RuntimeConfig,
     description: str,
-    num_cpus: float = 1.0,
-    num_gpus: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Apply ``worker(**constructor_kwargs)(bucket) -> ledger`` to every bucket; yield ledgers as they come.
 
     worker: a class, built once a process; a call must commit its bucket and be safe to repeat.
-    num_cpus, num_gpus: what a worker process takes of the cluster; the pool has ``runtime.workers``.
-    Raises ValueError at once when the cluster cannot hold that pool and one CPU beside it; an error of a
-    worker is raised here as it was raised there.
+    Raises ValueError at once when the cluster cannot hold ``runtime.workers`` processes and one CPU beside
+    them; an error of a worker is raised here as it was raised there.
     """
     if not buckets:
         return iter(())
-    if runtime.workers == 0:
-        return _with_progress(_inline(worker, constructor_kwargs, buckets), len(buckets), description)
-    connect(runtime)
-    size = min(runtime.workers, len(buckets))
-    check_pool(size, num_cpus=num_cpus, num_gpus=num_gpus)
-    ledgers = _on_ray(worker, constructor_kwargs, buckets, size, num_cpus, num_gpus)
+    size = 1
+    if runtime.workers != 0:
+        on_cpus = replace(runtime, gpus_per_worker=0.0)
+        size = min(pool_sizes(cluster_resources(runtime), on_cpus).workers, len(buckets))
+    stage = Stage(worker=_BucketWorker, kwargs={"worker": worker, "kwargs": constructor_kwargs}, size=size)
+    tables = run_stages([stage], [{"bucket": bucket} for bucket in buckets], runtime=runtime)
+    ledgers = (json.loads(ledger) for table in tables for ledger in table["ledger"].to_pylist())
     return _with_progress(ledgers, len(buckets), description)
 
 
-def check_pool(size: int, *, num_cpus: float, num_gpus: float = 0.0) -> None:
-    """Raise ValueError when the connected cluster cannot hold `size` workers and keep one CPU free.
-
-    A pool that takes every CPU leaves none for Ray Data's own tasks, and the run hangs in silence.
-    """
-    import ray
-
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    if size * num_cpus > cpus - 1:
-        fits = int(max(0.0, cpus - 1) / num_cpus)
-        raise ValueError(
-            f"workers={size} at {num_cpus:g} CPUs each needs {size * num_cpus + 1:g} CPUs, and the cluster "
-            f"has {cpus:g}: use --workers {fits}" + (" (runs without Ray)" if fits == 0 else " or fewer")
-        )
-    if size * num_gpus > gpus:
-        raise ValueError(
-            f"workers={size} at {num_gpus:g} GPUs each needs {size * num_gpus:g} GPUs, and the cluster has "
-            f"{gpus:g}: use fewer workers or a smaller share of a GPU"
-        )
-
-
-class _RowWorker:
-    """Adapter between Ray Data's batches of one row and a worker of one bucket."""
+class _BucketWorker:
+    """Adapter between tables of tasks and a worker of one bucket."""
 
     def __init__(self, worker: Callable[..., Callable[[int], Mapping[str, Any]]], kwargs: Mapping[str, Any]):
         self._worker = worker(**kwargs)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        bucket = int(batch["bucket"][0])
+    def __call__(self, rows: pa.Table) -> pa.Table:
         # JSON text keeps a row a plain string, whatever counters a step has.
-        return {"ledger": [json.dumps({**self._worker(bucket), "bucket": bucket})]}
+        ledgers = [json.dumps({**self._worker(b), "bucket": b}) for b in rows["bucket"].to_pylist()]
+        return pa.table({"ledger": ledgers})
 
 
-def _inline(
-    worker: Callable[..., Callable[[int], Mapping[str, Any]]],
-    kwargs: Mapping[str, Any],
-    buckets: Sequence[int],
-) -> Iterator[dict[str, Any]]:
-    instance = worker(**kwargs)
-    for bucket in buckets:
-        yield {**instance(bucket), "bucket": bucket}
+def _inline(stages: Sequence[Stage], rows: Sequence[Mapping[str, Any]]) -> Iterator[pa.Table]:
+    workers = [stage.worker(**stage.kwargs) for stage in stages]
+    for row in rows:
+        table = pa.Table.from_pylist([dict(row)])
+        for worker in workers:
+            table = worker(table)
+        yield table
 
 
-def _on_ray(
-    worker: Callable[..., Callable[[int], Mapping[str, Any]]],
-    kwargs: Mapping[str, Any],
-    buckets: Sequence[int],
-    size: int,
-    num_cpus: float,
-    num_gpus: float,
-) -> Iterator[dict[str, Any]]:
+def _on_ray(stages: Sequence[Stage], rows: Sequence[Mapping[str, Any]]) -> Iterator[pa.Table]:
     import ray.data
     import ray.exceptions
 
@@ -189,18 +249,19 @@ def _on_ray(
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
-    rows = ray.data.from_items([{"bucket": bucket} for bucket in buckets], override_num_blocks=len(buckets))
-    ledgers = rows.map_batches(
-        _RowWorker,
-        fn_constructor_args=(worker, dict(kwargs)),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-    )
+    data: Any = ray.data.from_items(list(rows), override_num_blocks=min(len(rows), MAX_BLOCKS))
+    for stage in stages:
+        data = data.map_batches(
+            stage.worker,
+            fn_constructor_kwargs=dict(stage.kwargs),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=stage.size, max_tasks_in_flight_per_actor=2),
+            num_cpus=stage.num_cpus,
+            num_gpus=stage.num_gpus,
+        )
     try:
-        for row in ledgers.iter_rows():
-            yield json.loads(row["ledger"])
+        yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.exceptions.RayTaskError as error:
         if error.cause is None:
             raise

@@ -1,9 +1,11 @@
-"""Graph: the images of an image source -> decode -> detector -> proposals parquet by bucket.
+"""Graph: the images of an image source -> open -> detector -> proposals parquet by bucket.
 
 Every listed image gives a row of `PROPOSALS_SCHEMA`, with a status when it has no boxes. Each image is
 decoded whatever the detector, so that a later step may rely on it. The driver lists the images once, into
 ``images-00003.parquet`` of each bucket, which workers read; records that the list itself rejects are in
-``rejects-00003.parquet``. Rows are sorted by image_id; a detector's name and settings are in the metadata.
+``rejects-00003.parquet``. Workers look at slices of a bucket (`pipelines.looking`); the driver gathers them
+and commits a bucket when it is whole. Rows are sorted by image_id; a detector's name and settings are in the
+metadata.
 """
 
 from __future__ import annotations
@@ -11,41 +13,33 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataset_builders import IMAGE_SOURCES, DataFolders, ImageSource
-from dataset_builders.images import bucket_of, buckets_holding, decode_image, read_image_bytes
-from dataset_builders.records import REJECT_SCHEMA, BadRecord, Reject, reject_to_row
-from fo1_model.detectors import DetectorConfig, DetectorInput, build_detector
+from dataset_builders.images import bucket_of, buckets_holding
+from dataset_builders.records import REJECT_SCHEMA, BadRecord, ImageRef, Reject, reject_to_row
+from fo1_model.detectors import DetectorConfig
 from pipelines.artifacts import Artifact, canonical, parquet_bytes, prepare
-from pipelines.cluster import RuntimeConfig, map_buckets
+from pipelines.box_files import BoxFile, open_box_file
+from pipelines.cluster import RuntimeConfig, Stage, cluster_resources, pool_sizes, run_stages
 from pipelines.identity import image_list_digest
 from pipelines.ledgers import entry
+from pipelines.looking import IMAGES_SCHEMA, OK, Look, Looker, Opener, OpenerAndLooker, slices
+from pipelines.progress import Progress
 from pipelines.records import PROPOSALS_SCHEMA
 from pipelines.spill import Spill
+from pipelines.supplies import Supply, check_supplies, checkpoints, supplied_inputs, supply_for
 
-VERSION = 2
+VERSION = 3
 """Raised when the same inputs would give other proposals."""
-BATCH_SIZE = 8
-"""Images a detector sees at once. A detector's result for an image must not depend on the rest of its
-batch."""
-OK = "ok"
-"""Status of an image that was decoded and looked at."""
-
-IMAGES_SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("image_uri", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,35 +58,15 @@ class ProposalsConfig:
 
 
 def proposals_inputs(
-    config: ProposalsConfig,
-    folders: DataFolders,
-    digest_cache: str | Path,
-    *,
-    samples: Artifact | None = None,
-    run: Artifact | None = None,
+    config: ProposalsConfig, folders: DataFolders, digest_cache: str | Path, supplies: Sequence[Supply]
 ) -> dict[str, str]:
-    """Identity of what proposals are made from: the list of images and what the detector needs beside its
-    config.
+    """Identity of what proposals are made from: the list of images and the detector's supplies.
 
-    samples: where a ground-truth detector finds objects. run: the training run that exported a detector's
-    weights. The pictures themselves are not read: to replace one in place, use ``--force``.
+    The pictures themselves are not read: to replace one in place, use ``--force``.
+    Raises ValueError for supplies that are not what the detector needs.
     """
-    _check_needs(config, samples=samples, weights=run)
-    inputs = {"images": image_list_digest(IMAGE_SOURCES[config.image_source], folders, digest_cache)}
-    for artifact in (samples, run):
-        if artifact is not None:
-            inputs[f"{artifact.kind}/{artifact.name}"] = artifact.fingerprint
-    return inputs
-
-
-def _check_needs(config: ProposalsConfig, *, samples: object, weights: object) -> None:
-    for given, needed, name in (
-        (samples, config.detector.needs_objects, "samples"),
-        (weights, config.detector.needs_checkpoint, "checkpoint"),
-    ):
-        if (given is not None) != needed:
-            verb = "needs" if needed else "takes no"
-            raise ValueError(f"detector={type(config.detector).__name__} {verb} {name}: {given!r} was given")
+    supplied = supplied_inputs(config.detector, supplies, digest_cache)
+    return {"images": image_list_digest(IMAGE_SOURCES[config.image_source], folders, digest_cache)} | supplied
 
 
 def propose(
@@ -102,148 +76,185 @@ def propose(
     folders: DataFolders,
     runtime: RuntimeConfig,
     inputs: Mapping[str, str],
-    samples: Artifact | None = None,
-    checkpoint: str | None = None,
-    num_gpus: float = 0.0,
+    supplies: Sequence[Supply],
 ) -> dict[str, Any]:
     """Make the proposals of an image source and return their manifest; go on where a killed run stopped.
 
     folders: where the datasets lie. inputs: `proposals_inputs`, which gave `output` its fingerprint.
-    samples: objects for a ground-truth detector. checkpoint: folder of exported weights. num_gpus: share
-    of a GPU that a worker takes; 0 runs on the CPU.
+    supplies: what each detector of the config needs (`pipelines.supplies`).
     Raises ValueError before any worker starts for settings that do not fit, and afterwards when more than
     ``runtime.max_reject_fraction`` of the images could not be used.
     """
-    _check_needs(config, samples=samples, weights=checkpoint)
+    check_supplies(config.detector, supplies)
     source = IMAGE_SOURCES[config.image_source]
-    if samples is not None and samples.status() != "done":
+    samples = supply_for(config.detector, supplies, "objects")
+    if isinstance(samples, Artifact) and samples.status() != "done":
         raise ValueError(f"samples={samples.path} is {samples.status()}: make it before its proposals")
     done = prepare(output, version=VERSION, config=config, inputs=inputs, force=runtime.force)
     if done is not None:
         return done
     waiting = sorted(set(range(source.num_buckets)) - set(output.finished()))
-    _write_lists(source, folders, output, waiting)
-    settings = {
-        "config": config,
-        "output": output,
-        "folders": folders,
-        "samples": samples,
-        "checkpoint": checkpoint,
-        "device": "cuda" if num_gpus else "cpu",
-    }
-    name = f"propose {output.name}"
-    for _ in map_buckets(
-        ProposalWorker, settings, waiting, runtime=runtime, description=name, num_gpus=num_gpus
-    ):
-        pass  # every worker commits its buckets itself
+    if waiting:
+        box_file = supply_for(config.detector, supplies, "boxes")
+        _write_lists(source, folders, output, waiting, samples, box_file)
+        look = Look(
+            detector=config.detector,
+            checkpoint=checkpoints(config.detector, supplies),
+            output=output,
+            folders=folders,
+            device="cpu",
+        )
+        for _ in _looked_at(look, waiting, runtime):
+            pass
+    unmatched = output.read_bytes("unmatched.json") if output.exists("unmatched.json") else b"{}"
     return output.commit_buckets(
         version=VERSION,
         config=config,
         inputs=inputs,
+        ledger=json.loads(unmatched),
         num_buckets=source.num_buckets,
         max_reject_fraction=runtime.max_reject_fraction,
     )
 
 
-def _write_lists(source: ImageSource, folders: DataFolders, output: Artifact, buckets: Sequence[int]) -> None:
+def _write_lists(
+    source: ImageSource,
+    folders: DataFolders,
+    output: Artifact,
+    buckets: Sequence[int],
+    samples: Supply,
+    box_file: Supply,
+) -> None:
     """Write the list of images, and of records it rejects, of the given buckets: the work of each."""
-    with tempfile.TemporaryDirectory(prefix="fo1-images-") as folder:
-        spill = Spill(Path(folder), set(buckets))
-        for item in source.images(folders) if buckets else ():
+    with ExitStack() as stack:
+        spill = Spill(
+            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fo1-images-"))), set(buckets)
+        )
+        boxes = stack.enter_context(open_box_file(box_file)) if isinstance(box_file, str) else None
+        num_images = 0
+        for item in source.images(folders):
             if isinstance(item, Reject):
                 spill.add("rejects", bucket_of(item.record_id, source.num_buckets), reject_to_row(item))
             else:
-                row = {name: getattr(item, name) for name in IMAGES_SCHEMA.names}
+                num_images += 1
+                row = _listed(item, boxes)
                 spill.add("images", bucket_of(item.image_id, source.num_buckets), row)
+        if boxes is not None:
+            counts = {"unmatched_in_file": boxes.close_books(num_images)}
+            output.write_bytes("unmatched.json", json.dumps(counts).encode())
         for bucket in buckets:
+            objects = {}
+            if isinstance(samples, Artifact):
+                objects = objects_by_image(samples, source.name, bucket)
             listed = sorted(spill.rows("images", bucket), key=lambda row: row["image_id"])
+            for row in listed if isinstance(samples, Artifact) else ():
+                row["known_boxes"] = objects.get(row["image_id"], np.zeros(0)).reshape(-1).tolist()
             table = pa.Table.from_pylist(listed, schema=IMAGES_SCHEMA)
-            output.write_bytes(f"images-{bucket:05d}.parquet", parquet_bytes(table))
+            output.write_bytes(_file("images", bucket), parquet_bytes(table))
             lost = sorted(spill.rows("rejects", bucket), key=lambda row: tuple(row.values()))
             table = pa.Table.from_pylist(lost, schema=REJECT_SCHEMA)
-            output.write_bytes(f"rejects-{bucket:05d}.parquet", parquet_bytes(table))
+            output.write_bytes(_file("rejects", bucket), parquet_bytes(table))
 
 
-class ProposalWorker:
-    """Holds one detector and looks at the images of one bucket a call."""
-
-    def __init__(
-        self,
-        config: ProposalsConfig,
-        output: Artifact,
-        folders: DataFolders,
-        samples: Artifact | None,
-        checkpoint: str | None,
-        device: str,
-    ) -> None:
-        import torch
-
-        torch.set_num_threads(1)  # the pool is the parallelism, and sums do not depend on a thread count
-        self.detector = build_detector(config.detector, checkpoint, device)
-        self.config, self.output, self.folders, self.samples = config, output, folders, samples
-        described = {
-            "detector": json.dumps(canonical(config.detector), sort_keys=True),
-            "fingerprint": output.fingerprint,
-        }
-        self.schema = PROPOSALS_SCHEMA.with_metadata(described)
-
-    def __call__(self, bucket: int) -> dict[str, Any]:
-        """Look at the images of the bucket, commit their proposals and return the ledger."""
-        images = self.output.read_table(f"images-{bucket:05d}.parquet").to_pylist()
-        lost = self.output.read_table(f"rejects-{bucket:05d}.parquet").to_pylist()
-        objects = None if self.samples is None else objects_by_image(self.samples, self.config, bucket)
-        rows: list[dict[str, Any]] = []
-        for start in range(0, len(images), BATCH_SIZE):
-            rows += self._rows(images[start : start + BATCH_SIZE], bucket, objects)
-        part = f"part-{bucket:05d}.parquet"
-        kept = (f"images-{bucket:05d}.parquet", f"rejects-{bucket:05d}.parquet")
-        files = {name: self.output.read_bytes(name) for name in kept}
-        files[part] = parquet_bytes(pa.Table.from_pylist(rows, schema=self.schema))
-        reasons = [row["status"] for row in rows if row["status"] != OK] + [row["reason"] for row in lost]
-        good = sum(row["status"] == OK for row in rows)
-        ledger = entry(len(images) + len(lost), good, reasons)
-        ledger["boxes"] = sum(len(row["boxes"]) for row in rows)
-        self.output.commit_bucket(bucket, files, ledger, rows={part: len(rows)})
-        return ledger
-
-    def _rows(
-        self, images: list[dict[str, Any]], bucket: int, objects: Mapping[str, np.ndarray] | None
-    ) -> list[dict[str, Any]]:
-        """Rows of `PROPOSALS_SCHEMA` for a batch of images, in its order."""
-        rows = []
-        batch: list[tuple[dict[str, Any], DetectorInput]] = []
-        for listed in images:
-            row: dict[str, Any] = {"image_id": listed["image_id"], "bucket": bucket, "width": 0, "height": 0}
-            row |= {"boxes": [], "scores": [], "status": OK, "error": None}
-            rows.append(row)
-            try:
-                image = decode_image(read_image_bytes(self.folders, listed["image_uri"]))
-                row["width"], row["height"] = image.size
-                annotated = (listed["width"], listed["height"])
-                if 0 not in annotated and annotated != image.size:
-                    sizes = "{}x{} annotated, {}x{} decoded".format(*annotated, *image.size)
-                    raise BadRecord("size_mismatch", sizes)
-            except BadRecord as error:
-                row["status"], row["error"] = error.reason, error.detail
-                continue
-            known = None if objects is None else objects.get(row["image_id"], np.zeros((0, 4), np.float32))
-            batch.append((row, DetectorInput(image_id=row["image_id"], image=image, objects=known)))
-        found = self.detector.detect([item for _, item in batch]) if batch else []
-        for (row, _), detections in zip(batch, found, strict=True):
-            row["boxes"], row["scores"] = detections.boxes.tolist(), detections.scores.tolist()
-        return rows
+def _listed(image: ImageRef, boxes: BoxFile | None) -> dict[str, Any]:
+    """Row of `IMAGES_SCHEMA`, with what a file of boxes says of the image."""
+    names = ("image_id", "image_uri", "width", "height")
+    row: dict[str, Any] = {name: getattr(image, name) for name in names} | {"status": OK, "error": None}
+    row |= {"known_boxes": None, "known_scores": None}
+    if boxes is None:
+        return row
+    try:
+        known = boxes.boxes_of(image)
+    except BadRecord as error:
+        return row | {"status": error.reason, "error": error.detail}
+    row |= {"known_boxes": [edge for box in known["boxes"] for edge in box], "known_scores": known["scores"]}
+    # The size that a file was made for is checked like an annotated one, when the image is decoded.
+    return row | {name: known[name] for name in ("width", "height") if name in known}
 
 
-def objects_by_image(samples: Artifact, config: ProposalsConfig, bucket: int) -> dict[str, np.ndarray]:
+def _looked_at(look: Look, buckets: Sequence[int], runtime: RuntimeConfig) -> Iterator[int]:
+    """Look at the images of some buckets, commit each bucket when all its rows are there, and yield it."""
+    waiting = {b: look.output.read_table(_file("images", b), columns=["image_id"]).num_rows for b in buckets}
+    gathered: dict[int, list[pa.Table]] = defaultdict(list)
+    progress = Progress(f"propose {look.output.name}", sum(waiting.values()), unit="images")
+    tasks = [task for bucket, count in waiting.items() for task in slices(bucket, count)]
+    stages, look = _stages(look, runtime, len(tasks))
+    for bucket in [bucket for bucket, count in waiting.items() if count == 0]:
+        _commit(look, bucket, [])
+        yield bucket
+    for table in run_stages(stages, tasks, runtime=runtime) if tasks else ():
+        for bucket in set(table["bucket"].to_pylist()):
+            gathered[bucket].append(table.filter(pc.equal(table["bucket"], bucket)))
+        progress.update(table.num_rows, rejects=sum(status != OK for status in table["status"].to_pylist()))
+        whole = [b for b, parts in gathered.items() if sum(part.num_rows for part in parts) == waiting[b]]
+        for bucket in whole:
+            _commit(look, bucket, gathered.pop(bucket))
+            yield bucket
+    progress.close()
+    if gathered:
+        raise RuntimeError(f"{look.output.path}: buckets {sorted(gathered)[:10]} came back in part")
+
+
+def _stages(look: Look, runtime: RuntimeConfig, num_tasks: int) -> tuple[list[Stage], Look]:
+    """The pools of a run, and the look with the device that its model sits on."""
+    if runtime.workers == 0:
+        look = replace(look, device=_local_device(runtime))
+        return [Stage(worker=OpenerAndLooker, kwargs={"look": look}, size=1)], look
+    pools = pool_sizes(cluster_resources(runtime), runtime, with_helpers=True)
+    workers = min(pools.workers, max(1, num_tasks))
+    if not pools.num_gpus:
+        return [Stage(worker=OpenerAndLooker, kwargs={"look": look}, size=workers)], look
+    look = replace(look, device="cuda")
+    helpers = min(pools.helpers, max(1, num_tasks))
+    return [
+        Stage(worker=Opener, kwargs={"look": look}, size=helpers),
+        Stage(worker=Looker, kwargs={"look": look}, size=workers, num_gpus=pools.num_gpus),
+    ], look
+
+
+def _local_device(runtime: RuntimeConfig) -> str:
+    """Where the model of a run without Ray sits."""
+    if runtime.gpus_per_worker == 0:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _commit(look: Look, bucket: int, parts: Sequence[pa.Table]) -> None:
+    """Write the proposals of a bucket and its ledger."""
+    described = {
+        "detector": json.dumps(canonical(look.detector), sort_keys=True),
+        "fingerprint": look.output.fingerprint,
+    }
+    schema = PROPOSALS_SCHEMA.with_metadata(described)
+    table = pa.concat_tables(parts) if parts else PROPOSALS_SCHEMA.empty_table()
+    rows = sorted(table.to_pylist(), key=lambda row: row["image_id"])
+    kept = (_file("images", bucket), _file("rejects", bucket))
+    files = {name: look.output.read_bytes(name) for name in kept}
+    files[_file("part", bucket)] = parquet_bytes(pa.Table.from_pylist(rows, schema=schema))
+    lost = look.output.read_table(_file("rejects", bucket)).to_pylist()
+    reasons = [row["status"] for row in rows if row["status"] != OK] + [row["reason"] for row in lost]
+    good = sum(row["status"] == OK for row in rows)
+    ledger = entry(len(rows) + len(lost), good, reasons)
+    ledger["boxes"] = sum(len(row["boxes"]) for row in rows)
+    look.output.commit_bucket(bucket, files, ledger, rows={_file("part", bucket): len(rows)})
+
+
+def _file(kind: str, bucket: int) -> str:
+    return f"{kind}-{bucket:05d}.parquet"
+
+
+def objects_by_image(samples: Artifact, image_source: str, bucket: int) -> dict[str, np.ndarray]:
     """Annotated boxes float32[N, 4] by image_id of one bucket of an image source, ignore regions left out."""
-    num_buckets = IMAGE_SOURCES[config.image_source].num_buckets
+    num_buckets = IMAGE_SOURCES[image_source].num_buckets
     found: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     for part in buckets_holding(bucket, num_buckets, int(samples.manifest()["buckets"])):
         columns = ["image_source", "image_id", "window", "objects"]
         seen: set[tuple[str, str]] = set()
         for row in samples.read_table(f"part-{part:05d}.parquet", columns=columns).to_pylist():
             view = (row["image_id"], str(row["window"]))
-            if row["image_source"] != config.image_source or view in seen:
+            if row["image_source"] != image_source or view in seen:
                 continue  # every sample of an image, or of a window into it, lists all its objects
             seen.add(view)
             found[row["image_id"]] += [tuple(o["box"]) for o in row["objects"] if not o["ignore"]]

@@ -7,6 +7,7 @@ image_id  string                          join key with samples
 bucket    int32                           unit of work, a hash of image_id
 width     int32                           decoded width in px; 0 when the image could not be decoded
 height    int32                           decoded height in px; 0 when the image could not be decoded
+rotation  int32                           EXIF orientation that decoding undid, 1 to 8; 0 if not decoded
 boxes     list<float32[4]>                xyxy in original pixels, by descending score, stable
 scores    list<float32>                   the detector's confidence, aligned with boxes
 status    string                          ``ok`` or why there are no boxes: a reason such as ``missing_image``
@@ -40,6 +41,7 @@ PROPOSALS_SCHEMA = pa.schema(
         pa.field("bucket", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
+        pa.field("rotation", pa.int32(), nullable=False),
         pa.field("boxes", pa.list_(BOX), nullable=False),
         pa.field("scores", pa.list_(pa.float32()), nullable=False),
         pa.field("status", pa.string(), nullable=False),

@@ -25,11 +25,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.artifacts import Artifact, json_bytes
-from pipelines.cluster import RuntimeConfig, check_pool, connect
+from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes
 from pipelines.loader import make_plan, open_sources
 from pipelines.progress import duration
 from pipelines.train_job import VERSION, TrainConfig, TrainJob
@@ -52,6 +53,10 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
     """
     if output.status() == "done" and not runtime.force:
         return output.manifest()
+    if runtime.gpus_per_worker is not None:  # a rank has a whole GPU, or none
+        runtime = replace(runtime, gpus_per_worker=float(runtime.gpus_per_worker > 0))
+    if runtime.workers is None:
+        runtime = replace(runtime, workers=pool_sizes(cluster_resources(runtime), runtime).workers)
     _check(job, output, runtime)
     if runtime.force:
         output.delete()
@@ -90,7 +95,7 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
 
 
 def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
-    world_size = max(1, runtime.workers)
+    world_size = max(1, runtime.workers or 0)
     if job.config.batch_size < world_size:
         raise ValueError(
             f"batch_size={job.config.batch_size} is less than the {world_size} workers: raise it or use fewer"
@@ -159,18 +164,16 @@ def _run_on_ray(job: TrainJob, output: Artifact, runtime: RuntimeConfig, followe
     if runtime.address is None:  # one machine: nothing announces its preemption, nothing scrapes its metrics
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    connect(runtime)
-    import ray
+    pools = pool_sizes(cluster_resources(runtime), runtime)
+    use_gpu = pools.num_gpus > 0
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    check_pool(runtime.workers, num_cpus=1, num_gpus=1 if use_gpu else 0)
     with follower.file() as reports:
         TorchTrainer(
             lambda: _run_ray_worker(job, output),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=runtime.workers, use_gpu=use_gpu),
+            scaling_config=ScalingConfig(num_workers=pools.workers, use_gpu=use_gpu),
             run_config=RunConfig(
                 # The name is what Ray Train resumes by; the fingerprint keeps an edited job from doing so.
                 name=f"{output.name.replace('/', '-')}-{output.fingerprint}",

@@ -1,12 +1,19 @@
 """Detector configs: all that changes a detector's boxes and nothing else (no paths), so they can be hashed.
 
-Imports nothing heavy. The weights of a trained detector enter by the fingerprint of the run that made them.
+Imports nothing heavy. What a detector needs beside its config (`Need`) is given apart, as a path or an
+artifact, and enters fingerprints by its content.
 """
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Literal
 
 from fo1_model.opn.config import OPN_SIZES, PROMPTS
+
+Need = Literal["nothing", "run", "weights", "objects", "boxes"]
+"""What a detector needs beside its config: the export folder of a training run of ours, weights of others (a
+folder or file), the annotated objects of each image, or a file of boxes."""
+Precision = Literal["fp32", "bf16"]
+"""Of matrix products; boxes and scores are float32 in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,44 +40,142 @@ class Selection:
 class OPNDetectorConfig:
     """A trained OPN; the architecture comes with the checkpoint."""
 
-    needs_checkpoint: ClassVar[bool] = True
-    needs_objects: ClassVar[bool] = False
-    prompt: str = "coarse"
-    """Granularity: coarse (whole objects) or fine (parts)."""
+    needs: ClassVar[Need] = "run"
+    prompt: Literal["coarse", "fine", "both"] = "coarse"
+    """Granularity: coarse (whole objects), fine (parts), or the boxes of both together."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network."""
     selection: Selection = field(default_factory=Selection)
     """Which boxes are kept."""
 
     def __post_init__(self) -> None:
-        _check_prompt(self)
+        _check_choice(self, "prompt", (*PROMPTS, "both"))
+        _check_choice(self, "precision", ("fp32", "bf16"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class UntrainedOPNConfig:
     """A randomly initialised OPN: the control any trained one must beat."""
 
-    needs_checkpoint: ClassVar[bool] = False
-    needs_objects: ClassVar[bool] = False
+    needs: ClassVar[Need] = "nothing"
     size: str = "tiny"
     """Name in OPN_SIZES."""
     seed: int = 0
     """Of the weights."""
-    prompt: str = "coarse"
+    prompt: Literal["coarse", "fine", "both"] = "coarse"
     """Granularity, as for the trained one."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network."""
     selection: Selection = field(default_factory=Selection)
     """Which boxes are kept."""
 
     def __post_init__(self) -> None:
-        _check_prompt(self)
-        if self.size not in OPN_SIZES:
-            raise ValueError(f"UntrainedOPNConfig.size={self.size!r}: use one of {sorted(OPN_SIZES)}")
+        _check_choice(self, "prompt", (*PROMPTS, "both"))
+        _check_choice(self, "precision", ("fp32", "bf16"))
+        _check_choice(self, "size", tuple(OPN_SIZES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedSetConfig:
+    """A Hugging Face detector with fixed classes: DETR, Deformable DETR, RT-DETR, D-FINE and their kin.
+
+    Needs a folder that ``AutoModelForObjectDetection`` reads. A box's score is its best foreground class's.
+    """
+
+    needs: ClassVar[Need] = "weights"
+    precision: Precision = "fp32"
+    """Arithmetic of the network."""
+    selection: Selection = field(default_factory=Selection)
+    """Which boxes are kept."""
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "precision", ("fp32", "bf16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntrainedRTDETRConfig:
+    """A randomly initialised small RT-DETR: a swapped detector that needs no download."""
+
+    needs: ClassVar[Need] = "nothing"
+    seed: int = 0
+    """Of the weights."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network."""
+    selection: Selection = field(default_factory=Selection)
+    """Which boxes are kept."""
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "precision", ("fp32", "bf16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPromptedConfig:
+    """A Hugging Face detector that is asked in words: OmDet-Turbo, Grounding DINO, OWL-ViT, OWLv2.
+
+    Needs a folder that ``AutoModelForZeroShotObjectDetection`` reads. A box's score is its best word's.
+    """
+
+    needs: ClassVar[Need] = "weights"
+    prompt: str = "object"
+    """What is asked for; several names with ";" between them. "object" alone finds nearly as much as the true
+    names (PF-RPN's comparison)."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network."""
+    selection: Selection = field(default_factory=Selection)
+    """Which boxes are kept."""
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "precision", ("fp32", "bf16"))
+        if not self.names:
+            raise ValueError(f"TextPromptedConfig.prompt={self.prompt!r}: name at least one thing")
+
+    @property
+    def names(self) -> list[str]:
+        """The things asked for, without blanks around them."""
+        return [name for part in self.prompt.split(";") if (name := part.strip())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionConfig:
+    """A torchvision detector. Needs a state dict of it (safetensors, or a torch file of plain tensors)."""
+
+    needs: ClassVar[Need] = "weights"
+    model: str = "fasterrcnn_resnet50_fpn"
+    """Name of a builder in ``torchvision.models.detection``."""
+    boxes: Literal["final", "rpn"] = "final"
+    """Final boxes by their class score, or those of the region proposal network by objectness."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network."""
+    selection: Selection = field(default_factory=Selection)
+    """Which boxes are kept."""
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "boxes", ("final", "rpn"))
+        _check_choice(self, "precision", ("fp32", "bf16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UPNConfig:
+    """UPN of ChatRex, the detector of the released evaluation. Needs its published state dict."""
+
+    needs: ClassVar[Need] = "weights"
+    prompt: Literal["coarse", "fine"] = "fine"
+    """Granularity; the released scripts ask for ``fine_grained_prompt``."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network."""
+    selection: Selection = field(default_factory=lambda: Selection(score_min=0.3))
+    """Which boxes are kept; score 0.3 and NMS 0.8 as in the released scripts."""
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "prompt", PROMPTS)
+        _check_choice(self, "precision", ("fp32", "bf16"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthConfig:
     """The annotated boxes themselves, score 1: the upper bound."""
 
-    needs_checkpoint: ClassVar[bool] = False
-    needs_objects: ClassVar[bool] = True
+    needs: ClassVar[Need] = "objects"
     selection: Selection = field(default_factory=lambda: Selection(nms_iou=None))
     """Which boxes are kept; no NMS, which would drop true boxes."""
 
@@ -79,8 +184,7 @@ class GroundTruthConfig:
 class GroundTruthJitterConfig:
     """Annotated boxes moved at random, among random distractors: a stand-in detector of known quality."""
 
-    needs_checkpoint: ClassVar[bool] = False
-    needs_objects: ClassVar[bool] = True
+    needs: ClassVar[Need] = "objects"
     jitter: float = 0.08
     """Each edge moves by up to this share of the box's side; 0.08 keeps IoU above 0.7."""
     miss_rate: float = 0.0
@@ -103,19 +207,99 @@ class GroundTruthJitterConfig:
             )
 
 
-DetectorConfig = OPNDetectorConfig | UntrainedOPNConfig | GroundTruthConfig | GroundTruthJitterConfig
-"""Any of the above."""
+@dataclass(frozen=True, kw_only=True)
+class BoxFileConfig:
+    """Boxes that were found elsewhere and lie in a file (`pipelines.box_files` has its forms)."""
+
+    needs: ClassVar[Need] = "boxes"
+    selection: Selection = field(default_factory=lambda: Selection(nms_iou=None))
+    """Which boxes are kept; no NMS, since whoever made the file has done what was wanted."""
+
+
+Leaf = (
+    OPNDetectorConfig
+    | UntrainedOPNConfig
+    | ClosedSetConfig
+    | UntrainedRTDETRConfig
+    | TextPromptedConfig
+    | TorchvisionConfig
+    | UPNConfig
+    | GroundTruthConfig
+    | GroundTruthJitterConfig
+    | BoxFileConfig
+)
+"""A detector that is not made of others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnionConfig:
+    """The boxes of several detectors together, each with its own score, overlaps suppressed once more."""
+
+    members: tuple[Leaf, ...]
+    """At least two; each selects by its own settings first."""
+    selection: Selection = field(default_factory=Selection)
+    """Which of their boxes are kept."""
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2:
+            raise ValueError(f"UnionConfig.members: {len(self.members)} given; a union has at least two")
+        if sum(member.needs in ("objects", "boxes") for member in self.members) > 1:
+            raise ValueError("UnionConfig.members: only one of them may bring boxes that are known already")
+
+
+DetectorConfig = Leaf | UnionConfig
+"""Any detector."""
 
 DETECTORS: dict[str, type[DetectorConfig]] = {
     "opn": OPNDetectorConfig,
     "opn_untrained": UntrainedOPNConfig,
+    "closed_set": ClosedSetConfig,
+    "rt_detr_untrained": UntrainedRTDETRConfig,
+    "text_prompted": TextPromptedConfig,
+    "torchvision": TorchvisionConfig,
+    "upn": UPNConfig,
     "ground_truth": GroundTruthConfig,
     "ground_truth_jitter": GroundTruthJitterConfig,
+    "file": BoxFileConfig,
+    "union": UnionConfig,
 }
-"""Name -> config class: `build_detector(DETECTORS["opn"](), checkpoint=FOLDER)`."""
+"""Name -> config class: `build_detector(DETECTORS["opn"](), FOLDER)`."""
 
 
-def _check_prompt(config: OPNDetectorConfig | UntrainedOPNConfig) -> None:
-    """Raises ValueError for a granularity OPN has no prompt for."""
-    if config.prompt not in PROMPTS:
-        raise ValueError(f"{type(config).__name__}.prompt={config.prompt!r}: use one of {PROMPTS}")
+def leaves(config: DetectorConfig) -> tuple[Leaf, ...]:
+    """The detectors that a config is made of: itself, or the members of a union."""
+    return config.members if isinstance(config, UnionConfig) else (config,)
+
+
+def with_selection(config: DetectorConfig, **changes: object) -> DetectorConfig:
+    """The same detector with other settings of its selection."""
+    return replace(config, selection=replace(config.selection, **changes))  # type: ignore[arg-type]
+
+
+def name_of(config: DetectorConfig) -> str:
+    """Name of a detector in DETECTORS; of a union, its members' names joined by "+"."""
+    if isinstance(config, UnionConfig):
+        return "+".join(name_of(member) for member in config.members)
+    return next(name for name, kind in DETECTORS.items() if type(config) is kind)
+
+
+def from_canonical(described: dict) -> DetectorConfig:
+    """A config from its canonical form in a manifest: its fields, and ``type``, its class's name.
+
+    Raises ValueError for a class or fields that this version does not have.
+    """
+    kind = next((kind for kind in DETECTORS.values() if kind.__name__ == described.get("type")), None)
+    values = {name: value for name, value in described.items() if name != "type"}
+    if kind is None or set(values) != {f.name for f in fields(kind)}:
+        raise ValueError(f"detector {described.get('type')!r} of the manifest is not known to this version")
+    selection = Selection(**{k: v for k, v in values.pop("selection").items() if k != "type"})
+    if "members" in values:
+        values["members"] = tuple(from_canonical(member) for member in values["members"])
+    return kind(**values, selection=selection)
+
+
+def _check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError for a value that is not among the choices."""
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"{type(config).__name__}.{name}={value!r}: use one of {', '.join(choices)}")

@@ -1,15 +1,18 @@
 """OPN as a detector: letterbox, forward, sigmoid, back to original pixels, selection."""
 
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 
+from fo1_model.detectors.batching import equal_shapes, inference
 from fo1_model.detectors.configs import OPNDetectorConfig, UntrainedOPNConfig
 from fo1_model.detectors.postprocess import select
-from fo1_model.detectors.protocol import Detections, DetectorInput
+from fo1_model.detectors.protocol import Detections, DetectorInput, Prepare, Prepared
 from fo1_model.opn.config import OPN_SIZES, PROMPTS
-from fo1_model.opn.network import load_opn, new_opn
-from fo1_model.opn.targets import letterbox
+from fo1_model.opn.network import OPN, load_config, load_opn, new_opn
+from fo1_model.opn.targets import Letterbox, normalised_square, scaled_pixels
 
 
 class OPNDetector:
@@ -18,33 +21,62 @@ class OPNDetector:
     def __init__(
         self, config: OPNDetectorConfig | UntrainedOPNConfig, checkpoint: str | None, device: str = "cpu"
     ) -> None:
-        self.config = config
         if isinstance(config, UntrainedOPNConfig):
             model = new_opn(OPN_SIZES[config.size](), config.seed).eval()
         elif checkpoint is None:
             raise ValueError("OPNDetector(checkpoint=None): give the export folder of an OPN run")
         else:
             model = load_opn(checkpoint)
-        self.model = model.to(device)
-        self.device = device
+        self.config, self.device = config, device
+        self.model: OPN = model.to(device)
+        self.prepare = partial(_prepare, side=self.model.config.image_size)
+        self._prompts = PROMPTS if config.prompt == "both" else (config.prompt,)
 
-    @torch.inference_mode()
-    def detect(self, batch: Sequence[DetectorInput]) -> list[Detections]:
+    def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
         """See `Detector.detect`."""
-        if not batch:
-            return []
-        squares, placed = zip(*(letterbox(item.image, self.model.config) for item in batch), strict=True)
-        pixels = torch.stack(squares).to(self.device)
-        prompts = torch.full((len(batch),), PROMPTS.index(self.config.prompt), device=self.device)
-        outputs = self.model(pixels, prompts)
-        scores = outputs.logits[-1].float().sigmoid().cpu().numpy()
-        return [
-            select(
-                where.to_original(outputs.boxes[-1, i]),
-                scores[i],
-                width=item.image.width,
-                height=item.image.height,
-                selection=self.config.selection,
-            )
-            for i, (item, where) in enumerate(zip(batch, placed, strict=True))
-        ]
+        found: list[Detections | None] = [None] * len(batch)
+        for indices, pixels in equal_shapes(batch):
+            squares = normalised_square(pixels.to(self.device), self.model.config)
+            per_prompt = [self._forward(squares, prompt) for prompt in self._prompts]
+            for row, index in enumerate(indices):
+                item = batch[index]
+                placed = Letterbox(item.scale[0], self.model.config.image_size)
+                boxes = [placed.to_original(boxes[row]) for boxes, _ in per_prompt]
+                scores = [scores[row].cpu().numpy() for _, scores in per_prompt]
+                found[index] = select(
+                    np.concatenate(boxes),
+                    np.concatenate(scores),
+                    width=item.width,
+                    height=item.height,
+                    selection=self.config.selection,
+                )
+        return [one for one in found if one is not None]
+
+    def _forward(self, squares: torch.Tensor, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Boxes [B, K, 4] cxcywh in [0, 1] of the square and scores [B, K], float32."""
+        prompts = torch.full((len(squares),), PROMPTS.index(prompt), device=squares.device)
+        with inference(self.device, self.config.precision):
+            outputs = self.model(squares, prompts)
+        return outputs.boxes[-1].float(), outputs.logits[-1].float().sigmoid()
+
+
+def preparation(config: OPNDetectorConfig | UntrainedOPNConfig, checkpoint: str | None) -> Prepare:
+    """See `fo1_model.detectors.preparation`."""
+    network = (
+        OPN_SIZES[config.size]() if isinstance(config, UntrainedOPNConfig) else load_config(str(checkpoint))
+    )
+    return partial(_prepare, side=network.image_size)
+
+
+def _prepare(item: DetectorInput, *, side: int) -> Prepared:
+    """Scale an image so that its longer side is `side` px."""
+    pixels, placed = scaled_pixels(item.image, side)
+    width, height = item.image.size
+    return Prepared(
+        image_id=item.image_id,
+        width=width,
+        height=height,
+        pixels=pixels,
+        scale=(placed.scale, placed.scale),
+        known=item.known,
+    )

@@ -214,14 +214,18 @@ def save_opn(model: OPN, folder: str | Path) -> None:
 
 def load_opn(folder: str | Path) -> OPN:
     """The network `save_opn` wrote, on the CPU, for inference. Raises ValueError naming a missing file."""
+    model = new_opn(load_config(folder), seed=0)
+    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return model.eval()
+
+
+def load_config(folder: str | Path) -> OPNConfig:
+    """Config of the network in a folder that `save_opn` wrote. Raises ValueError naming a missing file."""
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"OPN checkpoint {folder}: {name} is missing; give an OPN run's export folder")
-    config = OPNConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    model = new_opn(config, seed=0)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.eval()
+    return OPNConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def _omdet_config(config: OPNConfig) -> OmDetTurboConfig:

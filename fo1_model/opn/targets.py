@@ -65,18 +65,31 @@ class OPNBatch:
 
 def letterbox(image: Image.Image, config: OPNConfig) -> tuple[Tensor, Letterbox]:
     """Scales and pads one RGB image: float32[3, S, S] normalised, and the way back."""
-    side = config.image_size
+    pixels, placed = scaled_pixels(image, config.image_size)
+    return normalised_square(torch.from_numpy(pixels), config), placed
+
+
+def scaled_pixels(image: Image.Image, side: int) -> tuple[np.ndarray, Letterbox]:
+    """Scales one image so that its longer side is `side`: uint8[3, H, W] RGB, and the way back."""
     width, height = image.size
     scale = side / max(width, height)
     if scale != 1.0:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = image.resize(size, Image.Resampling.BILINEAR)
-    rgb = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1) / 255.0
-    mean = torch.tensor(config.pixel_mean).view(3, 1, 1)
-    std = torch.tensor(config.pixel_std).view(3, 1, 1)
-    square = torch.zeros(3, side, side)  # zero is the mean colour after normalisation
-    square[:, : rgb.shape[1], : rgb.shape[2]] = (rgb - mean) / std
-    return square, Letterbox(scale, side)
+    rgb = np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+    return rgb, Letterbox(scale, side)
+
+
+def normalised_square(pixels: Tensor, config: OPNConfig) -> Tensor:
+    """Normalises and pads scaled pixels: uint8[..., 3, H, W] -> float32[..., 3, S, S], on their device."""
+    rgb = pixels.float() / 255.0
+    mean = torch.tensor(config.pixel_mean, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(config.pixel_std, device=pixels.device).view(3, 1, 1)
+    side = config.image_size
+    # Zero is the mean colour after normalisation.
+    square = torch.zeros(*pixels.shape[:-2], side, side, device=pixels.device)
+    square[..., : rgb.shape[-2], : rgb.shape[-1]] = (rgb - mean) / std
+    return square
 
 
 def collate(

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
-from fo1_model.detectors import GroundTruthJitterConfig
+from fo1_model.detectors import GroundTruthJitterConfig, leaves
 from pipelines import proposals, samples, shards
 from pipelines.artifacts import Artifact, fingerprint
 from pipelines.cluster import RuntimeConfig, map_buckets
@@ -80,6 +80,7 @@ class Steps:
         self.runtime = RuntimeConfig(root=str(root / "out"), data=str(data), workers=workers, **runtime)
         self.samples_config = samples.SamplesConfig(dataset="coco", options=BuildOptions())
         self.detector = GroundTruthJitterConfig(num_distractors=6, jitter=0.05, seed=3)
+        self.box_file: str | None = None
         self.shards_config = shards.ShardsConfig()
 
     def artifact(self, kind: str, name: str, module, config, inputs) -> Artifact:
@@ -98,13 +99,12 @@ class Steps:
 
     @property
     def proposals_inputs(self) -> dict[str, str]:
-        return proposals.proposals_inputs(
-            self.proposals_config, self.folders, self.cache, samples=self.samples if self.objects else None
-        )
+        return proposals.proposals_inputs(self.proposals_config, self.folders, self.cache, self.supplies)
 
     @property
-    def objects(self) -> bool:
-        return self.detector.needs_objects
+    def supplies(self) -> tuple:
+        needs = [leaf.needs for leaf in leaves(self.detector)]
+        return tuple({"objects": self.samples, "boxes": self.box_file}.get(need) for need in needs)
 
     @property
     def proposals(self) -> Artifact:
@@ -136,7 +136,7 @@ class Steps:
             folders=self.folders,
             runtime=self.runtime,
             inputs=self.proposals_inputs,
-            samples=self.samples if self.objects else None,
+            supplies=self.supplies,
         )
 
     def shard(self) -> dict:
@@ -178,7 +178,7 @@ def serve() -> None:
 
     Answers with the exit code. Importing torch for each would be most of the test's time.
     """
-    import fo1_model.detectors.ground_truth  # noqa: F401
+    import fo1_model.detectors.known_boxes  # noqa: F401
 
     for line in sys.stdin:
         step, data, root, name = json.loads(line)

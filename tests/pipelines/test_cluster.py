@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import RuntimeConfig, check_pool, map_buckets
+from pipelines.cluster import Pools, RuntimeConfig, map_buckets, pool_sizes
 from pipelines.progress import Progress, duration
 
 
@@ -55,7 +55,9 @@ def test_inline_does_not_import_ray() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
 
 
-@pytest.mark.parametrize("wrong", [{"workers": -1}, {"max_reject_fraction": 1.5}, {"root": ""}])
+@pytest.mark.parametrize(
+    "wrong", [{"workers": -1}, {"gpus_per_worker": -0.5}, {"max_reject_fraction": 1.5}, {"root": ""}]
+)
 def test_wrong_settings_name_the_field(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RuntimeConfig(**({"root": "/tmp", "data": "/tmp"} | wrong))
@@ -89,12 +91,46 @@ def test_progress_on_a_terminal_rewrites_its_line() -> None:
     now[0] = 1.0
     progress.update(5)
     progress.close()
-    assert stream.getvalue() == "\rbuild: 5 samples\rbuild: 5 samples, took 1s\n"
+    assert stream.getvalue() == "\rbuild: 5 samples, 5.0 samples/s\rbuild: 5 samples, 5.0 samples/s, took 1s\n"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (125, "2m05s"), (7500, "2h05m")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "share", "expected"),
+    [
+        (4, 0, 2, None, (2, 0, 0.0)),
+        (4, 0, None, None, (3, 0, 0.0)),  # one CPU is always left
+        (16, 1, 1, None, (1, 14, 1.0)),
+        (16, 2, None, 0.25, (8, 7, 0.25)),  # four a GPU
+        (6, 2, None, 0.25, (4, 1, 0.25)),  # the CPUs are what is scarce: one for a helper, one left
+        (16, 2, 3, 0.0, (3, 0, 0.0)),
+    ],
+)
+def test_pools_follow_the_cluster(cpus, gpus, workers, share, expected) -> None:
+    asked = RuntimeConfig(root="/tmp", data="/tmp", workers=workers, gpus_per_worker=share)
+    found = pool_sizes({"CPU": cpus, "GPU": gpus}, asked, with_helpers=True)
+    assert found == Pools(workers=expected[0], helpers=expected[1], num_gpus=expected[2])
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "share", "message"),
+    [
+        (4, 0, 4, None, "--workers 3 or fewer"),
+        (1, 0, 1, None, r"--workers 0 \(runs without Ray\)"),
+        (16, 1, 2, None, "1 CPU and 1 GPUs each.*--workers 1 or fewer"),
+        (16, 1, 5, 0.25, "--workers 4 or fewer"),
+        (16, 0, 1, 0.5, "--gpus-per-worker 0"),
+        (2, 1, 1, None, "2 CPUs beside them"),
+    ],
+)
+def test_a_pool_that_does_not_fit_is_refused(cpus, gpus, workers, share, message) -> None:
+    asked = RuntimeConfig(root="/tmp", data="/tmp", workers=workers, gpus_per_worker=share)
+    with pytest.raises(ValueError, match=message):
+        pool_sizes({"CPU": cpus, "GPU": gpus}, asked, with_helpers=True)
 
 
 @pytest.mark.cluster
@@ -109,7 +145,5 @@ def test_on_ray_every_bucket_once_errors_as_raised_and_impossible_pools_refused(
         list(map_buckets(doubler(), {"factor": 1, "broken": 2}, [2], runtime=runtime(1), description="test"))
 
     cpus = max(4, os.cpu_count() or 1)
-    with pytest.raises(ValueError, match=rf"workers={cpus} at 1 CPUs each.*--workers {cpus - 1}"):
-        check_pool(cpus, num_cpus=1)
-    with pytest.raises(ValueError, match="GPUs"):
-        map_buckets(doubler(), {"factor": 1}, [1], runtime=runtime(1), description="test", num_gpus=64)
+    with pytest.raises(ValueError, match=rf"workers={cpus} at 1 CPU each.*--workers {cpus - 1}"):
+        map_buckets(doubler(), {"factor": 1}, [1], runtime=runtime(cpus), description="test")

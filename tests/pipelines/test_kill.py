@@ -24,7 +24,7 @@ MOMENTS = [
     ("build", "buckets/00003.json", 3),
     ("build", "manifest.json", 8),
     ("propose", "images-00002.parquet", 0),
-    ("propose", "buckets/00003.json", 3),
+    ("propose", "buckets/00003.json", 4),
     ("propose", "manifest.json", 8),
     ("shard", "rejects-00000.parquet", 0),
     ("shard", ".index.parquet", 1),

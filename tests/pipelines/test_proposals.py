@@ -71,9 +71,7 @@ def test_over_the_reject_limit_the_step_fails_with_counts(steps: Steps, tmp_path
 
 def test_ground_truth_objects_without_crowds(steps: Steps) -> None:
     found = {
-        name: boxes
-        for b in range(8)
-        for name, boxes in objects_by_image(steps.samples, steps.proposals_config, b).items()
+        name: boxes for b in range(8) for name, boxes in objects_by_image(steps.samples, "coco", b).items()
     }
     assert found["2"].shape == (3, 4)
     assert found["2"].dtype == np.float32
@@ -112,13 +110,17 @@ def test_what_a_detector_needs_is_checked_before_any_work(steps: Steps) -> None:
     from pipelines.proposals import propose
 
     common = {"folders": steps.folders, "runtime": steps.runtime, "inputs": {}}
-    with pytest.raises(ValueError, match="needs samples"):
-        propose(steps.proposals_config, steps.proposals, **common)
+    with pytest.raises(ValueError, match="GroundTruthJitterConfig needs samples"):
+        propose(steps.proposals_config, steps.proposals, **common, supplies=(None,))
     config = ProposalsConfig(image_source="coco", detector=OPNDetectorConfig())
-    with pytest.raises(ValueError, match="needs checkpoint"):
-        propose(config, steps.proposals, **common)
-    with pytest.raises(ValueError, match="takes no samples"):
-        propose(config, steps.proposals, **common, samples=steps.samples, checkpoint="x")
+    with pytest.raises(ValueError, match="OPNDetectorConfig needs a finished training run"):
+        propose(config, steps.proposals, **common, supplies=(None,))
+    with pytest.raises(ValueError, match="OPNDetectorConfig needs a finished training run"):
+        propose(config, steps.proposals, **common, supplies=(steps.samples,))
+    with pytest.raises(ValueError, match="nothing at /nowhere"):
+        propose(config, steps.proposals, **common, supplies=("/nowhere",))
+    with pytest.raises(ValueError, match="0 given for 1 detectors"):
+        propose(config, steps.proposals, **common, supplies=())
 
 
 def test_samples_must_be_there_first(tmp_path: Path) -> None:

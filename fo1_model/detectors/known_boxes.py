@@ -1,4 +1,4 @@
-"""Annotated boxes as proposals: exact, or jittered among distractors. No weights, no training."""
+"""Boxes that are known already, as proposals: annotated ones, exact or jittered, or those of a file."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,37 +7,46 @@ import numpy as np
 import torch
 
 from fo1_model.boxes import iou
-from fo1_model.detectors.configs import GroundTruthConfig, GroundTruthJitterConfig
+from fo1_model.detectors.configs import BoxFileConfig, GroundTruthConfig, GroundTruthJitterConfig
 from fo1_model.detectors.postprocess import select
-from fo1_model.detectors.protocol import Detections, DetectorInput
+from fo1_model.detectors.protocol import Detections, Prepare, Prepared, without_pixels
 
+KnownBoxesConfig = GroundTruthConfig | GroundTruthJitterConfig | BoxFileConfig
 DISTRACTOR_SIDES = (0.08, 0.6)
 """Range of a distractor's sides as a share of the image's, drawn log-uniformly."""
 SCORE_NOISE = 0.15
 """Share of a score that is noise; the rest is the box's IoU with its nearest object."""
 
 
-class GroundTruthDetector:
-    """Gives back the objects of each input; raises ValueError naming the image when it has none attached."""
+class KnownBoxesDetector:
+    """Gives back the known boxes of each image; ValueError naming the image when it has none attached."""
 
-    def __init__(self, config: GroundTruthConfig | GroundTruthJitterConfig) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: KnownBoxesConfig,
+        checkpoint: None = None,  # noqa: ARG002
+        device: str = "cpu",  # noqa: ARG002
+    ) -> None:
+        self.config, self.prepare = config, preparation(config)
 
-    def detect(self, batch: Sequence[DetectorInput]) -> list[Detections]:
+    def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
         """See `Detector.detect`."""
         return [self._detect(item) for item in batch]
 
-    def _detect(self, item: DetectorInput) -> Detections:
-        if item.objects is None:
+    def _detect(self, item: Prepared) -> Detections:
+        if item.known is None:
             raise ValueError(
-                f"image {item.image_id}: a ground-truth detector needs its objects (empty if none)"
+                f"image {item.image_id}: {type(self.config).__name__} needs its boxes (empty if none)"
             )
-        boxes = np.array(item.objects, dtype=np.float32).reshape(-1, 4)
-        width, height = item.image.size
-        scores = np.ones(len(boxes), dtype=np.float32)
+        boxes, scores = item.known.boxes, item.known.scores
         if isinstance(self.config, GroundTruthJitterConfig):
-            boxes, scores = jittered(boxes, width, height, item.image_id, self.config)
-        return select(boxes, scores, width=width, height=height, selection=self.config.selection)
+            boxes, scores = jittered(boxes, item.width, item.height, item.image_id, self.config)
+        return select(boxes, scores, width=item.width, height=item.height, selection=self.config.selection)
+
+
+def preparation(_: KnownBoxesConfig, checkpoint: None = None) -> Prepare:  # noqa: ARG001
+    """See `fo1_model.detectors.preparation`."""
+    return without_pixels
 
 
 def jittered(
