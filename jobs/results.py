@@ -10,6 +10,7 @@ from fo1_model.detectors.configs import name_of
 from jobs.benchmarks import BENCHMARKS
 from jobs.steps import Chain, Evaluated, Step
 from pipelines.artifacts import filesystem_of
+from pipelines.train_job import VALIDATION
 
 
 def report(made: Chain) -> None:
@@ -108,8 +109,19 @@ def _facts(step: Step) -> Any:
         run=step.artifact.name,
         config=flatten(manifest["config"]),
         fingerprints={**manifest["inputs"], "run": step.artifact.fingerprint},
-        loss=[(record["step"], record["loss"]) for record in history],
+        loss=[(record["step"], record["loss"]) for record in history if "loss" in record],
+        validation=_validation(history),
     )
+
+
+def _validation(history: Sequence[dict[str, float]]) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of each figure of the held-out examples."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in history:
+        for name, value in record.items():
+            if name.startswith(VALIDATION):
+                found.setdefault(name.removeprefix(VALIDATION), []).append((record["step"], value))
+    return found
 
 
 def _log(made: Chain, item: Evaluated, figures: dict[str, float]) -> None:

@@ -17,7 +17,7 @@ from fo1_model import grammar
 from pipelines import rejection
 from pipelines.artifacts import Artifact
 from pipelines.metrics.cases import Answer, Case, Scene, Target, as_boxes
-from pipelines.metrics.proposals import BUDGETS, Proposed, oracle_ap, proposal_recall
+from pipelines.metrics.proposals import BUDGETS, Proposed, proposal_figures
 from pipelines.metrics.summary import DETECTION, summarise
 from pipelines.records import RegionExample, proposals_by_image
 from pipelines.tars import ShardSet, decode_member
@@ -53,9 +53,7 @@ def evaluate_proposals(
     """
     scenes, names = load_scenes(samples, proposals.name.partition("/")[0])
     found = load_proposals(proposals, {scene.image_id for scene in scenes})
-    figures = proposal_recall(scenes, found, budgets)
-    ceiling = oracle_ap(scenes, found, names)
-    return figures | ({"oracle_ap": ceiling["ap"]} if "ap" in ceiling else {})
+    return proposal_figures(scenes, found, names, budgets)
 
 
 def load_cases(predictions: Artifact, shards: Artifact, samples: Artifact) -> list[Case]:

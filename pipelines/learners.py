@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fo1_model.model import FO1Model
     from fo1_model.opn.network import OPN
     from fo1_model.processing import Batch, Processor
+    from pipelines.metrics.cases import Scene
+    from pipelines.metrics.proposals import Proposed
     from pipelines.train_job import TrainConfig
 
 
@@ -63,6 +65,12 @@ class Trainee(Protocol):
 
         forward: calls the module.
         """
+
+    def judge(self, examples: Sequence[Example], device: Any) -> list[Any]:
+        """What the module in evaluation mode makes of held-out examples, one plain picklable value each."""
+
+    def figures(self, judged: Sequence[Any]) -> dict[str, float]:
+        """Figures of a held-out set, by name, from what `judge` gave for each of its examples."""
 
     def export(self, folder: Path) -> None:
         """Write the model folder that evaluation, prediction and later stages read."""
@@ -134,13 +142,7 @@ class _OPNTrainee:
     def collate(self, examples: Sequence[Example]) -> Any:
         from fo1_model.opn.targets import collate
 
-        triples = []
-        for example in examples:
-            image, boxes = view(example.record, example.image)
-            if image is None:
-                raise ValueError(f"{example.record.sample_id} has no image, which a detector needs")
-            ignore = np.asarray(example.record.ignore or [False] * len(boxes), bool)
-            triples.append((image, boxes, ignore))
+        triples = [_opn_example(example) for example in examples]
         seeds = [example.seed for example in examples]
         return collate(triples, self._learner.network, seeds=seeds, flip=self._learner.flip)
 
@@ -152,10 +154,60 @@ class _OPNTrainee:
         loss_sum, _, logs = self._criterion(outputs, batch)
         return loss_sum, logs
 
+    def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[Scene, Proposed]]:
+        from fo1_model.detectors.configs import Selection
+        from fo1_model.detectors.postprocess import select
+        from fo1_model.opn.targets import collate
+        from pipelines.metrics.cases import Scene
+        from pipelines.metrics.proposals import BUDGETS, Proposed
+
+        seen = [_opn_example(example) for example in examples]
+        batch = collate(seen, self._learner.network).to(device)
+        outputs = self.module(batch.pixels, batch.prompts)
+        scores = outputs.logits[-1].float().sigmoid().cpu().numpy()
+        judged = []
+        for row, (example, (image, boxes, ignore)) in enumerate(zip(examples, seen, strict=True)):
+            found = select(
+                batch.letterboxes[row].to_original(outputs.boxes[-1, row]),
+                scores[row],
+                width=image.width,
+                height=image.height,
+                selection=Selection(max_boxes=max(BUDGETS)),
+            )
+            name = example.record.sample_id
+            scene = Scene(image_id=name, boxes=boxes, labels=_labels(example.record), ignore=tuple(ignore))
+            judged.append((scene, Proposed(image_id=name, boxes=found.boxes, scores=found.scores)))
+        return judged
+
+    def figures(self, judged: Sequence[tuple[Scene, Proposed]]) -> dict[str, float]:
+        from pipelines.metrics.proposals import oracle_ap, proposal_recall
+
+        scenes, proposed = [scene for scene, _ in judged], [found for _, found in judged]
+        names = sorted({label for scene in scenes for label in scene.labels})
+        ceiling = oracle_ap(scenes, proposed, names)
+        figures = proposal_recall(scenes, proposed)
+        return figures | ({"oracle_ap": ceiling["ap"]} if "ap" in ceiling else {})
+
     def export(self, folder: Path) -> None:
         from fo1_model.opn.network import save_opn
 
         save_opn(self.module, folder)
+
+
+def _opn_example(example: Example) -> tuple[Any, np.ndarray, np.ndarray]:
+    image, boxes = view(example.record, example.image)
+    if image is None:
+        raise ValueError(f"{example.record.sample_id} has no image, which a detector needs")
+    return image, boxes, np.asarray(example.record.ignore or [False] * len(boxes), bool)
+
+
+def _labels(record: RegionExample) -> tuple[str, ...]:
+    """Category of each box of a detector's example."""
+    labels = ["object"] * len(record.boxes)
+    for target in record.targets:
+        for region in target["regions"]:
+            labels[region] = target["text"]
+    return tuple(labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +293,17 @@ class _FO1Trainee:
 
     def loss(self, forward: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, float]]:
         return forward(batch).loss_sum, {}
+
+    def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[float, float]]:
+        judged = []
+        for example in examples:
+            batch = self.collate([example])
+            loss = self.module(batch.to(device)).loss_sum
+            judged.append((float(loss), self.weigh(batch)))
+        return judged
+
+    def figures(self, judged: Sequence[tuple[float, float]]) -> dict[str, float]:
+        return {"loss": sum(loss for loss, _ in judged) / max(sum(weight for _, weight in judged), 1e-9)}
 
     def export(self, folder: Path) -> None:
         from fo1_model.checkpoint import save_model

@@ -10,7 +10,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,9 +19,20 @@ import torch
 import torch.distributed as dist
 
 from pipelines.artifacts import Artifact, filesystem_of, json_bytes
+from pipelines.averaging import WeightAverage
 from pipelines.engine import Engine
 from pipelines.learners import Trainee
-from pipelines.loader import Loader, StepData, make_plan, num_micro_batches, open_sources, seed_of
+from pipelines.loader import (
+    Loader,
+    StepData,
+    held_out_sources,
+    make_plan,
+    num_micro_batches,
+    open_sources,
+    seed_of,
+)
+from pipelines.tars import ShardSet
+from pipelines.validation import validate
 
 if TYPE_CHECKING:
     from pipelines.train_job import TrainConfig, TrainJob
@@ -77,14 +88,18 @@ def run_worker(job: TrainJob, output: Artifact, worker: Worker) -> None:
         micro_batch_size=config.micro_batch_size,
     )
     state: dict[str, Any] = {"step": 0, "history": [], "plan": plan.fingerprint}
+    average = WeightAverage(trainee.module, config.ema_decay) if config.ema_decay else None
     with worker.restored() as folder:
         if folder is not None:
             state = engine.load(folder)
+            if average is not None:
+                average.load(folder)
     if state["plan"] != plan.fingerprint:
         raise ValueError(f"the checkpoint follows plan {state['plan']}, the data give {plan.fingerprint}")
     trainee.module.train()
-    history = _run_steps(engine, trainee, loader, config, worker, state)
-    with engine.whole_parameters():
+    held_out = held_out_sources(job.validation)
+    history = _run_steps(engine, trainee, loader, held_out, config, worker, state, average)
+    with engine.whole_parameters(), _averaged(average):
         if worker.rank == 0:
             with tempfile.TemporaryDirectory() as folder_name:
                 trainee.export(Path(folder_name))
@@ -97,9 +112,11 @@ def _run_steps(
     engine: Engine,
     trainee: Trainee,
     loader: Loader,
+    held_out: Mapping[str, ShardSet],
     config: TrainConfig,
     worker: Worker,
     state: dict[str, Any],
+    average: WeightAverage | None,
 ) -> list[dict[str, float]]:
     """Do the steps that are left; return the history."""
     start, history = state["step"], state["history"]
@@ -112,6 +129,19 @@ def _run_steps(
         is_due = time.monotonic() - since > REPORT_EVERY_S
         logs = done % config.log_every == 0 or done == config.steps
         record, is_due = _optimize(engine, trainee, data, config, worker.rank, logs=logs, is_due=is_due)
+        if average is not None:
+            average.update(done)
+        if held_out and (done % config.validate_every == 0 or done == config.steps):
+            with engine.whole_parameters(), _averaged(average):
+                figures = validate(
+                    trainee,
+                    held_out,
+                    config,
+                    device=engine.device,
+                    rank=worker.rank,
+                    world_size=worker.world_size,
+                )
+            record = {"step": done, **record, **figures}
         if record:
             history.append(record)
             unsent.append(record)
@@ -124,6 +154,8 @@ def _run_steps(
         if checkpoints:
             folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
             engine.save(folder, {**state, "step": done, "history": history})
+            if average is not None and worker.rank == 0:
+                average.save(folder)
             worker.report(report, folder)
             shutil.rmtree(folder, ignore_errors=True)
         else:
@@ -174,6 +206,10 @@ def _optimize(
     rates_by_group = {f"learning_rate/{name}": rate for name, rate in zip(engine.names, rates, strict=True)}
     record = {"step": data.step + 1, **values, "gradient_norm": engine.gradient_norm(), **rates_by_group}
     return record, bool(shared[1])
+
+
+def _averaged(average: WeightAverage | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if average is None else average.applied()
 
 
 @contextlib.contextmanager

@@ -12,15 +12,22 @@ from numpy.typing import ArrayLike
 
 from pipelines.pictures import data_uri
 
-_COLOURS = ("#1f4fd8", "#d9480f", "#2b8a3e", "#862e9c", "#0b7285", "#a61e4d", "#5c940d", "#495057")
+PAIR = ("#1f4fd8", "#d9480f")
+"""Colours of the first and the second of two things compared, also on pictures."""
+_COLOURS = (*PAIR, "#2b8a3e", "#862e9c", "#0b7285", "#a61e4d", "#5c940d", "#495057")
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> str:
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, logarithmic: bool = False
+) -> str:
     """Draw one line for each named series of (x, y) points."""
     figure, axes = _axes()
     for index, (name, points) in enumerate(series.items()):
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         axes.plot(xs, ys, label=name, color=_COLOURS[index % len(_COLOURS)], linewidth=1.4)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_ylim(bottom=0)
@@ -43,6 +50,29 @@ def histogram(counts: ArrayLike, edges: ArrayLike, *, x: str, y: str, logarithmi
         axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+    return figure_uri(figure)
+
+
+def reliability(series: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, x: str, y: str) -> str:
+    """Draw named series of (mean score, share of hits, number) of bins beside the diagonal.
+
+    Score and share are in 0..1; the area of a dot grows with its number, empty bins are left out.
+    """
+    figure, axes = _axes()
+    axes.plot((0, 1), (0, 1), color="#9ca3af", linewidth=1, linestyle="--")
+    for index, (name, (scores, shares, counts)) in enumerate(series.items()):
+        filled = np.asarray(counts) > 0
+        xs, ys, weights = (np.asarray(values)[filled] for values in (scores, shares, counts))
+        colour = _COLOURS[index % len(_COLOURS)]
+        axes.plot(xs, ys, label=name, color=colour, linewidth=1.2)
+        axes.scatter(
+            xs, ys, s=6 + 120 * weights / max(1, weights.sum()), color=colour, alpha=0.75, linewidths=0
+        )
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.03, 1.05)
+    axes.legend(frameon=False, fontsize=8)
     return figure_uri(figure)
 
 

@@ -109,6 +109,9 @@ class RegionExample:
     The boxes are the annotated ones, also those that no region covers."""
     ignore: tuple[bool, ...] | None = None
     """OPN training only: which boxes are crowd or don't-care regions."""
+    complete: bool = True
+    """OPN training only: False where objects of the annotated kinds may be without a box (federated labels,
+    the objects of one expression)."""
 
     def __post_init__(self) -> None:
         num_boxes = len(self.boxes)
@@ -146,6 +149,8 @@ class RegionExample:
             members["window"] = _text(self.window)
         if self.ignore is not None:
             members["ignore"] = _text(self.ignore)
+        if not self.complete:
+            members["complete"] = "false"
         return ("{" + ",".join(f'"{name}":{text}' for name, text in members.items()) + "}").encode()
 
     @classmethod
@@ -161,6 +166,7 @@ class RegionExample:
             messages=tuple(value["messages"]),
             targets=tuple(value["targets"]),
             ignore=tuple(value["ignore"]) if "ignore" in value else None,
+            complete=value.get("complete", True),
         )
 
 

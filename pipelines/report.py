@@ -89,6 +89,8 @@ class RunFacts:
     """What it was made from."""
     loss: Sequence[tuple[float, float]] = ()
     """(step, loss)."""
+    validation: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    """(step, value) of each figure of the held-out examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,7 @@ def make_report(
     if losses:
         plots = [(name, curves({name: points}, x="step", y="loss")) for name, points in losses.items()]
         sections.append(Section(title="Loss", blocks=[Plots(plots=plots)]))
+    sections += _validation_sections(runs)
     recalls = recall_table(detectors or {})
     if detectors:
         sections.append(
@@ -145,13 +148,30 @@ def make_report(
     return Report(html=render_page(title, sections, intro=intro), text="\n\n".join(texts))
 
 
+def _validation_sections(runs: Sequence[RunFacts]) -> list[Section]:
+    """Curves of the held-out figures of each run: recalls at one budget, and the others, a plot each."""
+    plots = []
+    for run in runs:
+        budgets = sorted({name.rpartition("@")[2] for name in run.validation if "@" in name}, key=int)
+        for budget in budgets:
+            series = {n: points for n, points in run.validation.items() if n.endswith(f"@{budget}")}
+            plots.append((f"{run.run}, best {budget} boxes", curves(series, x="step", y="recall")))
+        plots += [
+            (f"{run.run}, {name}", curves({name: points}, x="step", y=name))
+            for name, points in run.validation.items()
+            if "@" not in name
+        ]
+    intro = "Figures of held-out examples during training, of the averaged weights where there are any."
+    return [Section(title="Held out", intro=intro, blocks=[Plots(plots=plots)])] if plots else []
+
+
 def _figures_table(results: Sequence[Result], benchmark: str) -> Table:
     rows = [result for result in results if result.benchmark == benchmark]
     shown = [name for name in COLUMNS if any(name in result.metrics for result in rows)]
     cells = [
         [
             result.run,
-            *(_percent(result.metrics.get(name)) for name in shown),
+            *(percent(result.metrics.get(name)) for name in shown),
             _whole(result.metrics.get("samples")),
         ]
         for result in rows
@@ -168,7 +188,7 @@ def recall_table(detectors: Mapping[str, Mapping[str, float]]) -> Table:
             names = [f"{name}@{budget}" for name in _RECALLS]
             oracle = figures.get("oracle_ap") if budget == budgets[-1] else None
             shown = [*(figures.get(name) for name in names), oracle]
-            rows.append([detector, str(budget), *(_percent(value) for value in shown)])
+            rows.append([detector, str(budget), *(percent(value) for value in shown)])
     return Table(header=["detector", "boxes", *_RECALLS.values(), "oracle AP"], rows=rows)
 
 
@@ -180,7 +200,8 @@ def _settings(runs: Sequence[RunFacts]) -> list[Facts]:
     return blocks
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a share as percent with one decimal, a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 

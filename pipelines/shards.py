@@ -44,7 +44,7 @@ from pipelines.tars import ShardSet, decode_member, tasks_of
 
 __all__ = ["ShardSet", "ShardsConfig", "decode_member", "shards_inputs", "tasks_of", "write_shards"]
 
-VERSION = 3
+VERSION = 4
 """Raised when the same inputs would give other shards."""
 REGIONS = ("proposals", "proposals_scored", "ground_truth")
 PLAIN_TASKS = ("caption", "instruction")
@@ -339,6 +339,9 @@ def _check_size(sample: Sample, size: tuple[int, int]) -> None:
 
 def _detector_example(sample: Sample) -> RegionExample:
     num_objects = len(sample.objects)
+    by_label: dict[str, list[int]] = {}
+    for index, item in enumerate(sample.objects):
+        by_label.setdefault(item.label, []).append(index)
     place = "" if sample.window is None else "@" + "-".join(map(str, sample.window))
     return RegionExample(
         sample_id=f"{sample.image_source}/{sample.image_id}{place}",
@@ -351,5 +354,10 @@ def _detector_example(sample: Sample) -> RegionExample:
         boxes=_boxes(sample),
         scores=(None,) * num_objects,
         box_sources=(GROUND_TRUTH,) * num_objects,
+        targets=tuple(
+            {"text": label, "regions": regions, "boxes": [sample.objects[i].box for i in regions]}
+            for label, regions in by_label.items()
+        ),
         ignore=tuple(item.ignore for item in sample.objects),
+        complete=sample.absent_regime == "exhaustive",
     )

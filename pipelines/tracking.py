@@ -77,7 +77,8 @@ class Tracker:
             step = int(record["step"])
             if step <= self._last_step:
                 continue
-            new = [Metric(key, float(value), now, step) for key, value in record.items() if key != "step"]
+            named = {_metric_name(key): float(value) for key, value in record.items() if key != "step"}
+            new = [Metric(name, value, now, step) for name, value in named.items()]
             if len(metrics) + len(new) > _METRICS_PER_CALL:
                 self._send(metrics)
                 metrics = []
@@ -163,11 +164,15 @@ def log_figures(run: Artifact, figures: Mapping[str, float], *, uri: str | None)
             raise
         return
     now = int(time.time() * 1000)
-    # MLflow takes letters, digits and _-./ in names; "ar@100" is not among them.
-    named = {name.replace("@", "_at_"): float(value) for name, value in figures.items()}
+    named = {_metric_name(name): float(value) for name, value in figures.items()}
     new = [Metric(name, value, now, 0) for name, value in named.items() if known.get(name) != value]
     if new:
         client.log_batch(run_id, metrics=new)
+
+
+def _metric_name(name: str) -> str:
+    """MLflow takes letters, digits and _-./ in names; "ar@100" is not among them."""
+    return name.replace("@", "_at_")
 
 
 def local_uri(root: str) -> str:

@@ -12,6 +12,8 @@ from pipelines.mixing import check_weights
 
 VERSION = 1
 """Raised when the same inputs would give other weights."""
+VALIDATION = "validation/"
+"""Before the names of held-out figures in a run's history."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,13 @@ class TrainConfig:
     and the others more (`mixing.capped_weights`). None: no cap."""
     seed: int = 0
     """Of new weights, the order of examples and augmentation."""
+    ema_decay: float = 0.0
+    """Share of the averaged weights that a step keeps (`pipelines.averaging`); they are what is validated and
+    exported. 0 = no average. 0.9999 for long runs (RT-DETR)."""
+    validate_every: int = 0
+    """Steps between looks at the held-out examples, one more at the end; 0 = none."""
+    validation_examples: int = 200
+    """Most held-out examples that are looked at, of each source."""
     shuffled_regions: bool = False
     """Control experiment: boxes permuted among the indices (`pipelines.loader.permute_regions`)."""
     checkpoint_every: int = 200
@@ -70,6 +79,15 @@ class TrainConfig:
             raise ValueError(f"TrainConfig.max_repeats={self.max_repeats}: use a positive number, or none")
         if self.gradient_clip < 0 or self.weight_decay < 0:
             raise ValueError("TrainConfig.gradient_clip and weight_decay must not be negative")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"TrainConfig.ema_decay={self.ema_decay}: use a share in [0, 1), such as 0.9999")
+        if self.ema_decay and self.zero_stage == 3:
+            raise ValueError("TrainConfig.ema_decay needs whole parameters: use zero_stage 0, 1 or 2")
+        if self.validate_every < 0 or self.validation_examples < 1:
+            raise ValueError(
+                f"TrainConfig.validate_every={self.validate_every}, validation_examples="
+                f"{self.validation_examples}: use at least 0 and 1"
+            )
 
     def schedule(self, step: int) -> float:
         """Factor of the learning rate in `step` (from 0): linear warm-up, then half a cosine to the end."""
@@ -94,6 +112,8 @@ class TrainJob:
     """Weight of each source ``dataset/task``."""
     shards: dict[str, Artifact]
     """Shards of each dataset in the mix."""
+    validation: dict[str, Artifact] = field(default_factory=dict)
+    """Shards of held-out examples, by source ``dataset/task``, where the config validates."""
     parent: Artifact | None = None
     """Finished run whose model this one starts from."""
     tracking_uri: str | None = field(default=None, repr=False)
@@ -103,12 +123,20 @@ class TrainJob:
         check_weights(self.mix)
         if unknown := sorted({source.split("/")[0] for source in self.mix} - set(self.shards)):
             raise ValueError(f"mix names {', '.join(unknown)}, whose shards are not given")
+        if self.validation and not self.config.validate_every:
+            raise ValueError("validation: held-out shards are given; set TrainConfig.validate_every too")
+        if self.config.validate_every and not self.validation:
+            raise ValueError(
+                f"validate_every={self.config.validate_every}: give `validation` shards, or set 0"
+            )
         self.learner.check(has_parent=self.parent is not None)
 
     def inputs(self) -> dict[str, str]:
         """Fingerprint of each input, by name."""
         datasets = sorted({source.split("/")[0] for source in self.mix})
         inputs = {f"shards/{self.shards[name].name}": self.shards[name].fingerprint for name in datasets}
+        for source, shards in self.validation.items():
+            inputs[f"validation/{source}"] = shards.fingerprint
         if self.parent is not None:
             inputs[f"runs/{self.parent.name}"] = self.parent.fingerprint
         return inputs | dict(self.learner.inputs())

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from pipelines.artifacts import Artifact, json_bytes
 from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes
-from pipelines.loader import make_plan, open_sources
+from pipelines.loader import held_out_sources, make_plan, open_sources
 from pipelines.progress import duration
 from pipelines.train_job import VERSION, TrainConfig, TrainJob
 
@@ -101,12 +101,13 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
             f"batch_size={job.config.batch_size} is less than the {world_size} workers: raise it or use fewer"
         )
     needed = [job.shards[name] for name in sorted({source.split("/")[0] for source in job.mix})]
-    for artifact in [*needed, *([job.parent] if job.parent else [])]:
+    for artifact in [*needed, *job.validation.values(), *([job.parent] if job.parent else [])]:
         if artifact.status() != "done":
             raise ValueError(f"{artifact.kind}/{artifact.name} is {artifact.status()}: make it first")
     if runtime.workers == 0 and "://" in output.root:
         raise ValueError(f"root={output.root!r} needs workers: training without Ray writes to local folders")
     make_plan(open_sources(job.shards, job.mix), job.mix, job.config)
+    held_out_sources(job.validation)
     if output.exists("workers.json") and not runtime.force:
         before = json.loads(output.read_bytes("workers.json"))["workers"]
         if before != runtime.workers:

@@ -63,6 +63,7 @@ __all__ = [
     "build_detector",
     "leaves",
     "preparation",
+    "with_all_pixels",
 ]
 
 Checkpoints = str | None | Sequence[str | None]

@@ -58,6 +58,19 @@ def proposal_recall(
     return {name: value for name, value in figures.items() if value >= 0}  # -1: no true box of that size
 
 
+def proposal_figures(
+    scenes: Sequence[Scene],
+    proposals: Sequence[Proposed],
+    names: Sequence[str],
+    budgets: Sequence[int] = BUDGETS,
+) -> dict[str, float]:
+    """Compute `proposal_recall` and, where there is a true box, oracle_ap: all that is said of a detector."""
+    ceiling = oracle_ap(scenes, proposals, names)
+    return proposal_recall(scenes, proposals, budgets) | (
+        {"oracle_ap": ceiling["ap"]} if "ap" in ceiling else {}
+    )
+
+
 def oracle_ap(
     scenes: Sequence[Scene], proposals: Iterable[Proposed], names: Sequence[str]
 ) -> dict[str, float]:

@@ -82,7 +82,7 @@ def proposals_artifact(root: Path, samples: Artifact, *, broken: str | None = No
 
 
 def _proposals_row(sample: dict, broken: bool) -> dict:
-    row = {name: sample[name] for name in ("image_id", "bucket", "width", "height")}
+    row = {name: sample[name] for name in ("image_id", "bucket", "width", "height")} | {"rotation": 1}
     if broken:
         return row | {"boxes": [], "scores": [], "status": "undecodable_image", "error": "cut <b>short</b>"}
     rng = np.random.default_rng(int(sample["image_id"]))

@@ -99,6 +99,17 @@ class StubTrainee:
         right = float((logits.argmax(1) == batch.labels).sum())
         return nn.functional.cross_entropy(logits, batch.labels, reduction="sum"), {"accuracy": right}
 
+    def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[str, float]]:
+        judged = []
+        for example in examples:
+            batch = self.collate([example]).to(device)
+            right = (self.module(batch.inputs).argmax(1) == batch.labels).float().mean()
+            judged.append((example.record.sample_id, float(right)))
+        return judged
+
+    def figures(self, judged: Sequence[tuple[str, float]]) -> dict[str, float]:
+        return {"accuracy": sum(value for _, value in judged) / len(judged), "examples": float(len(judged))}
+
     def export(self, folder: Path) -> None:
         torch.save(self.module.state_dict(), folder / "model.pt")
 
@@ -154,7 +165,13 @@ def write_stub_shards(root: Path) -> Artifact:
     return artifact
 
 
-def stub_job(shards: Artifact, *, learner: StubLearner | None = None, **changes: Any) -> TrainJob:
+def stub_job(
+    shards: Artifact,
+    *,
+    learner: StubLearner | None = None,
+    validation: dict[str, Artifact] | None = None,
+    **changes: Any,
+) -> TrainJob:
     """A job of 12 steps over both tasks of `shards`."""
     config = TrainConfig(
         **{
@@ -173,6 +190,7 @@ def stub_job(shards: Artifact, *, learner: StubLearner | None = None, **changes:
         config=config,
         mix={"drawn/detection": 0.75, "drawn/counting": 0.25},
         shards={"drawn": shards},
+        validation=validation or {},
     )
 
 

@@ -91,7 +91,9 @@ def test_progress_on_a_terminal_rewrites_its_line() -> None:
     now[0] = 1.0
     progress.update(5)
     progress.close()
-    assert stream.getvalue() == "\rbuild: 5 samples, 5.0 samples/s\rbuild: 5 samples, 5.0 samples/s, took 1s\n"
+    assert (
+        stream.getvalue() == "\rbuild: 5 samples, 5.0 samples/s\rbuild: 5 samples, 5.0 samples/s, took 1s\n"
+    )
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (125, "2m05s"), (7500, "2h05m")])

@@ -76,7 +76,15 @@ def test_mismatched_columns_raise_with_the_sample(changes: dict) -> None:
 
 
 def test_proposals_survive_parquet() -> None:
-    row = {"image_id": "a", "bucket": 1, "width": 9, "height": 8, "status": "ok", "error": None}
+    row = {
+        "image_id": "a",
+        "bucket": 1,
+        "width": 9,
+        "height": 8,
+        "rotation": 1,
+        "status": "ok",
+        "error": None,
+    }
     rows = [
         row | {"boxes": [[0, 1, 2, 3.25]], "scores": [0.5]},
         row | {"image_id": "b", "boxes": [], "scores": []},

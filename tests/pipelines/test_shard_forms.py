@@ -101,7 +101,13 @@ class Built:
             Image.fromarray(pixels).save(root / source / f"{number}.png")
         for bucket in range(BUCKETS[source]):
             rows = [
-                {"image_id": name, "bucket": bucket, "width": shown.width, "height": shown.height}
+                {
+                    "image_id": name,
+                    "bucket": bucket,
+                    "width": shown.width,
+                    "height": shown.height,
+                    "rotation": 1,
+                }
                 | {"boxes": [[61, 20, 90, 50], [0, 0, 9, 9]], "scores": [0.9, 0.4]}
                 | {"status": "ok", "error": None}
                 for name, shown in sorted(images.items())

@@ -162,6 +162,38 @@ def test_a_resumed_run_logs_what_the_killed_driver_had_not(
     assert steps_in_mlflow(root, logged.info.run_id) == list(range(1, 13))
 
 
+def test_held_out_examples_are_judged_by_the_averaged_weights(root: Path) -> None:
+    """Every 5 steps and at the end; interrupted and resumed it is the same, the average included."""
+    shards = write_stub_shards(root)
+    held_out = {"drawn/counting": shards}
+    job = stub_job(shards, validation=held_out, ema_decay=0.9, validate_every=5, validation_examples=10)
+    whole = run(replace(job, name="whole"), root)
+    judged = {r["step"]: r for r in history_of(whole) if "validation/accuracy" in r}
+    assert list(judged) == [5, 10, 12]
+    # 15 examples, of which every second one is 8: at most 10, spread over the shards.
+    assert {r["validation/examples"] for r in judged.values()} == {8.0}
+    (logged,) = mlflow_runs(root)
+    assert logged.data.metrics["validation/accuracy"] == judged[12]["validation/accuracy"]
+
+    plain = run(replace(stub_job(shards), name="plain"), root)
+    assert not torch.equal(weights_of(plain)["head.weight"], weights_of(whole)["head.weight"])
+    strip = [{k: v for k, v in r.items() if not k.startswith("validation/")} for r in history_of(whole)]
+    assert strip == history_of(plain)  # looking at held-out examples and averaging change no step
+
+    loss = StubTrainee.loss
+
+    def failing(self: StubTrainee, forward: Any, batch: Any) -> Any:
+        if self._calls == 30:
+            raise OSError("the machine is gone")
+        return loss(self, forward, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StubTrainee, "loss", failing)
+        with pytest.raises(OSError, match="gone"):
+            run(job, root)
+    assert_same_result(whole, run(job, root))
+
+
 def test_how_a_batch_is_cut_does_not_matter(root: Path) -> None:
     """The loss is divided by the weight of the whole step, so four passes of two equal one of eight."""
     shards = write_stub_shards(root)
@@ -203,6 +235,10 @@ def test_settings_are_refused_before_anything_starts(root: Path) -> None:
         run(replace(job, mix={"drawn/ocr": 1.0}), root)
     with pytest.raises(ValueError, match="whose shards are not given"):
         replace(job, mix={"coco/detection": 1.0})
+    with pytest.raises(ValueError, match="validate_every=5: give `validation` shards"):
+        stub_job(shards, validate_every=5)
+    with pytest.raises(ValueError, match=r"set TrainConfig\.validate_every"):
+        replace(job, validation={"drawn/detection": shards})
     unmade = replace(shards, fingerprint="f" * 16)
     with pytest.raises(ValueError, match="shards/drawn is stale: make it first"):
         run(replace(job, shards={"drawn": unmade}), root)
@@ -222,6 +258,9 @@ def test_settings_are_refused_before_anything_starts(root: Path) -> None:
         ({"precision": "fp16"}, "precision='fp16'"),
         ({"zero_stage": 4}, "zero_stage=4"),
         ({"gradient_clip": -1.0}, "gradient_clip"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"ema_decay": 0.9, "zero_stage": 3}, "zero_stage 0, 1 or 2"),
+        ({"validate_every": -1}, "validate_every=-1"),
     ],
 )
 def test_bad_configs(change: dict[str, Any], words: str) -> None:
