@@ -25,6 +25,10 @@ VERBS: dict[str, tuple[str, Callable[[list[str], "verbs.Options"], None]]] = {
     ),
     "import-release": ("PATH OUT: the released checkpoint as a model folder of ours", verbs.import_release),
     "export-release": ("RUN_OR_FOLDER OUT: a model as the released code reads it", verbs.export_release),
+    "proposals": (
+        "diff A B | import FILE source=NAME | list: caches compared, made of boxes from elsewhere, listed",
+        verbs.proposals,
+    ),
     "run": ("RECIPE: all of the above that is not done, in order", verbs.run),
 }
 

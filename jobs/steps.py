@@ -164,11 +164,12 @@ def _propose_step(made: Chain, source: ImageSource, spec: DatasetSpec) -> Step:
     truth = build_step(made, _truth_of(made.recipe, source, spec)) if knows else None
     key = (source.name, truth.artifact.name if truth else "")
     if key not in made.looked_at:
-        made.looked_at[key] = _new_propose_step(made, config, truth)
+        made.looked_at[key] = cache_step(made, config, truth)
     return made.looked_at[key]
 
 
-def _new_propose_step(made: Chain, config: proposals.ProposalsConfig, truth: Step | None) -> Step:
+def cache_step(made: Chain, config: proposals.ProposalsConfig, truth: Step | None = None) -> Step:
+    """Proposals for the pictures of one image source. truth: samples whose objects the detector may see."""
     needed: list[Step] = [truth] if truth else []
     supplies = []
     for leaf, named in zip(leaves(config.detector), made.recipe.detector_sources, strict=True):

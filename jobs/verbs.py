@@ -183,6 +183,13 @@ def predict(words: list[str], options: Options) -> None:
     predict_picture(words, options.runtime())
 
 
+def proposals(words: list[str], options: Options) -> None:
+    """Caches of proposals: compare two, make one from a file, list them."""
+    from jobs.proposals import proposals as caches
+
+    caches(words, options.runtime(force=options.force))
+
+
 def import_release(words: list[str], _: Options) -> None:
     """The released checkpoint as a model folder of ours."""
     from jobs.releases import import_folder
