@@ -1,18 +1,17 @@
 """Finished runs as checkpoints: find one, follow its lineage to its detector, evaluate it, ask it."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dataset_builders import DATASETS
+from dataset_builders import BuildOptions
 from fo1_model.detectors.configs import from_canonical, leaves, name_of, with_selection
 from jobs.arguments import parse_arguments
-from jobs.benchmarks import BENCHMARKS
 from jobs.detectors import DetectorChoice, parse_detector
 from jobs.recipes import Recipe
 from jobs.runs import find_run
-from jobs.steps import Chain, Evaluated, build_step, existing, predict_step, region_shards
+from jobs.steps import Chain, evaluation_steps, existing
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.rejection import RejectionConfig
@@ -122,6 +121,7 @@ def _evaluation_chain(
             name=f"{benchmark}-{run.name}",
             detector=config,
             detector_sources=chosen.sources,
+            options=_options(run),
             rejection=_rejection(run),
             constraint=given["constraint"],
             score=given["score"],
@@ -129,16 +129,17 @@ def _evaluation_chain(
         runtime=runtime,
     )
     made.runs = [existing(run)]
-    named, spec = BENCHMARKS[benchmark], DATASETS[BENCHMARKS[benchmark].dataset]
-    truth = build_step(made, spec)
-    questions = region_shards(made, spec, evaluation=True)
-    predicted = predict_step(made, benchmark, named, questions, made.runs[0])
-    made.evaluated = [
-        Evaluated(
-            benchmark=benchmark, run=made.runs[0], shards=questions, samples=truth, predictions=predicted
-        )
-    ]
+    evaluation_steps(made, benchmark)
     return made
+
+
+def _options(run: Artifact) -> BuildOptions:
+    """How the samples that a run was trained on were built: it is asked in the same way."""
+    for shards in _inputs(run, "shards"):
+        for samples in _inputs(shards, "samples"):
+            described = samples.manifest()["config"]["options"]
+            return BuildOptions(**{k: v for k, v in described.items() if k != "type"})
+    return BuildOptions()
 
 
 def _rejection(run: Artifact) -> RejectionConfig:
@@ -150,10 +151,11 @@ def _rejection(run: Artifact) -> RejectionConfig:
 
 
 def _other_detector(text: str, behind: DetectorChoice) -> DetectorChoice:
-    """The detector that the user named, with the selection the run was trained with where nothing is said; a
-    detector of ours without a run is the one named after it."""
+    """The detector that the user named. Where nothing is said, NMS and number of boxes are those that the run
+    was trained with; not the floor, since scores of two detectors do not compare. OPN is the run "opn".
+    """
     kept = behind.config.selection
-    chosen = parse_detector(text, {f.name: getattr(kept, f.name) for f in fields(kept)})
+    chosen = parse_detector(text, {"nms_iou": kept.nms_iou, "max_boxes": kept.max_boxes})
     pairs = zip(leaves(chosen.config), chosen.sources, strict=True)
     sources = tuple(source or ("opn" if leaf.needs == "run" else None) for leaf, source in pairs)
     return replace(chosen, sources=sources)

@@ -216,7 +216,7 @@ def _changes(config: DetectorConfig) -> list[str]:
     return words + [
         f"{field.name}={_word(value)}"
         for field in fields(config.selection)
-        if (value := getattr(config.selection, field.name)) != getattr(kept, field.name)
+        if (value := getattr(config.selection, field.name)) == getattr(kept, field.name)
     ]
 
 

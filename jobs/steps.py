@@ -131,7 +131,7 @@ def chain(recipe: Recipe, runtime: RuntimeConfig) -> Chain:
         previous = _training(made, training, made.train_shards, previous)
         made.runs.append(previous)
     for name in recipe.benchmarks:
-        _evaluation(made, name)
+        evaluation_steps(made, name)
     return made
 
 
@@ -302,7 +302,7 @@ def _training(made: Chain, training: Training, sources: Mapping[str, Step], prev
     return made.add("train", output, [*used.values(), *([parent] if parent else [])], execute)
 
 
-def _evaluation(made: Chain, name: str) -> None:
+def evaluation_steps(made: Chain, name: str) -> None:
     """Every run of the recipe on one benchmark, and the detector's proposals on it."""
     benchmark = BENCHMARKS[name]
     spec = DATASETS[benchmark.dataset]

@@ -227,7 +227,7 @@ def _card(example: RegionExample, image: bytes) -> Card:
     ]
     names = {"user": "asked", "assistant": "answer"}
     lines = [Line(who=names.get(m["role"], m["role"]), text=m["content"]) for m in example.messages]
-    if example.targets and example.messages[-1]["role"] == "user":
+    if example.targets and example.messages and example.messages[-1]["role"] == "user":
         truth = grounded_text((t["text"], t["regions"], len(t["boxes"])) for t in example.targets)
         lines.append(Line(who="truth", text=truth))
     picture = draw_example(example, image, marks)
