@@ -1,0 +1,6 @@
+"""UPN, ChatRex's universal proposal network, from its published state dict, on any device without compiling.
+
+`network` (the module and its sizes), `weights` (the published names), `detector` (the adapter). Facts come
+from the released code: IDEA-Research/ChatRex ``chatrex/upn/``, the same in om-ai-lab/VLM-FO1
+``detect_tools/upn/``. Files named in docstrings lie there.
+"""

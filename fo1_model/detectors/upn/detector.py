@@ -1,0 +1,105 @@
+"""UPN as a detector: scale, forward, sigmoid, back to original pixels, selection.
+
+As in the released scripts (``inference_wrapper.py``), but for what `postprocess.select` does to the boxes of
+every detector: they are clipped before NMS, keep their fractions and exact scores, and an image without a box
+gives none.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fo1_model.boxes import scale, to_corners
+from fo1_model.detectors.batching import equal_shapes, inference
+from fo1_model.detectors.configs import UPNConfig
+from fo1_model.detectors.postprocess import select
+from fo1_model.detectors.protocol import Detections, DetectorInput, Prepare, Prepared
+from fo1_model.detectors.upn.network import UPNNetworkConfig
+from fo1_model.detectors.upn.weights import load_upn
+
+
+class UPNDetector:
+    """UPN from its published state dict.
+
+    checkpoint: the file. network: sizes, None for those published.
+    Raises ValueError as `load_upn`.
+    """
+
+    def __init__(
+        self,
+        config: UPNConfig,
+        checkpoint: str | None,
+        device: str = "cpu",
+        network: UPNNetworkConfig | None = None,
+    ) -> None:
+        if checkpoint is None:
+            raise ValueError("UPNDetector(checkpoint=None): give the file of UPN's weights, upn_large.pth")
+        self.config, self.device = config, device
+        self.model = load_upn(checkpoint, network).to(device)
+        self.prepare = partial(_prepare, network=self.model.config)
+
+    def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
+        """See `Detector.detect`."""
+        found: list[Detections | None] = [None] * len(batch)
+        for indices, pixels in equal_shapes(batch):
+            with inference(self.device, self.config.precision):
+                logits, boxes = self.model(self._normalised(pixels), self.config.prompt)
+            scores, boxes = logits.sigmoid().cpu(), boxes.cpu()
+            for row, index in enumerate(indices):
+                item = batch[index]
+                found[index] = select(
+                    scale(to_corners(boxes[row]), item.width, item.height).numpy(),
+                    scores[row].numpy(),
+                    width=item.width,
+                    height=item.height,
+                    selection=self.config.selection,
+                )
+        return [one for one in found if one is not None]
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8[B, 3, H, W] RGB to float32, on the device."""
+        network = self.model.config
+        mean, std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1)
+            for values in (network.pixel_mean, network.pixel_std)
+        )
+        return (pixels.to(self.device).float() / 255.0 - mean) / std
+
+
+def preparation(config: UPNConfig, checkpoint: str | None) -> Prepare:  # noqa: ARG001 - as every detector's
+    """See `fo1_model.detectors.preparation`."""
+    return partial(_prepare, network=UPNNetworkConfig())
+
+
+def input_size(width: int, height: int, network: UPNNetworkConfig) -> tuple[int, int]:
+    """Width and height of the network's input for an image, px (``transforms/transform.py``, resize).
+
+    The shorter side becomes `short_side_px`, or what keeps the longer one at `long_side_px`. The longer side
+    then follows from the rounded shorter one, cut to a whole number: it may be a little over its limit.
+    At least 1 px, where the released code fails.
+    """
+    short, long = min(width, height), max(width, height)
+    side = network.short_side_px
+    if long / short * side > network.long_side_px:
+        side = round(network.long_side_px * short / long)
+    side = max(side, 1)
+    other = side * long // short
+    return (side, other) if width < height else (other, side)
+
+
+def _prepare(item: DetectorInput, *, network: UPNNetworkConfig) -> Prepared:
+    """Scale an image as torchvision scales a PIL image: bilinear, with antialiasing."""
+    width, height = item.image.size
+    size = input_size(width, height, network)
+    image = item.image.resize(size, Image.Resampling.BILINEAR)
+    return Prepared(
+        image_id=item.image_id,
+        width=width,
+        height=height,
+        pixels=np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)),
+        scale=(size[0] / width, size[1] / height),
+        known=item.known,
+    )
