@@ -83,17 +83,19 @@ def _leaf(text: str, selection: dict[str, Any]) -> tuple[Leaf, str | None]:
         raise ValueError(f"detector={text}: unknown detector {name!r}; known: {known} (a union: A+B)")
     kind = typing.cast("type[Leaf]", DETECTORS[name])
     _check_source(name, kind, source)
-    own, hints = {}, typing.get_type_hints(kind)
+    own = [f.name for f in fields(kind) if f.name != "selection"]
+    hints = typing.get_type_hints(kind) | typing.get_type_hints(Selection)
+    given: dict[str, Any] = {}
     for word in settings:
         key, equals, value = word.partition("=")
-        if equals and key in typing.get_type_hints(Selection):
-            selection[key] = convert(key, value, typing.get_type_hints(Selection)[key])
-        elif equals and key in {f.name for f in fields(kind)}:
-            own[key] = convert(key, value, hints[key])
-        else:
-            known = ", ".join([f.name for f in fields(kind) if f.name != "selection"] + _SELECTION)
+        if not equals or key not in own + _SELECTION:
+            known = ", ".join(own + _SELECTION)
             raise ValueError(f"detector={text}: {word!r} is no setting of {name}; it has {known}")
-    config = kind(**own)
+        if key in given:
+            raise ValueError(f"detector={text}: {key} is given twice")
+        given[key] = convert(key, value, hints[key])
+    config = kind(**{key: value for key, value in given.items() if key in own})
+    selection |= {key: value for key, value in given.items() if key in _SELECTION}
     config = replace(config, selection=replace(config.selection, **selection))
     return config, (str(Path(source).absolute()) if kind.needs == "boxes" else source) or None
 

@@ -1,4 +1,4 @@
-"""Caches of proposals: what ``fo1 proposals list`` shows and ``fo1 proposals diff`` compares."""
+"""Caches of proposals: list them, compare two, make one from a file of boxes (``fo1 proposals``)."""
 
 import json
 from collections.abc import Callable
@@ -216,7 +216,7 @@ def _changes(config: DetectorConfig) -> list[str]:
     return words + [
         f"{field.name}={_word(value)}"
         for field in fields(config.selection)
-        if (value := getattr(config.selection, field.name)) == getattr(kept, field.name)
+        if (value := getattr(config.selection, field.name)) != getattr(kept, field.name)
     ]
 
 

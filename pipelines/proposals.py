@@ -137,8 +137,9 @@ def _write_lists(
                 spill.add("rejects", bucket_of(item.record_id, source.num_buckets), reject_to_row(item))
             else:
                 num_images += 1
-                row = _listed(item, boxes)
-                spill.add("images", bucket_of(item.image_id, source.num_buckets), row)
+                if boxes is not None:
+                    boxes.claim(item.image_id, item.image_uri)
+                spill.add("images", bucket_of(item.image_id, source.num_buckets), _listed(item))
         if boxes is not None:
             counts = {"unmatched_in_file": boxes.close_books(num_images)}
             output.write_bytes("unmatched.json", json.dumps(counts).encode())
@@ -147,8 +148,11 @@ def _write_lists(
             if isinstance(samples, Artifact):
                 objects = objects_by_image(samples, source.name, bucket)
             listed = sorted(spill.rows("images", bucket), key=lambda row: row["image_id"])
-            for row in listed if isinstance(samples, Artifact) else ():
-                row["known_boxes"] = objects.get(row["image_id"], np.zeros(0)).reshape(-1).tolist()
+            for row in listed:
+                if isinstance(samples, Artifact):
+                    row["known_boxes"] = objects.get(row["image_id"], np.zeros(0)).reshape(-1).tolist()
+                if boxes is not None:
+                    row.update(_from_file(boxes, row))
             table = pa.Table.from_pylist(listed, schema=IMAGES_SCHEMA)
             output.write_bytes(_file("images", bucket), parquet_bytes(table))
             lost = sorted(spill.rows("rejects", bucket), key=lambda row: tuple(row.values()))
@@ -156,20 +160,23 @@ def _write_lists(
             output.write_bytes(_file("rejects", bucket), parquet_bytes(table))
 
 
-def _listed(image: ImageRef, boxes: BoxFile | None) -> dict[str, Any]:
-    """Row of `IMAGES_SCHEMA`, with what a file of boxes says of the image."""
+def _listed(image: ImageRef) -> dict[str, Any]:
+    """Row of `IMAGES_SCHEMA`; nothing is known yet."""
     names = ("image_id", "image_uri", "width", "height")
-    row: dict[str, Any] = {name: getattr(image, name) for name in names} | {"status": OK, "error": None}
-    row |= {"known_boxes": None, "known_scores": None}
-    if boxes is None:
-        return row
+    row: dict[str, Any] = {name: getattr(image, name) for name in names}
+    return row | {"status": OK, "error": None, "known_boxes": None, "known_scores": None}
+
+
+def _from_file(boxes: BoxFile, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of boxes says of a listed image: columns of its row."""
     try:
-        known = boxes.boxes_of(image)
+        known = boxes.boxes_of(row["image_id"], row["image_uri"])
     except BadRecord as error:
-        return row | {"status": error.reason, "error": error.detail}
-    row |= {"known_boxes": [edge for box in known["boxes"] for edge in box], "known_scores": known["scores"]}
+        return {"status": error.reason, "error": error.detail}
+    flat = [edge for box in known["boxes"] for edge in box]
     # The size that a file was made for is checked like an annotated one, when the image is decoded.
-    return row | {name: known[name] for name in ("width", "height") if name in known}
+    size = {name: known[name] for name in ("width", "height") if name in known}
+    return {"known_boxes": flat, "known_scores": known["scores"]} | size
 
 
 def _looked_at(look: Look, buckets: Sequence[int], runtime: RuntimeConfig) -> Iterator[int]:

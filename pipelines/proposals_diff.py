@@ -203,8 +203,8 @@ def _cache_table(caches: Sequence[Artifact]) -> Table:
         )
         reasons = ", ".join(f"{reason} {n}" for reason, n in rejected.items())
         whole = [statuses[index].total(), alone[index], sum(rejected.values())]
-        name = [cache.name.partition("/")[2], cache.fingerprint]
-        rows.append(["AB"[index], *name, *map(str, whole), *spread, reasons or "-"])
+        which = [cache.name.partition("/")[2], cache.fingerprint]
+        rows.append(["AB"[index], *which, *map(str, whole), *spread, reasons or "-"])
     header = [
         "cache",
         "detector",

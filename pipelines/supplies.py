@@ -39,13 +39,15 @@ def supplied_inputs(
 ) -> dict[str, str]:
     """Identity of the supplies, by name: ``runs/opn``, ``samples/coco``, ``weights``, ``boxes``.
 
-    In a union weights are numbered by their member: ``weights.1``. Raises ValueError as `check_supplies`.
+    In a union weights are numbered by their member: ``weights.1``; so is the second of two runs of one name.
+    Raises ValueError as `check_supplies`.
     """
     check_supplies(detector, supplies)
     inputs = {}
     for number, (leaf, supply) in enumerate(zip(leaves(detector), supplies, strict=True)):
         if isinstance(supply, Artifact):
-            inputs[f"{supply.kind}/{supply.name}"] = supply.fingerprint
+            key = f"{supply.kind}/{supply.name}"
+            inputs[f"{key}.{number}" if key in inputs else key] = supply.fingerprint
         elif supply is not None:
             key = leaf.needs if len(supplies) == 1 else f"{leaf.needs}.{number}"
             inputs[key] = content_digest(Path(supply), digest_cache)

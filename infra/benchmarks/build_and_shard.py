@@ -131,10 +131,11 @@ class Prepared:
         samples.build_samples(config, self.samples, folders=self.folders, runtime=runtime, inputs=inputs)
         detector = GroundTruthJitterConfig(num_distractors=60, selection=Selection(max_boxes=60))
         found = proposals.ProposalsConfig(image_source="coco", detector=detector)
-        inputs = proposals.proposals_inputs(found, self.folders, root / "digests", samples=self.samples)
+        supplies = (self.samples,)
+        inputs = proposals.proposals_inputs(found, self.folders, root / "digests", supplies)
         self.proposals = made("proposals", "coco/jitter", proposals, found, inputs, self.root)
         proposals.propose(
-            found, self.proposals, folders=self.folders, runtime=runtime, inputs=inputs, samples=self.samples
+            found, self.proposals, folders=self.folders, runtime=runtime, inputs=inputs, supplies=supplies
         )
 
     def shards(self, config: shards.ShardsConfig, number: int) -> tuple[float, Artifact]:

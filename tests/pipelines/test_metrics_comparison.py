@@ -202,9 +202,10 @@ def by_id(*items):
 
 def test_the_pictures_that_differ_most_come_first():
     square, other = [0, 0, 10, 10], [20, 20, 30, 30]
+    third, fourth = [40, 40, 50, 50], [60, 60, 70, 70]
     scenes = [
         scene("both", [square, other]),
-        scene("half", [square, other]),
+        scene("half", [square, other, third, fourth]),
         scene("whole", [square]),
         scene("crowd", [square], [True]),
         scene("empty", []),
@@ -213,16 +214,16 @@ def test_the_pictures_that_differ_most_come_first():
     first = by_id(*(proposed(s.image_id, s.boxes.tolist()) for s in scenes))
     second = by_id(
         proposed("both", [other, square]),
-        # Two boxes on one object find one.
-        proposed("half", [square, [0, 0, 10, 9]]),
+        # Two boxes on one object find one. Two objects of four weigh less than one of one.
+        proposed("half", [square, [0, 0, 10, 9], other]),
         proposed("whole", FAR),
         proposed("crowd", []),
         proposed("empty", []),
     )
     chosen = most_different(scenes, first, second, 10)
     assert [item.scene.image_id for item in chosen] == ["whole", "half", "both"]
-    assert [item.found for item in chosen] == [(1, 0), (2, 1), (2, 2)]
-    assert [item.objects for item in chosen] == [1, 2, 2]
+    assert [item.found for item in chosen] == [(1, 0), (4, 2), (2, 2)]
+    assert [item.objects for item in chosen] == [1, 4, 2]
     assert [item.found for item in most_different(scenes, second, first, 1)] == [(0, 1)]
     assert most_different(scenes, first, second, 0) == []
     assert most_different(scenes, {}, second, 5) == []
@@ -238,15 +239,17 @@ def test_crowds_are_not_to_be_found():
 
 def test_equal_pictures_are_ordered_by_what_is_drawn_then_by_hash():
     names = [f"{index}" for index in range(8)]
-    scenes = [scene(name, [[0, 0, 10, 10]]) for name in [*names, "late"]]
+    scenes = [scene(name, [[0, 0, 10, 10]]) for name in [*names, "slow"]]
     first = by_id(*(proposed(s.image_id, [[0, 0, 10, 10]]) for s in scenes))
     # Found by both, but the second needs more than the ten boxes that are drawn.
-    late = proposed("late", [*(FAR * 10), [0, 0, 10, 10]])
+    late = proposed("slow", [*(FAR * 10), [0, 0, 10, 10]])
     second = first | by_id(late)
-    hashed = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    by_hash = sorted([*names, "slow"], key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    assert by_hash[0] != "slow"  # or the hash alone would put it first
+    hashed = [name for name in by_hash if name != "slow"]
     for order in (scenes, scenes[::-1]):
         chosen = most_different(order, first, second, 6)
-        assert [item.scene.image_id for item in chosen] == ["late", *hashed[:5]]
+        assert [item.scene.image_id for item in chosen] == ["slow", *hashed[:5]]
     assert (chosen[0].shown, chosen[0].found, chosen[0].found_shown) == (10, (1, 1), (1, 0))
     many = [[20 * i, 0, 20 * i + 10, 10] for i in range(8)]
     (wide,) = most_different([scene("a", many)], by_id(proposed("a", many)), by_id(proposed("a", many)), 1)

@@ -12,6 +12,9 @@ from dataset_builders.images import bucket_of
 from pipelines.artifacts import Artifact, parquet_bytes
 from pipelines.evaluation import evaluate_proposals, load_scenes
 from pipelines.ledgers import entry
+from pipelines.metrics.cases import Scene, as_boxes
+from pipelines.metrics.comparison import most_different
+from pipelines.metrics.proposals import Proposed
 from pipelines.pictures import CROWD
 from pipelines.plots import PAIR
 from pipelines.proposals_diff import diff_page
@@ -142,10 +145,6 @@ def test_pictures_show_both_sets_and_what_they_find(world: World) -> None:
 
 
 def test_marks_tell_the_sets_hits_and_objects_apart() -> None:
-    from pipelines.metrics.cases import Scene, as_boxes
-    from pipelines.metrics.comparison import most_different
-    from pipelines.metrics.proposals import Proposed
-
     scene = Scene(
         image_id="i",
         boxes=as_boxes([[0, 0, 10, 10], [50, 50, 90, 90]]),
@@ -181,12 +180,11 @@ def test_missing_rows_rejects_and_empty_caches(world: World) -> None:
     counts = {row[0]: row[3:] for row in shown["caches"]}
     assert counts["A"][:3] == ["8", "0", "1"]
     assert counts["A"][-1] == "undecodable_image 1"
+    found = sum(len(found[0]) for found in partial.values() if len(found) > 1)
+    assert counts["A"][3] == f"{found / 7:.1f}"
     assert counts["B"][:3] == ["10", "2", "0"]
     both = sum(len(world.exact[i][0]) for i in ids[2:])
-    assert shown["agreement"][0][1:3] == [
-        str(sum(len(f[0]) for f in partial.values() if len(f) > 1)),
-        str(both),
-    ]
+    assert shown["agreement"][0][1:3] == [str(found), str(both)]
     nothing = world.make("nothing", {}, mark="f")
     empty = world.compare(nothing, nothing, num_pictures=3)
     assert tables(empty.text)["agreement"] == [[top, *"000", *"-----"] for top in ("all", "best 10")]
@@ -200,6 +198,16 @@ def test_a_dataset_without_objects_there_is_left_out(world: World) -> None:
     assert set(tables(report.text)) == {"caches", "agreement"}
     assert "for want of annotated objects there: drawn_val" in report.html
     assert set(tables(world.compare(world.a, world.b, labelled={}).text)) == {"caches", "agreement"}
+
+
+def test_every_dataset_has_its_rows_and_pictures(world: World) -> None:
+    report = world.compare(world.a, world.b, labelled={"one": world.samples, "two": world.samples})
+    for title, rows in tables(report.text).items():
+        if title not in ("caches", "agreement"):
+            of = {name: [row[1:] for row in rows if row[0] == name] for name in ("one", "two")}
+            assert of["one"] == of["two"] != []
+    assert "<h2>Pictures of one</h2>" in report.html
+    assert "<h2>Pictures of two</h2>" in report.html
 
 
 def test_caches_that_cannot_be_compared_are_refused(world: World) -> None:
