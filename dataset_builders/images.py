@@ -150,7 +150,8 @@ def image_size(data: bytes | IO[bytes]) -> tuple[int, int]:
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            # of a TIFF Pillow gives the turned size by itself
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8) and image.format != "TIFF"
             return (image.height, image.width) if turned else image.size
     except Image.DecompressionBombError as error:
         raise BadImage("image_too_large", _clean(error)) from error

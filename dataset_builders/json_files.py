@@ -79,7 +79,7 @@ def _opened(path: Path) -> Iterator["_Text"]:
     with path.open("rb") as stream:
         try:
             yield _Text(stream)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, _NotJSONError) as error:
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of too many digits
             raise ValueError(f"{path.name} is not valid JSON: {error}") from error
 
 

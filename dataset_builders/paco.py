@@ -285,6 +285,7 @@ def _paco(
         licence="annotations CC BY-NC 4.0; images: COCO's Flickr licences, or the Ego4D agreement",
         source="https://github.com/facebookresearch/paco",
         layout=f"{file}   official annotations of objects and parts\n{layout}",
+        granularity="fine",
         num_samples=num_samples,
     )
 

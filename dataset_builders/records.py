@@ -86,6 +86,9 @@ REJECT_REASONS: Mapping[str, str] = {
     "several_images": "a conversation about more than one image",
     "unsupported": "a form of the record that no task has a use for, such as a point in place of a box",
     "benchmark_image": "the image belongs to a benchmark: it is left out of training",
+    "not_in_file": "a file of boxes has nothing about the image",
+    "malformed_boxes": "what a file of boxes says of the image is not boxes with scores",
+    "ambiguous_key": "a file of boxes names the image in a way that fits several",
 }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Literal
 
 from dataset_builders.conventions import require
 from dataset_builders.folders import DataFolders
@@ -132,6 +133,8 @@ class DatasetSpec:
     """Official place to get it."""
     layout: str
     """The files below the data root, for people: one a line, with what it is."""
+    granularity: Literal["coarse", "fine"] = "coarse"
+    """What its boxes frame, for training a proposal network: whole objects, or parts of them too."""
     match_iou: float = 0.5
     """Least IoU at which a proposal stands for an object; 0.7 for lines of text and documents, whose
     neighbours are close."""

@@ -167,6 +167,11 @@ def only(mix: Mapping[str, float], name: str) -> Mix:
     return kept
 
 
+def datasets_of(mix: Mix) -> list[str]:
+    """Names of the datasets in a mix, each once, in its order."""
+    return list(dict.fromkeys(source.split("/")[0] for source in mix))
+
+
 def parse_mix(text: str) -> Mix:
     """A mix from the command line: a name, a name with changes, sources with weights, or one dataset.
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from dataset_builders import BuildOptions
+from dataset_builders import DATASETS, BuildOptions
 from fo1_model.config import SIZES, ModelConfig
 from fo1_model.detectors.configs import DetectorConfig
-from fo1_model.opn.config import OPN_SIZES
+from fo1_model.opn.config import OPN_SIZES, AugmentationConfig, OPNConfig, OPNCriterionConfig
 from jobs.detectors import DetectorChoice, is_trained_here, parse_detector
-from jobs.mixes import Mix, parse_mix
+from jobs.mixes import Mix, datasets_of, parse_mix
 from pipelines.assign import AssignConfig
 from pipelines.learners import FO1Learner, OPNLearner
 from pipelines.rejection import RejectionConfig
@@ -34,6 +34,10 @@ class Training:
     """Sources of its samples."""
     config: TrainConfig
     """How long, how fast."""
+    weights: str | None = None
+    """Weights of others that it starts from: a folder or a model of the hub. Hashed by content."""
+    validation: tuple[str, ...] = ()
+    """Sources ``dataset/task`` of held-out examples, where the config validates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +95,50 @@ RegionFeatures = Literal["hybrid", "auxiliary", "primary"]
 
 def opn(
     *,
-    size: Literal["tiny", "swin_tiny"] = "tiny",
+    size: Literal["tiny", "swin_tiny", "large"] = "tiny",
     mix: str = "drawn_train/detection",
+    validation: str = "drawn_val/detection",
     steps: int = 400,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
+    warm_start: str | None = None,
+    zoom: float = 1.0,
+    ignore_band: bool = False,
+    ema_decay: float = 0.0,
+    validate_every: int = 200,
     proposals: int = 12,
     seed: int = 0,
 ) -> Recipe:
-    """Train the proposal network on annotated boxes, and measure its proposals on held-out scenes."""
-    training = _opn_training(size, parse_mix(mix), steps, batch_size, learning_rate, seed)
+    """Train the proposal network on annotated boxes, and measure its proposals on held-out scenes.
+
+    warm_start: folder or hub name of an OmDet-Turbo, which also decides the sizes. zoom: pictures are shown
+    between 1/zoom and zoom times their size. ignore_band: boxes that overlap an object in part are no
+    negatives (OLN). ema_decay: of the averaged weights. validate_every: steps between held-out figures.
+    """
+    training = Training(
+        name="opn",
+        learner=OPNLearner(
+            network=OPN_SIZES[size]() if warm_start is None else _omdet_sizes(warm_start),
+            augmentation=AugmentationConfig(zoom=zoom),
+            criterion=OPNCriterionConfig(ignore_band=(0.1, 0.5) if ignore_band else None),
+            fine=tuple(n for n in datasets_of(parse_mix(mix)) if DATASETS[n].granularity == "fine"),
+            warm_start=warm_start is not None,
+        ),
+        mix=parse_mix(mix),
+        config=TrainConfig(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=min(50, steps // 6),
+            final_learning_rate=0.02,
+            weight_decay=1e-4,
+            ema_decay=ema_decay,
+            validate_every=validate_every,
+            seed=seed,
+        ),
+        weights=warm_start,
+        validation=(validation,) if validate_every else (),
+    )
     return Recipe(
         name="opn",
         detector=_drawn_detector("opn", proposals).config,
@@ -314,23 +352,13 @@ def _detector(text: str, proposals: int, opn_steps: int, seed: int) -> dict:
     return where
 
 
-def _opn_training(
-    size: str, mix: Mix, steps: int, batch_size: int, learning_rate: float, seed: int
-) -> Training:
-    return Training(
-        name="opn",
-        learner=OPNLearner(network=OPN_SIZES[size]()),
-        mix=mix,
-        config=TrainConfig(
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            warmup_steps=min(50, steps // 6),
-            final_learning_rate=0.02,
-            weight_decay=1e-4,
-            seed=seed,
-        ),
-    )
+def _omdet_sizes(name: str) -> OPNConfig:
+    """Sizes of the OmDet-Turbo that a run starts from."""
+    from fo1_model.opn.warm_start import warm_start_config
+
+    from pipelines.supplies import find_weights
+
+    return warm_start_config(find_weights(name))
 
 
 def _first_learner(stage: str, model: ModelConfig, size: str) -> FO1Learner:

@@ -14,7 +14,7 @@ from dataset_builders import DATASETS, DataFolders, DatasetSpec, ImageSource
 from fo1_model.detectors.configs import Leaf, leaves, name_of
 from jobs.benchmarks import BENCHMARKS, Benchmark
 from jobs.exclusion import Exclusion
-from jobs.mixes import Mix
+from jobs.mixes import datasets_of
 from jobs.recipes import Recipe, Training
 from jobs.runs import find_run
 from pipelines import proposals, samples, shards
@@ -22,7 +22,7 @@ from pipelines.artifacts import Artifact, fingerprint
 from pipelines.cluster import RuntimeConfig
 from pipelines.inference import VERSION as PREDICT_VERSION
 from pipelines.inference import PredictConfig, predict, predict_inputs
-from pipelines.supplies import find_weights
+from pipelines.supplies import content_digest, find_weights
 from pipelines.train_job import TrainJob
 
 VERBS = ("build", "propose", "shard", "train", "evaluate")
@@ -120,7 +120,11 @@ def chain(recipe: Recipe, runtime: RuntimeConfig) -> Chain:
         boxes = {
             name: _box_shards(made, DATASETS[name]) for name in datasets_of(recipe.detector_training.mix)
         }
-        made.detector_run = _training(made, recipe.detector_training, boxes, None)
+        held_out = {
+            source: _box_shards(made, DATASETS[source.split("/")[0]], held_out=True)
+            for source in recipe.detector_training.validation
+        }
+        made.detector_run = _training(made, recipe.detector_training, boxes, held_out, None)
     previous: Step | None = None
     for name in recipe.datasets:
         made.train_shards[name] = region_shards(made, DATASETS[name], evaluation=False)
@@ -128,16 +132,15 @@ def chain(recipe: Recipe, runtime: RuntimeConfig) -> Chain:
         for name in datasets_of(training.mix):
             if name not in made.train_shards:
                 made.train_shards[name] = region_shards(made, DATASETS[name], evaluation=False)
-        previous = _training(made, training, made.train_shards, previous)
+        held_out = {
+            source: region_shards(made, DATASETS[source.split("/")[0]], evaluation=False, held_out=True)
+            for source in training.validation
+        }
+        previous = _training(made, training, made.train_shards, held_out, previous)
         made.runs.append(previous)
     for name in recipe.benchmarks:
         evaluation_steps(made, name)
     return made
-
-
-def datasets_of(mix: Mix) -> list[str]:
-    """Names of the datasets in a mix, each once, in its order."""
-    return list(dict.fromkeys(source.split("/")[0] for source in mix))
 
 
 def build_step(made: Chain, spec: DatasetSpec) -> Step:
@@ -216,7 +219,8 @@ def _truth_of(recipe: Recipe, source: ImageSource, spec: DatasetSpec) -> Dataset
 
 
 def _check_names(recipe: Recipe) -> None:
-    mixes = [training.mix for training in (recipe.detector_training, *recipe.trainings) if training]
+    trainings = [training for training in (recipe.detector_training, *recipe.trainings) if training]
+    mixes = [training.mix for training in trainings] + [dict.fromkeys(t.validation, 1.0) for t in trainings]
     for name in {*recipe.datasets, *(name for mix in mixes for name in datasets_of(mix))}:
         if name not in DATASETS:
             raise ValueError(f"mix: unknown dataset {name!r}; known: {', '.join(DATASETS)}")
@@ -232,25 +236,25 @@ def _check_names(recipe: Recipe) -> None:
             raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
 
 
-def _box_shards(made: Chain, spec: DatasetSpec) -> Step:
-    """Pictures with their annotated boxes: what a detector trains on."""
+def _box_shards(made: Chain, spec: DatasetSpec, *, held_out: bool = False) -> Step:
+    """Pictures with their annotated boxes: what a detector trains on, or is measured with meanwhile."""
     config = shards.ShardsConfig(
         regions="ground_truth",
         rejection=None,
-        exclude=made.exclusion.names_for(spec),
+        exclude=() if held_out else made.exclusion.names_for(spec),
         max_side_px=made.recipe.max_side_px,
     )
     return _shards(made, spec, {}, config)
 
 
-def region_shards(made: Chain, spec: DatasetSpec, *, evaluation: bool) -> Step:
-    """Conversations over proposals, for training or for evaluation."""
+def region_shards(made: Chain, spec: DatasetSpec, *, evaluation: bool, held_out: bool = False) -> Step:
+    """Conversations over proposals: for training, for held-out figures meanwhile, for evaluation."""
     config = shards.ShardsConfig(
         regions="proposals_scored" if evaluation else "proposals",
         assign=replace(made.recipe.assign, match_iou=max(made.recipe.assign.match_iou, spec.match_iou)),
         rejection=made.recipe.rejection,
         turns=1 if evaluation else made.recipe.turns,
-        exclude=() if evaluation else made.exclusion.names_for(spec),
+        exclude=() if evaluation or held_out else made.exclusion.names_for(spec),
         max_side_px=None if evaluation else made.recipe.max_side_px,
     )
     return _shards(made, spec, propose_steps(made, spec), config)
@@ -280,15 +284,25 @@ def _shards(made: Chain, spec: DatasetSpec, found: Mapping[str, Step], config: s
     return made.add("shard", output, [truth, *found.values()], execute)
 
 
-def _training(made: Chain, training: Training, sources: Mapping[str, Step], previous: Step | None) -> Step:
+def _training(
+    made: Chain,
+    training: Training,
+    sources: Mapping[str, Step],
+    held_out: Mapping[str, Step],
+    previous: Step | None,
+) -> Step:
     used = {name: sources[name] for name in datasets_of(training.mix)}
     parent = previous if training.learner.continues else None
+    weights = find_weights(training.weights) if training.weights else None
     job = TrainJob(
         name=training.name,
         learner=training.learner,
         config=training.config,
         mix=training.mix,
         shards={name: step.artifact for name, step in used.items()},
+        weights=weights,
+        weights_digest=content_digest(Path(weights), made.digest_cache) if weights else None,
+        validation={source: step.artifact for source, step in held_out.items()},
         parent=parent.artifact if parent else None,
         tracking_uri=made.runtime.tracking_uri,
     )
@@ -299,7 +313,8 @@ def _training(made: Chain, training: Training, sources: Mapping[str, Step], prev
 
         return train(job, output, runtime)
 
-    return made.add("train", output, [*used.values(), *([parent] if parent else [])], execute)
+    needed = [*used.values(), *held_out.values(), *([parent] if parent else [])]
+    return made.add("train", output, needed, execute)
 
 
 def evaluation_steps(made: Chain, name: str) -> None:

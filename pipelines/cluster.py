@@ -228,6 +228,23 @@ class _BucketWorker:
         return pa.table({"ledger": ledgers})
 
 
+class _PoolWorker:
+    """A worker in a process of Ray. An error of its making is raised by its first call: where a constructor
+    raises, Ray tells only that the process died."""
+
+    def __init__(self, worker: Callable[..., Callable[[pa.Table], pa.Table]], kwargs: Mapping[str, Any]):
+        self._error: Exception | None = None
+        try:
+            self._worker = worker(**kwargs)
+        except Exception as error:  # whatever it is: it ends the run
+            self._error = error
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        if self._error is not None:
+            raise self._error
+        return self._worker(rows)
+
+
 def _inline(stages: Sequence[Stage], rows: Sequence[Mapping[str, Any]]) -> Iterator[pa.Table]:
     workers = [stage.worker(**stage.kwargs) for stage in stages]
     for row in rows:
@@ -252,8 +269,8 @@ def _on_ray(stages: Sequence[Stage], rows: Sequence[Mapping[str, Any]]) -> Itera
     data: Any = ray.data.from_items(list(rows), override_num_blocks=min(len(rows), MAX_BLOCKS))
     for stage in stages:
         data = data.map_batches(
-            stage.worker,
-            fn_constructor_kwargs=dict(stage.kwargs),
+            _PoolWorker,
+            fn_constructor_kwargs={"worker": stage.worker, "kwargs": dict(stage.kwargs)},
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=stage.size, max_tasks_in_flight_per_actor=2),

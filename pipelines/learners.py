@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 import numpy as np
 
 from fo1_model.config import SIZES, ModelConfig
-from fo1_model.opn.config import OPNConfig
+from fo1_model.opn.config import AugmentationConfig, OPNConfig, OPNCriterionConfig
 from pipelines.records import RegionExample
 from pipelines.views import view
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fo1_model.model import FO1Model
     from fo1_model.opn.network import OPN
+    from fo1_model.opn.targets import OPNExample
     from fo1_model.processing import Batch, Processor
     from pipelines.metrics.cases import Scene
     from pipelines.metrics.proposals import Proposed
@@ -99,32 +100,48 @@ class OPNLearner:
 
     network: OPNConfig
     """Sizes of the network."""
-    flip: bool = True
-    """Mirror each image left-right with probability 1/2."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """Random views of the training pictures."""
+    criterion: OPNCriterionConfig = field(default_factory=OPNCriterionConfig)
+    """The loss."""
+    fine: tuple[str, ...] = ()
+    """Datasets whose boxes are parts as well as whole objects: they train the ``fine`` prompt."""
+    warm_start: bool = False
+    """Start from an OmDet-Turbo, whose sizes `network` has then (`fo1_model.opn.warm_start`)."""
     continues: ClassVar[bool] = False
 
     def inputs(self) -> dict[str, str]:
-        """Nothing: OPN starts from random weights."""
+        """Nothing: OPN starts from random weights, or from some that the job names."""
         return {}
 
     def check(self, *, has_parent: bool) -> None:
-        """Refuse a parent run: OPN has none."""
-        if has_parent:
-            raise ValueError("OPN starts from random weights: leave out the parent run")
+        """Refuse a parent run, and a warm start without weights."""
+        if has_parent and not self.warm_start:
+            raise ValueError("OPN starts from random weights: leave out the parent run and the weights")
+        if self.warm_start and not has_parent:
+            raise ValueError("OPN, warm_start=True: name the folder of an OmDet-Turbo")
 
     def build(self, parent: Path | None, *, seed: int) -> Trainee:
-        """A new network from `seed`."""
-        from fo1_model.opn.network import new_opn
-
+        """A new network from `seed`, or from the OmDet-Turbo in the folder `parent`."""
         self.check(has_parent=parent is not None)
-        return _OPNTrainee(new_opn(self.network, seed), self)
+        if parent is None:
+            from fo1_model.opn.network import new_opn
+
+            return _OPNTrainee(new_opn(self.network, seed), self)
+        from fo1_model.opn.warm_start import warm_start
+
+        network = warm_start(parent)
+        if network.config != self.network:
+            raise ValueError(f"{parent} has other sizes than the run: {network.config}, not {self.network}")
+        return _OPNTrainee(network, self)
 
 
 class _OPNTrainee:
     def __init__(self, module: OPN, learner: OPNLearner) -> None:
         from fo1_model.opn.criterion import OPNCriterion
 
-        self.module, self._learner, self._criterion = module, learner, OPNCriterion()
+        self.module, self._learner = module, learner
+        self._criterion = OPNCriterion(learner.criterion)
 
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         matrices = [p for p in self.module.parameters() if p.ndim > 1]
@@ -142,9 +159,10 @@ class _OPNTrainee:
     def collate(self, examples: Sequence[Example]) -> Any:
         from fo1_model.opn.targets import collate
 
-        triples = [_opn_example(example) for example in examples]
+        learner = self._learner
+        seen = [_opn_example(example, learner) for example in examples]
         seeds = [example.seed for example in examples]
-        return collate(triples, self._learner.network, seeds=seeds, flip=self._learner.flip)
+        return collate(seen, learner.network, seeds=seeds, augmentation=learner.augmentation)
 
     def weigh(self, batch: Any) -> float:
         return float(sum(len(boxes) for boxes in batch.boxes))
@@ -161,21 +179,22 @@ class _OPNTrainee:
         from pipelines.metrics.cases import Scene
         from pipelines.metrics.proposals import BUDGETS, Proposed
 
-        seen = [_opn_example(example) for example in examples]
+        seen = [_opn_example(example, self._learner) for example in examples]
         batch = collate(seen, self._learner.network).to(device)
         outputs = self.module(batch.pixels, batch.prompts)
         scores = outputs.logits[-1].float().sigmoid().cpu().numpy()
         judged = []
-        for row, (example, (image, boxes, ignore)) in enumerate(zip(examples, seen, strict=True)):
+        for row, (example, shown) in enumerate(zip(examples, seen, strict=True)):
             found = select(
                 batch.letterboxes[row].to_original(outputs.boxes[-1, row]),
                 scores[row],
-                width=image.width,
-                height=image.height,
+                width=shown.image.width,
+                height=shown.image.height,
                 selection=Selection(max_boxes=max(BUDGETS)),
             )
             name = example.record.sample_id
-            scene = Scene(image_id=name, boxes=boxes, labels=_labels(example.record), ignore=tuple(ignore))
+            labels, ignore = _labels(example.record), tuple(shown.ignore.tolist())
+            scene = Scene(image_id=name, boxes=shown.boxes, labels=labels, ignore=ignore)
             judged.append((scene, Proposed(image_id=name, boxes=found.boxes, scores=found.scores)))
         return judged
 
@@ -194,11 +213,20 @@ class _OPNTrainee:
         save_opn(self.module, folder)
 
 
-def _opn_example(example: Example) -> tuple[Any, np.ndarray, np.ndarray]:
-    image, boxes = view(example.record, example.image)
+def _opn_example(example: Example, learner: OPNLearner) -> OPNExample:
+    from fo1_model.opn.targets import OPNExample
+
+    record = example.record
+    image, boxes = view(record, example.image)
     if image is None:
-        raise ValueError(f"{example.record.sample_id} has no image, which a detector needs")
-    return image, boxes, np.asarray(example.record.ignore or [False] * len(boxes), bool)
+        raise ValueError(f"{record.sample_id} has no image, which a detector needs")
+    return OPNExample(
+        image=image,
+        boxes=boxes,
+        ignore=np.asarray(record.ignore or [False] * len(boxes), bool),
+        prompt="fine" if record.dataset in learner.fine else "coarse",
+        complete=record.complete,
+    )
 
 
 def _labels(record: RegionExample) -> tuple[str, ...]:

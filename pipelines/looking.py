@@ -6,8 +6,9 @@ the detector needs of it (`Prepared`) as plain columns, so that pixels cross pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ IMAGES_SCHEMA = pa.schema(
 _OPENED_SCHEMA = pa.schema(
     [
         *PROPOSALS_SCHEMA,
+        pa.field("start", pa.int32(), nullable=False),  # of its slice
         pa.field("pixels", pa.large_binary()),  # null for an image that is not looked at
         pa.field("shape", pa.list_(pa.int32())),
         pa.field("dtype", pa.string()),
@@ -90,10 +92,12 @@ class Opener:
 
     def __call__(self, tasks: pa.Table) -> pa.Table:
         """tasks: rows of `slices`."""
-        rows = [pair for task in tasks.to_pylist() for pair in self.open(**task)]
-        return pa.Table.from_pylist(
-            [row | _packed(prepared) for row, prepared in rows], schema=_OPENED_SCHEMA
-        )
+        rows = [
+            row | _packed(prepared) | {"start": task["start"]}
+            for task in tasks.to_pylist()
+            for row, prepared in self.open(**task)
+        ]
+        return pa.Table.from_pylist(rows, schema=_OPENED_SCHEMA)
 
     def open(self, bucket: int, start: int, stop: int) -> list[tuple[dict[str, Any], Prepared | None]]:
         """Images of a slice: the row of `PROPOSALS_SCHEMA`, without boxes, and what the detector gets."""
@@ -141,10 +145,15 @@ class Looker:
         self._detector = build_detector(look.detector, look.checkpoint, look.device)
 
     def __call__(self, opened: pa.Table) -> pa.Table:
-        """opened: what `Opener` gives."""
-        rows = opened.select(PROPOSALS_SCHEMA.names).to_pylist()
-        prepared = [_unpacked(opened, index) for index in range(len(rows))]
-        return self.look(list(zip(rows, prepared, strict=True)))
+        """opened: what `Opener` gives.
+
+        A slice is a batch, however many slices there are: the last bits of a sum depend on its batch.
+        """
+        rows = opened.select([*PROPOSALS_SCHEMA.names, "start"]).to_pylist()
+        images = zip(rows, _unpacked(opened), strict=True)
+        parts = groupby(images, key=lambda image: (image[0]["bucket"], image[0]["start"]))
+        looked = [self.look(list(part)) for _, part in parts]
+        return pa.concat_tables([PROPOSALS_SCHEMA.empty_table(), *looked])
 
     def look(self, images: Sequence[tuple[dict[str, Any], Prepared | None]]) -> pa.Table:
         """Fill in the boxes of the images that are looked at."""
@@ -188,21 +197,33 @@ def _packed(prepared: Prepared | None) -> dict[str, Any]:
     }
 
 
-def _unpacked(opened: pa.Table, index: int) -> Prepared | None:
-    """The prepared image of a row; its pixels are those of the table, not a copy."""
-    if not opened["pixels"][index].is_valid:
-        return None
-    row = {name: opened[name][index] for name in opened.column_names}
-    shape = row["shape"].as_py()
-    pixels = None
-    if shape is not None:
-        pixels = np.frombuffer(row["pixels"].as_buffer(), dtype=row["dtype"].as_py()).reshape(shape)
-    x, y = row["scale"].as_py()
-    return Prepared(
-        image_id=row["image_id"].as_py(),
-        width=row["width"].as_py(),
-        height=row["height"].as_py(),
-        pixels=pixels,
-        scale=(x, y),
-        known=_known({name: row[name].as_py() for name in ("known_boxes", "known_scores")}),
-    )
+def _unpacked(opened: pa.Table) -> Iterator[Prepared | None]:
+    """The prepared image of each row; its pixels are those of the table, not a copy."""
+    rows = opened.drop_columns(["pixels"]).to_pylist()
+    for row, data in zip(rows, _contents(opened["pixels"]), strict=True):
+        if data is None:
+            yield None
+            continue
+        pixels = None
+        if row["shape"] is not None:
+            pixels = np.frombuffer(data, dtype=row["dtype"]).reshape(row["shape"])
+        yield Prepared(
+            image_id=row["image_id"],
+            width=row["width"],
+            height=row["height"],
+            pixels=pixels,
+            scale=(row["scale"][0], row["scale"][1]),
+            known=_known(row),
+        )
+
+
+def _contents(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
+    """What each row of a column of large_binary holds, where it lies; its scalars would be copies."""
+    for chunk in column.chunks:
+        if not len(chunk):
+            continue
+        _, offsets, data = chunk.buffers()
+        whole = pa.py_buffer(b"") if data is None else data
+        edges = np.frombuffer(offsets, np.int64)[chunk.offset :].tolist()
+        for index, valid in enumerate(chunk.is_valid().to_pylist()):
+            yield whole.slice(edges[index], edges[index + 1] - edges[index]) if valid else None

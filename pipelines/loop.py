@@ -66,7 +66,8 @@ def run_worker(job: TrainJob, output: Artifact, worker: Worker) -> None:
     config = job.config
     torch.manual_seed(config.seed)
     with _local_export(job.parent) as parent:
-        trainee = job.learner.build(parent, seed=config.seed)
+        start = parent if job.weights is None else Path(job.weights)
+        trainee = job.learner.build(start, seed=config.seed)
     sources = open_sources(job.shards, job.mix)
     plan = make_plan(sources, job.mix, config)
     loader = Loader(

@@ -115,9 +115,9 @@ def make_report(
     """Make the report of some evaluated runs.
 
     detectors: figures of `evaluate_proposals` by detector. pictures: heading -> cards (`judged_cards`).
-    Raises ValueError without results.
+    Raises ValueError with neither results nor detectors.
     """
-    if not results:
+    if not results and not detectors:
         raise ValueError("results: nothing was evaluated, so there is nothing to report")
     tables = {name: _figures_table(results, name) for name in dict.fromkeys(r.benchmark for r in results)}
     sections = [

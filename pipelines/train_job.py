@@ -112,6 +112,10 @@ class TrainJob:
     """Weight of each source ``dataset/task``."""
     shards: dict[str, Artifact]
     """Shards of each dataset in the mix."""
+    weights: str | None = None
+    """Folder of weights of others that a new model starts from; hashed by its digest."""
+    weights_digest: str | None = None
+    """What the folder holds (`pipelines.supplies.content_digest`)."""
     validation: dict[str, Artifact] = field(default_factory=dict)
     """Shards of held-out examples, by source ``dataset/task``, where the config validates."""
     parent: Artifact | None = None
@@ -129,7 +133,9 @@ class TrainJob:
             raise ValueError(
                 f"validate_every={self.config.validate_every}: give `validation` shards, or set 0"
             )
-        self.learner.check(has_parent=self.parent is not None)
+        if (self.weights is None) != (self.weights_digest is None) or (self.weights and self.parent):
+            raise ValueError(f"weights={self.weights!r}: give them with their digest, and no parent run")
+        self.learner.check(has_parent=self.parent is not None or self.weights is not None)
 
     def inputs(self) -> dict[str, str]:
         """Fingerprint of each input, by name."""
@@ -137,6 +143,8 @@ class TrainJob:
         inputs = {f"shards/{self.shards[name].name}": self.shards[name].fingerprint for name in datasets}
         for source, shards in self.validation.items():
             inputs[f"validation/{source}"] = shards.fingerprint
+        if self.weights_digest is not None:
+            inputs["weights"] = self.weights_digest
         if self.parent is not None:
             inputs[f"runs/{self.parent.name}"] = self.parent.fingerprint
         return inputs | dict(self.learner.inputs())

@@ -292,7 +292,10 @@ def from_canonical(described: dict) -> DetectorConfig:
     values = {name: value for name, value in described.items() if name != "type"}
     if kind is None or set(values) != {f.name for f in fields(kind)}:
         raise ValueError(f"detector {described.get('type')!r} of the manifest is not known to this version")
-    selection = Selection(**{k: v for k, v in values.pop("selection").items() if k != "type"})
+    chosen = {name: value for name, value in values.pop("selection").items() if name != "type"}
+    if set(chosen) != {f.name for f in fields(Selection)}:
+        raise ValueError(f"the selection {chosen} of the manifest is not known to this version")
+    selection = Selection(**chosen)
     if "members" in values:
         values["members"] = tuple(from_canonical(member) for member in values["members"])
     return kind(**values, selection=selection)

@@ -1,4 +1,7 @@
-"""OPNConfig and its named sizes. Imports nothing heavy: recipes hash it before any worker starts."""
+"""What OPN is and how it learns: its named sizes, its augmentation, its loss.
+
+Imports nothing heavy: recipes hash it before any worker starts.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -96,6 +99,60 @@ class OPNConfig:
             )
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """What may happen to a picture."""
+
+    flip: bool = True
+    """Mirror it left-right with probability 1/2."""
+    zoom: float = 1.0
+    """Show it between 1/zoom and zoom times its size, drawn log-uniformly: nearer, a random window of it is
+    cut out; farther, it lies somewhere on a larger canvas of the padding's colour. 1 = off."""
+    min_visible: float = 0.3
+    """A box of which less than this share is left by a window becomes an ignore region: it is neither an
+    object to find nor background. ours"""
+
+    def __post_init__(self) -> None:
+        if not 1.0 <= self.zoom <= 8.0:
+            raise ValueError(f"AugmentationConfig.zoom={self.zoom}: use a factor from 1 (off) to 8")
+        if not 0.0 <= self.min_visible <= 1.0:
+            raise ValueError(f"AugmentationConfig.min_visible={self.min_visible}: use a share in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPNCriterionConfig:
+    """Weights of the loss and of the matching; defaults are RT-DETR's."""
+
+    varifocal_weight: float = 1.0
+    """Score: binary cross-entropy towards the IoU of the matched box."""
+    l1_weight: float = 5.0
+    """Box: L1 over cxcywh in [0, 1]."""
+    giou_weight: float = 2.0
+    """Box: 1 - GIoU."""
+    matching_score_cost: float = 2.0
+    """Focal score cost in the matching; the box costs equal the box weights."""
+    focal_alpha: float = 0.75
+    """Varifocal weight of negatives."""
+    focal_gamma: float = 2.0
+    """Varifocal exponent on the predicted score of negatives."""
+    ignore_coverage: float = 0.5
+    """An unmatched query with at least this share of its area inside an ignore region is no negative."""
+    incomplete_iou: float = 0.1
+    """On an image with incomplete labels, an unmatched query is a negative only if its IoU with some object
+    is at least this: a second box of a known object is wrong, a box of something else may be right. ours"""
+    ignore_band: tuple[float, float] | None = None
+    """An unmatched query whose best IoU with the objects lies between these is no negative, on any image:
+    labels of an open world are never complete (OLN uses 0.1 to 0.5). None = off."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.incomplete_iou <= 1.0:
+            raise ValueError(f"OPNCriterionConfig.incomplete_iou={self.incomplete_iou}: use an IoU in [0, 1]")
+        if self.ignore_band is not None and not 0.0 <= self.ignore_band[0] < self.ignore_band[1] <= 1.0:
+            raise ValueError(
+                f"OPNCriterionConfig.ignore_band={self.ignore_band}: use two rising IoUs such as (0.1, 0.5)"
+            )
 
 
 def tiny() -> OPNConfig:

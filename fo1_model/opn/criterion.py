@@ -2,43 +2,24 @@
 
 transformers' RTDetrLoss does the matching and the three terms (one class, "object"); this file sums them
 without dividing, so that the training loop can divide by the number of boxes over all workers, and leaves
-queries inside ignore regions out of the score's negatives.
+out of the score's negatives what may be an object all the same: queries inside ignore regions, those that an
+image with incomplete labels says nothing about, and, as an option, those that overlap an object in part.
 """
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
-from fo1_model.boxes import area, to_corners
+from fo1_model.boxes import area, iou, to_corners
+from fo1_model.opn.config import OPNCriterionConfig
 from fo1_model.opn.network import OPNOutputs
 from fo1_model.opn.targets import OPNBatch
 
 Indices = list[tuple[Tensor, Tensor]]
 IGNORED_LOGIT = -30.0
 """Stands in for the logit of an ignored query: its varifocal term and gradient vanish."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OPNCriterionConfig:
-    """Weights of the loss and of the matching; defaults are RT-DETR's."""
-
-    varifocal_weight: float = 1.0
-    """Score: binary cross-entropy towards the IoU of the matched box."""
-    l1_weight: float = 5.0
-    """Box: L1 over cxcywh in [0, 1]."""
-    giou_weight: float = 2.0
-    """Box: 1 - GIoU."""
-    matching_score_cost: float = 2.0
-    """Focal score cost in the matching; the box costs equal the box weights."""
-    focal_alpha: float = 0.75
-    """Varifocal weight of negatives."""
-    focal_gamma: float = 2.0
-    """Varifocal exponent on the predicted score of negatives."""
-    ignore_coverage: float = 0.5
-    """An unmatched query with at least this share of its area inside an ignore region is no negative."""
 
 
 class OPNCriterion(nn.Module):
@@ -77,10 +58,10 @@ class OPNCriterion(nn.Module):
             for boxes in batch.boxes
         ]
         layers = list(zip(outputs.logits, outputs.boxes, strict=True))
-        last = self._layer(*layers[-1], targets, batch.ignore_boxes)
+        last = self._layer(*layers[-1], targets, batch)
         total = _sum(last)
         for logits, boxes in [*layers[:-1], (outputs.encoder_logits, outputs.encoder_boxes)]:
-            total = total + _sum(self._layer(logits, boxes, targets, batch.ignore_boxes))
+            total = total + _sum(self._layer(logits, boxes, targets, batch))
         num_boxes = sum(len(boxes) for boxes in batch.boxes)
         total = total + self._denoising(outputs, targets)
         logs = {name: float(value.detach()) for name, value in last.items()}
@@ -102,16 +83,30 @@ class OPNCriterion(nn.Module):
         return total
 
     def _layer(
-        self, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]], ignore: tuple[Tensor, ...]
+        self, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]], batch: OPNBatch
     ) -> dict[str, Tensor]:
-        """One layer's weighted terms: matching, then ignore regions, then the loss."""
+        """One layer's weighted terms: matching, then who is no negative, then the loss."""
         indices = self.terms.matcher({"logits": logits.unsqueeze(-1), "pred_boxes": boxes}, targets)
-        if any(len(regions) for regions in ignore):
-            ignored = _inside(boxes.detach(), ignore, self.config.ignore_coverage)
-            for i, (queries, _) in enumerate(indices):
-                ignored[i, queries] = False
-            logits = logits.masked_fill(ignored, IGNORED_LOGIT)
-        return self._weighted(logits, boxes, targets, indices)
+        ignored = self._ignored(boxes.detach(), batch)
+        for i, (queries, _) in enumerate(indices):
+            ignored[i, queries] = False
+        return self._weighted(logits.masked_fill(ignored, IGNORED_LOGIT), boxes, targets, indices)
+
+    def _ignored(self, boxes: Tensor, batch: OPNBatch) -> Tensor:
+        """bool[B, K]: queries that are no negatives unless matched. boxes: float32[B, K, 4] cxcywh."""
+        ignored = _inside(boxes, batch.ignore_boxes, self.config.ignore_coverage)
+        band = self.config.ignore_band
+        if band is None and all(batch.complete):
+            return ignored
+        for i, objects in enumerate(batch.boxes):
+            best = boxes.new_zeros(boxes.shape[1])
+            if len(objects):
+                best = iou(to_corners(boxes[i]), to_corners(objects)).amax(1)
+            if band is not None:
+                ignored[i] |= (best > band[0]) & (best < band[1])
+            if not batch.complete[i]:
+                ignored[i] |= best < self.config.incomplete_iou
+        return ignored
 
     def _weighted(
         self, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]], indices: Indices

@@ -4,7 +4,6 @@ One letterbox: the longer side is scaled to the square's side, the rest (right, 
 colour. So a box maps by one scale and no offset, either way.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from fo1_model.boxes import to_center_size, to_corners
-from fo1_model.opn.config import PROMPTS, OPNConfig
+from fo1_model.opn.augmentation import augment
+from fo1_model.opn.config import PROMPTS, AugmentationConfig, OPNConfig
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,37 @@ class Letterbox:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OPNExample:
+    """One picture with its annotated boxes."""
+
+    image: Image.Image
+    """RGB."""
+    boxes: np.ndarray
+    """float32[N, 4] xyxy px."""
+    ignore: np.ndarray
+    """bool[N]: crowds and don't-care regions."""
+    prompt: Literal["coarse", "fine"] = "coarse"
+    """Granularity of the annotation: whole objects, or parts of them too."""
+    complete: bool = True
+    """Whether every object of the annotated kinds has a box. Federated sets such as LVIS are not complete,
+    nor are the objects of one expression: what they leave out is no background."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OPNBatch:
     """B letterboxed images and their boxes (cxcywh in [0, 1] of the square).
 
     pixels: float32[B, 3, S, S] normalised RGB. prompts: int64[B] rows of PROMPTS.
     boxes: B tensors float32[N_i, 4], the objects. ignore_boxes: B tensors float32[M_i, 4], regions where an
-    unmatched query is no mistake. letterboxes: B. seeds: B, draw the denoising noise.
+    unmatched query is no mistake. complete: B, whether every object of an image is among its boxes.
+    letterboxes: B. seeds: B, draw the denoising noise.
     """
 
     pixels: Tensor
     prompts: Tensor
     boxes: tuple[Tensor, ...]
     ignore_boxes: tuple[Tensor, ...]
+    complete: tuple[bool, ...]
     letterboxes: tuple[Letterbox, ...]
     seeds: tuple[int, ...]
 
@@ -93,18 +112,17 @@ def normalised_square(pixels: Tensor, config: OPNConfig) -> Tensor:
 
 
 def collate(
-    examples: Sequence[tuple[Image.Image, np.ndarray, np.ndarray]],
+    examples: Sequence[OPNExample],
     config: OPNConfig,
     *,
     seeds: Sequence[int] | None = None,
-    flip: bool = False,
-    prompt: Literal["coarse", "fine"] = "coarse",
+    augmentation: AugmentationConfig | None = None,
 ) -> OPNBatch:
-    """One batch from (RGB image, boxes float32[N, 4] xyxy px, ignore bool[N]) triples.
+    """One batch from pictures with their boxes.
 
-    seeds: one an image (None = its position), for its flip and its denoising noise: what happens to an image
-        does not depend on the others of its batch.
-    flip: mirror each image left-right with probability 1/2.
+    seeds: one an image (None = its position), for its augmentation and its denoising noise: what happens to
+        an image does not depend on the others of its batch.
+    augmentation: None shows the pictures as they are.
     Raises ValueError on an empty batch, a box without positive sides or not finite, or unequal lengths.
     """
     if not examples:
@@ -112,9 +130,11 @@ def collate(
     seeds = range(len(examples)) if seeds is None else seeds
     pixels, letterboxes, objects, ignored = [], [], [], []
     for index, (example, seed) in enumerate(zip(examples, seeds, strict=True)):
-        image, boxes, ignore = _checked(index, *example)
-        if flip and _coin(seed):
-            image, boxes = _mirrored(image, boxes)
+        image, boxes, ignore = _checked(index, example)
+        if augmentation is not None:
+            image, boxes, ignore = augment(
+                (image, boxes, ignore), augmentation, seed=seed, padding=config.pixel_mean
+            )
         square, placed = letterbox(image, config)
         pixels.append(square)
         letterboxes.append(placed)
@@ -122,34 +142,21 @@ def collate(
         ignored.append(placed.to_square(boxes[ignore]))
     return OPNBatch(
         pixels=torch.stack(pixels),
-        prompts=torch.full((len(pixels),), PROMPTS.index(prompt), dtype=torch.int64),
+        prompts=torch.tensor([PROMPTS.index(example.prompt) for example in examples]),
         boxes=tuple(objects),
         ignore_boxes=tuple(ignored),
+        complete=tuple(example.complete for example in examples),
         letterboxes=tuple(letterboxes),
         seeds=tuple(seeds),
     )
 
 
-def _checked(
-    index: int, image: Image.Image, boxes: np.ndarray, ignore: np.ndarray
-) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-    """The example with its arrays in shape; raises ValueError naming the image's place in the batch."""
-    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    ignore = np.asarray(ignore, dtype=bool).reshape(-1)
+def _checked(index: int, example: OPNExample) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    """Picture, boxes and flags in shape; raises ValueError naming the image's place in the batch."""
+    boxes = np.asarray(example.boxes, dtype=np.float32).reshape(-1, 4)
+    ignore = np.asarray(example.ignore, dtype=bool).reshape(-1)
     if len(boxes) != len(ignore):
         raise ValueError(f"collate: image {index} has {len(boxes)} boxes but {len(ignore)} ignore flags")
     if not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):
         raise ValueError(f"collate: image {index} has a box that is not finite or has no area: {boxes}")
-    return image, boxes, ignore
-
-
-def _mirrored(image: Image.Image, boxes: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """Left and right swapped, in new objects."""
-    mirrored = boxes.copy()
-    mirrored[:, [0, 2]] = image.width - boxes[:, [2, 0]]
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mirrored
-
-
-def _coin(seed: int) -> bool:
-    """A fair coin of the seed, independent of the noise drawn from it."""
-    return bool(hashlib.sha256(f"flip:{seed}".encode()).digest()[0] & 1)
+    return example.image.convert("RGB"), boxes, ignore

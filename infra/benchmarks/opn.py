@@ -41,7 +41,7 @@ from fo1_model.detectors.postprocess import select
 from fo1_model.opn.config import OPN_SIZES
 from fo1_model.opn.criterion import OPNCriterion
 from fo1_model.opn.network import new_opn
-from fo1_model.opn.targets import collate, letterbox
+from fo1_model.opn.targets import OPNExample, collate, letterbox
 from pipelines.metrics.cases import Scene
 from pipelines.metrics.proposals import Proposed, proposal_recall
 
@@ -74,7 +74,8 @@ def opn() -> Contender:
     criterion = OPNCriterion()
 
     def loss(examples: Sequence[Example], seeds: Sequence[int]) -> Tensor:
-        batch = collate(examples, model.config, seeds=seeds)
+        annotated = [OPNExample(image=image, boxes=boxes, ignore=flags) for image, boxes, flags in examples]
+        batch = collate(annotated, model.config, seeds=seeds)
         outputs = model(batch.pixels, batch.prompts, batch.boxes, batch.seeds)
         total, num_boxes, _ = criterion(outputs, batch)
         return total / num_boxes.clamp(min=1)
@@ -212,17 +213,15 @@ def main(words: list[str] | None = None) -> None:
     held_out = [draw(1_000_000 + number) for number in range(options.held_out)]
     cpu = platform.processor() or platform.machine()
     print(f"# OPN beside other detectors trained for the same time ({datetime.date.today()})\n")
-    print(
-        f"One thread of {os.cpu_count()} CPUs ({cpu}), Python {platform.python_version()}, torch {torch.__version__}."
-    )
+    python, version = platform.python_version(), torch.__version__
+    print(f"One thread of {os.cpu_count()} CPUs ({cpu}), Python {python}, torch {version}.")
     print(
         f"`python infra/benchmarks/opn.py --seconds {options.seconds:g} --scenes {options.scenes}`: "
         f"{options.held_out} held-out scenes, one seed.\n"
     )
-    print(
-        "| network | parameters | steps | AR@100 | R50@10 | R50@100 | R75@100 | untrained R50@100 | ms an image |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    header = ["network", "parameters", "steps", "AR@100", "R50@10", "R50@100", "R75@100"]
+    header += ["untrained R50@100", "ms an image"]
+    print("| " + " | ".join(header) + " |\n| --- |" + " ---: |" * (len(header) - 1))
     for name, make in CONTENDERS.items():
         contender = make()
         untrained, _ = judge(contender, held_out)

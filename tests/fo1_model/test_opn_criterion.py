@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from fo1_model.opn.config import OPN_SIZES
+from fo1_model.opn.config import OPN_SIZES, OPNCriterionConfig
 from fo1_model.opn.criterion import OPNCriterion
 from fo1_model.opn.network import OPNOutputs, new_opn
 from fo1_model.opn.targets import Letterbox, OPNBatch
@@ -14,13 +14,18 @@ from fo1_model.opn.targets import Letterbox, OPNBatch
 NOTHING = torch.zeros(0, 4)
 
 
-def batch_of(boxes: list[torch.Tensor], ignore: list[torch.Tensor] | None = None) -> OPNBatch:
+def batch_of(
+    boxes: list[torch.Tensor],
+    ignore: list[torch.Tensor] | None = None,
+    complete: tuple[bool, ...] | None = None,
+) -> OPNBatch:
     generator = torch.Generator().manual_seed(len(boxes))
     return OPNBatch(
         pixels=torch.randn(len(boxes), 3, 64, 64, generator=generator),
         prompts=torch.zeros(len(boxes), dtype=torch.int64),
         boxes=tuple(boxes),
         ignore_boxes=tuple(ignore or [NOTHING] * len(boxes)),
+        complete=complete or (True,) * len(boxes),
         letterboxes=(Letterbox(1.0, 64),) * len(boxes),
         seeds=tuple(range(len(boxes))),
     )
@@ -66,6 +71,61 @@ def test_queries_in_ignore_regions_are_no_negatives() -> None:
     assert varifocal([[0.7, 0.7, 0.4, 0.4]]) == pytest.approx(alone - term, abs=1e-5)
     assert varifocal([[0.6, 0.7, 0.4, 0.4]]) == pytest.approx(alone - 2 * term, abs=1e-5)
     assert varifocal([[0.2, 0.2, 0.4, 0.4]]) == pytest.approx(alone, abs=1e-5)
+
+
+FAR, NEAR, HALF = [0.8, 0.8, 0.1, 0.1], [0.5, 0.55, 0.2, 0.2], [0.6, 0.5, 0.2, 0.2]
+"""Beside an object at 0.5, 0.5 of 0.2 x 0.2: IoU 0, 0.6 and 1/3."""
+
+
+def score_loss(config: OPNCriterionConfig, *, complete: bool) -> float:
+    """The score's loss of the three queries above and one on the object, all logits 0, less the match's."""
+    there = [0.5, 0.5, 0.2, 0.2]
+    outputs = one_layer([0.0] * 4, [there, FAR, NEAR, HALF])
+    batch = batch_of([torch.tensor([there])], complete=(complete,))
+    return OPNCriterion(config)(outputs, batch)[2]["loss_vfl"] - math.log(2)  # the match: IoU 1 towards 1
+
+
+@pytest.mark.parametrize(
+    ("config", "complete", "negatives"),
+    [
+        (OPNCriterionConfig(), True, 3),
+        (OPNCriterionConfig(), False, 2),  # FAR may be an object that nobody annotated
+        (OPNCriterionConfig(incomplete_iou=0.5), False, 1),
+        (OPNCriterionConfig(ignore_band=(0.1, 0.5)), True, 2),  # HALF overlaps in part
+        (OPNCriterionConfig(ignore_band=(0.0, 0.9)), True, 1),  # the band is open: FAR has 0
+        (OPNCriterionConfig(ignore_band=(0.1, 0.5)), False, 1),
+    ],
+)
+def test_who_is_no_negative(config: OPNCriterionConfig, complete: bool, negatives: int) -> None:
+    assert score_loss(config, complete=complete) == pytest.approx(
+        negatives * 0.75 / 4 * math.log(2), abs=1e-4
+    )
+
+
+def test_an_ignored_query_has_no_gradient() -> None:
+    logits = torch.zeros(1, 1, 2, requires_grad=True)
+    boxes = torch.tensor([[[[0.5, 0.5, 0.2, 0.2], FAR]]])
+    outputs = OPNOutputs(logits=logits, boxes=boxes, encoder_logits=logits[0], encoder_boxes=boxes[0])
+    for complete, moves in ((True, True), (False, False)):
+        logits.grad = None
+        batch = batch_of([torch.tensor([[0.5, 0.5, 0.2, 0.2]])], complete=(complete,))
+        OPNCriterion()(outputs, batch)[0].backward()
+        assert bool(logits.grad[0, 0, 1] != 0) == moves
+        assert logits.grad[0, 0, 0] != 0
+
+
+def test_an_incomplete_image_without_boxes_teaches_nothing_about_scores() -> None:
+    outputs = one_layer([0.0, 1.0], [FAR, NEAR])
+    assert OPNCriterion()(outputs, batch_of([NOTHING], complete=(False,)))[2]["loss_vfl"] == pytest.approx(0)
+    assert OPNCriterion()(outputs, batch_of([NOTHING]))[2]["loss_vfl"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"), [({"incomplete_iou": 2.0}, "incomplete_iou"), ({"ignore_band": (0.5, 0.1)}, "band")]
+)
+def test_wrong_settings(changes: dict, field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        OPNCriterionConfig(**changes)
 
 
 def test_denoising_terms_are_a_mean_over_groups() -> None:
@@ -120,6 +180,7 @@ def test_sum_over_parts_is_the_sum_over_the_batch(groups: int) -> None:
             prompts=whole.prompts[chosen],
             boxes=whole.boxes[chosen],
             ignore_boxes=whole.ignore_boxes[chosen],
+            complete=whole.complete[chosen],
             seeds=whole.seeds[chosen],
         )
         return OPNCriterion()(model(part.pixels, part.prompts, part.boxes, part.seeds), part)[0]

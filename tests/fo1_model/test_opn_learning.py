@@ -10,10 +10,10 @@ from torchvision.ops import box_iou
 
 from fo1_model.detectors.configs import Selection
 from fo1_model.detectors.postprocess import select
-from fo1_model.opn.config import OPN_SIZES
+from fo1_model.opn.config import OPN_SIZES, AugmentationConfig
 from fo1_model.opn.criterion import OPNCriterion
 from fo1_model.opn.network import OPN, new_opn
-from fo1_model.opn.targets import collate, letterbox
+from fo1_model.opn.targets import OPNExample, collate, letterbox
 
 Example = tuple[Image.Image, np.ndarray, np.ndarray]
 
@@ -48,7 +48,10 @@ def train(model: OPN, examples: list[Example], *, steps: int, batch_size: int) -
         optimizer.param_groups[0]["lr"] = 2e-3 * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
         chosen = [examples[i] for i in rng.choice(len(examples), batch_size, replace=False)]
         batch = collate(
-            chosen, model.config, seeds=[step * batch_size + i for i in range(batch_size)], flip=True
+            [OPNExample(image=image, boxes=boxes, ignore=ignore) for image, boxes, ignore in chosen],
+            model.config,
+            seeds=[step * batch_size + i for i in range(batch_size)],
+            augmentation=AugmentationConfig(),
         )
         outputs = model(batch.pixels, batch.prompts, batch.boxes, batch.seeds)
         loss_sum, num_boxes, _ = criterion(outputs, batch)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fo1_model.opn.config import OPN_SIZES
-from fo1_model.opn.targets import Letterbox, collate, letterbox
+from fo1_model.opn.config import OPN_SIZES, AugmentationConfig
+from fo1_model.opn.targets import Letterbox, OPNExample, collate, letterbox
 
 TINY = OPN_SIZES["tiny"]()
 NO_BOXES, NO_FLAGS = np.zeros((0, 4), np.float32), np.zeros(0, bool)
@@ -62,13 +62,17 @@ def test_boxes_come_back(width: int, height: int, corners: list[tuple[float, ...
 def test_collate_separates_ignore_regions() -> None:
     boxes = np.array([[0, 0, 64, 64], [64, 64, 128, 128]], np.float32)
     batch = collate(
-        [(split_image(128, 128), boxes, np.array([False, True])), (split_image(64, 128), NO_BOXES, NO_FLAGS)],
+        [
+            OPNExample(image=split_image(128, 128), boxes=boxes, ignore=np.array([False, True])),
+            OPNExample(image=split_image(64, 128), boxes=NO_BOXES, ignore=NO_FLAGS, complete=False),
+        ],
         TINY,
         seeds=(7, 9),
     )
     assert batch.pixels.shape == (2, 3, 128, 128)
     assert batch.seeds == (7, 9)
     assert batch.prompts.tolist() == [0, 0]
+    assert batch.complete == (True, False)
     torch.testing.assert_close(batch.boxes[0], torch.tensor([[0.25, 0.25, 0.5, 0.5]]))
     torch.testing.assert_close(batch.ignore_boxes[0], torch.tensor([[0.75, 0.75, 0.5, 0.5]]))
     assert batch.boxes[1].shape == (0, 4)
@@ -77,11 +81,12 @@ def test_collate_separates_ignore_regions() -> None:
 
 def test_flips_follow_the_seed_and_leave_the_input() -> None:
     boxes = np.array([[0, 0, 32, 64]], np.float32)
-    examples = [(split_image(128, 128), boxes, np.array([False]))] * 16
-    first = collate(examples, TINY, seeds=range(16), flip=True)
-    again = collate(examples, TINY, seeds=range(16), flip=True)
-    other = collate(examples, TINY, seeds=range(16, 32), flip=True)
-    part = collate(examples[:4], TINY, seeds=range(8, 12), flip=True)
+    examples = [OPNExample(image=split_image(128, 128), boxes=boxes, ignore=np.array([False]))] * 16
+    flip = AugmentationConfig()
+    first = collate(examples, TINY, seeds=range(16), augmentation=flip)
+    again = collate(examples, TINY, seeds=range(16), augmentation=flip)
+    other = collate(examples, TINY, seeds=range(16, 32), augmentation=flip)
+    part = collate(examples[:4], TINY, seeds=range(8, 12), augmentation=flip)
     assert torch.equal(part.pixels, first.pixels[8:12])
     assert torch.equal(first.pixels, again.pixels)
     assert not torch.equal(first.pixels, other.pixels)
@@ -94,8 +99,9 @@ def test_flips_follow_the_seed_and_leave_the_input() -> None:
 
 
 def test_prompt_is_a_row() -> None:
-    batch = collate([(split_image(8, 8), NO_BOXES, NO_FLAGS)], TINY, prompt="fine")
-    assert batch.prompts.tolist() == [1]
+    blank = OPNExample(image=split_image(8, 8), boxes=NO_BOXES, ignore=NO_FLAGS)
+    batch = collate([dataclasses.replace(blank, prompt="fine"), blank], TINY)
+    assert batch.prompts.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -107,9 +113,10 @@ def test_prompt_is_a_row() -> None:
     ],
 )
 def test_bad_examples_are_named(boxes: list[list[float]], flags: list[bool], message: str) -> None:
-    good = (split_image(8, 8), NO_BOXES, NO_FLAGS)
+    good = OPNExample(image=split_image(8, 8), boxes=NO_BOXES, ignore=NO_FLAGS)
+    bad = dataclasses.replace(good, boxes=np.array(boxes, np.float32), ignore=np.array(flags, bool))
     with pytest.raises(ValueError, match=f"image 1 has .*{message}"):
-        collate([good, (split_image(8, 8), np.array(boxes, np.float32), np.array(flags, bool))], TINY)
+        collate([good, bad], TINY)
 
 
 def test_empty_batch_is_refused() -> None:

@@ -18,6 +18,7 @@ NAMES = {
     "proposals/drawn_train/opn",
     "proposals/drawn_val/opn",
     "shards/drawn_train/ground_truth",
+    "shards/drawn_val/ground_truth",
     "shards/drawn_train/proposals",
     "shards/drawn_refs_train/proposals",
     "shards/drawn_val/proposals_scored",
@@ -156,6 +157,7 @@ def test_the_trained_detector_depends_on_the_training_annotations(runtime):
         "samples/drawn_val",
         "samples/drawn_refs_val",
         "samples/drawn_val_all",
+        "shards/drawn_val/ground_truth",
     }
     assert unfinished(plan(runtime)) == NAMES - untouched
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fo1_model.checkpoint import load_model
 from fo1_model.config import SIZES
-from fo1_model.opn.config import OPN_SIZES
+from fo1_model.opn.config import OPN_SIZES, AugmentationConfig
 from fo1_model.opn.network import load_opn
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
@@ -101,7 +101,11 @@ def test_opn_augmentation_follows_the_example_not_the_batch() -> None:
     assert torch.equal(together.pixels, torch.cat([batch.pixels for batch in apart]))
     for boxes, batch in zip(together.boxes, apart, strict=True):
         assert torch.equal(boxes, batch.boxes[0])
-    plain = OPNLearner(network=TINY_OPN.network, flip=False).build(None, seed=3).collate(examples)
+    plain = (
+        OPNLearner(network=TINY_OPN.network, augmentation=AugmentationConfig(flip=False))
+        .build(None, seed=3)
+        .collate(examples)
+    )
     mirrored = [not torch.equal(a, b) for a, b in zip(plain.pixels, together.pixels, strict=True)]
     assert 0 < sum(mirrored) < 6
 

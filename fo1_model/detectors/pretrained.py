@@ -1,0 +1,134 @@
+"""What the Hugging Face detectors share: reading a folder, preparing an image, raw boxes to proposals."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers.utils import logging
+
+from fo1_model.boxes import scale, to_corners
+from fo1_model.detectors.batching import equal_shapes
+from fo1_model.detectors.configs import Selection
+from fo1_model.detectors.postprocess import select
+from fo1_model.detectors.protocol import Detections, DetectorInput, Prepared
+
+THIN = 16.0
+"""From this ratio of the sides on, a processor may leave nothing of the short one; such images get no box."""
+
+Network = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Pixels float32[B, 3, H, W] and mask int64[B, H, W] (0 on padding) to boxes float[B, Q, 4], cxcywh in [0, 1]
+of the whole input, and scores float[B, Q]; one box a query."""
+
+
+def load_model(auto: Any, folder: str) -> Any:
+    """The model of a folder, through an auto class of transformers, in float32 and for inference.
+
+    Reads safetensors only and no code of the folder; asks no hub.
+    Raises ValueError naming the folder when it is missing, holds no safetensors or another kind of model, or
+    when its weights leave a part of the model out.
+    """
+    if Path(folder).is_dir() and not any(Path(folder).glob("*.safetensors")):
+        raise ValueError(
+            f"checkpoint={folder!r}: holds no *.safetensors, and pickles (pytorch_model.bin) are not read; "
+            "load the model where its maker is trusted and save_pretrained it again"
+        )
+    model, report = load_part(
+        auto,
+        folder,
+        use_safetensors=True,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are in the report
+    )
+    absent = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+    if absent:
+        raise ValueError(
+            f"checkpoint={folder!r}: {len(absent)} tensors of {type(model).__name__} are missing or of "
+            f"another shape, such as {absent[0]}; give the folder of a whole detector"
+        )
+    return model.eval()
+
+
+def load_part(auto: Any, folder: str, **options: Any) -> Any:
+    """What an auto class of transformers reads from a folder, and from nowhere else.
+
+    Raises ValueError naming the folder when it is missing or holds nothing of that kind.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"checkpoint={folder!r}: no such folder; give one that save_pretrained wrote")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # one bar a worker is noise
+    try:
+        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"checkpoint={folder!r}: {auto.__name__} does not read it: {error}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def prepare_image(item: DetectorInput, *, processor: Any, to_square: bool = False) -> Prepared:
+    """One image through the processor of its detector, alone, so that a neighbour's size pads nothing.
+
+    The pixels are float32: some processors scale values before they resize, so that bytes would not do.
+    to_square: the processor pads the image to a square before it resizes it (OWLv2).
+    An image so thin that the processor leaves nothing of it has pixels of size 0.
+    """
+    width, height = item.image.size
+    try:
+        made = processor(images=item.image.convert("RGB"), return_tensors="pt")
+    except (ValueError, RuntimeError):
+        if max(width, height) < THIN * min(width, height):
+            raise
+        pixels = np.zeros((3, 0, 0), np.float32)
+        return Prepared(image_id=item.image_id, width=width, height=height, pixels=pixels, known=item.known)
+    pixels = made["pixel_values"][0].float().numpy()
+    if to_square:
+        longer = max(width, height)
+        ratio = (pixels.shape[2] / longer, pixels.shape[1] / longer)
+    elif "pixel_mask" in made:  # a processor may pad to a fixed size; it pads right and below
+        mask = made["pixel_mask"][0]
+        ratio = (int(mask[0].sum()) / width, int(mask[:, 0].sum()) / height)
+    else:
+        ratio = (pixels.shape[2] / width, pixels.shape[1] / height)
+    return Prepared(
+        image_id=item.image_id, width=width, height=height, pixels=pixels, scale=ratio, known=item.known
+    )
+
+
+def detect_by_shape(batch: Sequence[Prepared], network: Network, selection: Selection) -> list[Detections]:
+    """Proposals of each image, in the order of `batch`; those of one shape go through `network` together."""
+    found: dict[int, Detections] = {}
+    for indices, pixels in equal_shapes(batch):
+        items = [batch[index] for index in indices]
+        height, width = pixels.shape[-2:]
+        if pixels.numel():
+            boxes, scores = (raw.float().cpu() for raw in network(pixels, pixel_mask(items, width, height)))
+        else:
+            boxes, scores = torch.zeros(len(items), 0, 4), torch.zeros(len(items), 0)
+        for index, item, box, score in zip(indices, items, boxes, scores, strict=True):
+            found[index] = select(
+                to_original(box, item, width, height).numpy(),
+                score.numpy(),
+                width=item.width,
+                height=item.height,
+                selection=selection,
+            )
+    return [found[index] for index in range(len(batch))]
+
+
+def pixel_mask(items: Sequence[Prepared], width: int, height: int) -> Tensor:
+    """1 on the image and 0 on padding of inputs of `width` x `height` px, int64[B, height, width]."""
+    mask = torch.zeros(len(items), height, width, dtype=torch.int64)
+    for row, item in zip(mask, items, strict=True):
+        row[: round(item.height * item.scale[1]), : round(item.width * item.scale[0])] = 1
+    return mask
+
+
+def to_original(boxes: Tensor, item: Prepared, width: int, height: int) -> Tensor:
+    """Boxes float32[N, 4], cxcywh in [0, 1] of the input of `width` x `height` px, as xyxy original px."""
+    return scale(to_corners(boxes), width / item.scale[0], height / item.scale[1])

@@ -1,0 +1,193 @@
+"""Torchvision's detectors (Faster R-CNN, RetinaNet, FCOS, SSD, ...) or their region proposals, as proposers.
+
+The models keep their own cuts before `select`: a score threshold (here the selection's own floor), NMS within
+a class, and a number of boxes an image (here ten times as many as wanted, since one object counts once a
+class until the class-agnostic NMS of `select` leaves its best). Region proposals are as many as wanted.
+"""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from fo1_model.detectors.batching import equal_shapes, inference
+from fo1_model.detectors.configs import TorchvisionConfig
+from fo1_model.detectors.postprocess import select
+from fo1_model.detectors.protocol import Detections, Prepare, Prepared, with_all_pixels
+
+_NUM_CLASSES = 91
+"""Of the model that a file is compared with to learn its own number; COCO's, background included."""
+_WITHOUT_EPS = (
+    "fasterrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+)
+"""Their published weights were trained with norms that add nothing to the variance; torchvision sets eps to 0
+for them (``overwrite_eps``)."""
+
+
+class TorchvisionDetector:
+    """A torchvision detector with the weights of a file."""
+
+    def __init__(self, config: TorchvisionConfig, checkpoint: str | None, device: str = "cpu") -> None:
+        self.config, self.device, self.prepare = config, device, with_all_pixels
+        self.model: Any = with_cuts(load_detector(config.model, str(checkpoint)), config).to(device).eval()
+
+    def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
+        """See `Detector.detect`."""
+        found: dict[int, Detections] = {}
+        for indices, pixels in equal_shapes(batch):
+            raw = self._forward(pixels)
+            for index, (boxes, scores) in zip(indices, raw, strict=True):
+                item = batch[index]
+                found[index] = select(
+                    boxes, scores, width=item.width, height=item.height, selection=self.config.selection
+                )
+        return [found[index] for index in range(len(batch))]
+
+    def _forward(self, pixels: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Boxes [N, 4] in px of `pixels` and scores [N] of each image of uint8[B, 3, H, W]."""
+        if vanishes(self.model.transform, *pixels.shape[-2:]):
+            return [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))] * len(pixels)
+        images = list(pixels.to(self.device).float() / 255)
+        with inference(self.device, self.config.precision):
+            outputs = (
+                self.model(images) if self.config.boxes == "final" else region_proposals(self.model, images)
+            )
+        return [(one["boxes"].float().cpu().numpy(), one["scores"].float().cpu().numpy()) for one in outputs]
+
+
+def preparation(config: TorchvisionConfig, checkpoint: str | None) -> Prepare:  # noqa: ARG001
+    """All pixels: the models scale images themselves, on their device."""
+    return with_all_pixels
+
+
+def load_detector(name: str, path: str) -> nn.Module:
+    """The model of a builder with the weights of a file; its number of classes is read off the file.
+
+    path: a state dict, as .safetensors or as a torch file of plain tensors.
+    Raises ValueError for an unknown builder, an unreadable file, or weights of another model.
+    """
+    state = read_state(path)
+    with torch.device("meta"):
+        expected = build(name, _NUM_CLASSES).state_dict()
+    num_classes = classes_in(state, expected)
+    model = build(name, num_classes)
+    counters = [key for key in model.state_dict() if key.endswith("num_batches_tracked")]
+    frozen = not any(key in state for key in counters)  # published files come from frozen norms
+    if frozen:
+        state = state | {key: torch.tensor(0) for key in counters}
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint={path!r}: holds no weights of {name}: {str(error)[:500]}") from error
+    if frozen and name in _WITHOUT_EPS:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 0.0
+    return model
+
+
+def read_state(path: str) -> dict[str, Tensor]:
+    """Tensors of a file by name; raises ValueError naming it when it is missing or holds anything else."""
+    if not Path(path).is_file():
+        raise ValueError(f"checkpoint={path!r}: no such file; give a state dict of a torchvision detector")
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"checkpoint={path!r}: not a file of plain tensors: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"checkpoint={path!r}: holds more than a state dict; save model.state_dict() alone")
+    return dict(state)
+
+
+def build(name: str, num_classes: int) -> nn.Module:
+    """The randomly initialised model of a builder; raises ValueError naming the builders there are."""
+    known = torchvision.models.list_models(module=torchvision.models.detection)
+    if name not in known:
+        raise ValueError(f"TorchvisionConfig.model={name!r}: use one of {', '.join(known)}")
+    return torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
+
+
+def classes_in(state: dict[str, Tensor], expected: dict[str, Tensor]) -> int:
+    """Number of classes of a state dict, by the rows of its tensors against those of `_NUM_CLASSES` classes.
+
+    Whatever does not fit besides is left to the strict loading that follows.
+    """
+    for key, tensor in expected.items():
+        if key in state and tensor.ndim and state[key].shape[:1] != tensor.shape[:1]:
+            rows = len(state[key]) if state[key].ndim else 0
+            return max(1, rows * _NUM_CLASSES // len(tensor))
+    return _NUM_CLASSES
+
+
+def with_cuts(model: Any, config: TorchvisionConfig) -> Any:
+    """The model with its own cuts set by the selection, and its box arithmetic kept in float32.
+
+    Raises ValueError when region proposals are wanted of a model that has none.
+    """
+    wanted = 10 * config.selection.max_boxes
+    two_stage = isinstance(model, GeneralizedRCNN)
+    if config.boxes == "rpn" and not two_stage:
+        raise ValueError(
+            f"TorchvisionConfig.boxes='rpn': {config.model} has no region proposal network; use 'final'"
+        )
+    last = model.roi_heads if two_stage else model
+    last.score_thresh = config.selection.score_min
+    last.detections_per_img = max(last.detections_per_img, wanted)
+    if two_stage:
+        model.roi_heads.mask_roi_pool = model.roi_heads.keypoint_roi_pool = None  # nobody asks for these
+    if config.boxes == "rpn":
+        # Constructor arguments, under the names it keeps them; more proposals leave the best as they were.
+        for kept in (model.rpn._pre_nms_top_n, model.rpn._post_nms_top_n):
+            kept["testing"] = max(kept["testing"], config.selection.max_boxes)
+    heads = (model.rpn.head, last.box_predictor) if two_stage else (model.head,)
+    for module in (model.backbone, *heads):
+        module.register_forward_hook(lambda _module, _inputs, output: in_float32(output))
+    return model
+
+
+def in_float32(output: Any) -> Any:
+    """Tensors of nested lists, tuples and dicts in float32; bfloat16 moves an anchor at 1,000 px by 2."""
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return type(output)((key, in_float32(value)) for key, value in output.items())
+    return type(output)(in_float32(value) for value in output)
+
+
+def region_proposals(model: Any, images: list[Tensor]) -> list[dict[str, Tensor]]:
+    """Boxes and objectness of a model's region proposal network, whose own forward gives no scores.
+
+    images: float32[3, H, W] in [0, 1] each. Returns boxes [N, 4] in px of the image and scores [N] each.
+    """
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    scaled, _ = model.transform(images)
+    maps = list(model.backbone(scaled.tensors).values())
+    objectness, deltas = model.rpn.head(maps)
+    counts = [level[0].numel() for level in objectness]
+    anchors = model.rpn.anchor_generator(scaled, maps)
+    flat_objectness, flat_deltas = concat_box_prediction_layers(objectness, deltas)
+    decoded = model.rpn.box_coder.decode(flat_deltas, anchors).view(len(images), -1, 4)
+    boxes, scores = model.rpn.filter_proposals(decoded, flat_objectness, scaled.image_sizes, counts)
+    found = [{"boxes": box, "scores": score} for box, score in zip(boxes, scores, strict=True)]
+    return model.transform.postprocess(found, scaled.image_sizes, sizes)
+
+
+def vanishes(transform: GeneralizedRCNNTransform, height: int, width: int) -> bool:
+    """Whether an image is so thin that its short side is under 1 px once the long one is scaled down."""
+    longer, shorter = max(height, width), min(height, width)
+    return transform.fixed_size is None and shorter * transform.max_size < longer
