@@ -145,7 +145,7 @@ def _records(path: Path) -> Iterator[tuple[bool, str, Any]]:
         if not is_box and not any(name in row for name in _NAMES["boxes"]):
             raise ValueError(f"{where}: none of bbox, boxes, bbox_list")
         try:
-            value = _one_box(row) if is_box else _all_boxes(row)
+            value: Any = _one_box(row) if is_box else _all_boxes(row)
         except BadRecord as error:
             value = f"record {number}: {error.detail}"
         # half of a surrogate pair is valid JSON, and no text that a database takes

@@ -24,10 +24,11 @@ Network = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 of the whole input, and scores float[B, Q]; one box a query."""
 
 
-def load_model(auto: Any, folder: str) -> Any:
-    """The model of a folder, through an auto class of transformers, in float32 and for inference.
+def load_model(auto: Any, folder: str, **options: Any) -> Any:
+    """The model of a folder, through a class of transformers, in float32 and for inference.
 
-    Reads safetensors only and no code of the folder; asks no hub.
+    options: further arguments of its `from_pretrained`. Reads safetensors only and no code of the folder;
+    asks no hub.
     Raises ValueError naming the folder when it is missing, holds no safetensors or another kind of model, or
     when its weights leave a part of the model out.
     """
@@ -43,6 +44,7 @@ def load_model(auto: Any, folder: str) -> Any:
         dtype=torch.float32,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are in the report
+        **options,
     )
     absent = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
     if absent:

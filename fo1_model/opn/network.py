@@ -60,7 +60,7 @@ class OPN(nn.Module):
     def __init__(self, config: OPNConfig) -> None:
         super().__init__()
         self.config = config
-        omdet = _omdet_config(config)
+        omdet = omdet_config(config)
         self.backbone = OmDetTurboVisionBackbone(omdet)
         channels = tuple(self.backbone.vision_backbone.channels)
         if channels != config.backbone_channels:
@@ -228,7 +228,7 @@ def load_config(folder: str | Path) -> OPNConfig:
     return OPNConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
-def _omdet_config(config: OPNConfig) -> OmDetTurboConfig:
+def omdet_config(config: OPNConfig) -> OmDetTurboConfig:
     """OmDet-Turbo's settings for our sizes; its text side keeps defaults, nothing of it is built."""
     channels_last = config.backbone_layout == "channels_last"
     backbone: dict[str, Any] = {

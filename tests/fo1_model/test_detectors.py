@@ -1,4 +1,4 @@
-"""The shared selection, the ground-truth detectors, OPN as a detector, and building by config."""
+"""The shared selection, detectors of known boxes, OPN as a detector, unions, and building by config."""
 
 import itertools
 import pickle
@@ -227,9 +227,7 @@ def test_union_has_the_boxes_of_its_members(known) -> None:
     for one, opn_found, known_found in zip(found, *of_members, strict=True):
         assert len(opn_found.boxes) > 5
         assert len(known_found.boxes) >= 2
-        rows = np.concatenate(
-            [np.column_stack([part.boxes, part.scores]) for part in (opn_found, known_found)]
-        )
+        rows = np.concatenate([np.column_stack([p.boxes, p.scores]) for p in (opn_found, known_found)])
         np.testing.assert_array_equal(
             sorted(np.column_stack([one.boxes, one.scores]).tolist()), sorted(rows.tolist())
         )

@@ -120,6 +120,64 @@ def test_an_incomplete_image_without_boxes_teaches_nothing_about_scores() -> Non
     assert OPNCriterion()(outputs, batch_of([NOTHING]))[2]["loss_vfl"] > 0.1
 
 
+def ignored_one_by_one(
+    boxes: list[list[float]],
+    objects: list[list[float]],
+    regions: list[list[float]],
+    complete: bool,
+    config: OPNCriterionConfig,
+) -> list[bool]:
+    """The rule for the unmatched queries of one image, in plain numbers; all boxes cxcywh."""
+
+    def overlap(a: list[float], b: list[float]) -> float:
+        sides = []
+        for axis in (0, 1):
+            low = max(a[axis] - a[axis + 2] / 2, b[axis] - b[axis + 2] / 2)
+            high = min(a[axis] + a[axis + 2] / 2, b[axis] + b[axis + 2] / 2)
+            sides.append(max(0.0, high - low))
+        return sides[0] * sides[1]
+
+    answers = []
+    for box in boxes:
+        area = box[2] * box[3]
+        answer = any(overlap(box, region) / area >= config.ignore_coverage for region in regions)
+        best = 0.0
+        for other in objects:
+            shared = overlap(box, other)
+            best = max(best, shared / (area + other[2] * other[3] - shared))
+        if config.ignore_band is not None and config.ignore_band[0] < best < config.ignore_band[1]:
+            answer = True
+        if not complete and best < config.incomplete_iou:
+            answer = True
+        answers.append(answer)
+    return answers
+
+
+@pytest.mark.parametrize("band", [None, (0.1, 0.5), (0.3, 0.4)])
+@pytest.mark.parametrize("seed", range(3))
+def test_ignored_queries_against_plain_numbers(band: tuple[float, float] | None, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(count: int) -> torch.Tensor:
+        return 0.2 + 0.5 * torch.rand(count, 4, generator=generator)
+
+    objects, regions, complete = (
+        [some(4), NOTHING, some(2)],
+        [some(1), some(2), NOTHING],
+        (True, False, False),
+    )
+    queries = torch.stack([some(60) for _ in objects])
+    config = OPNCriterionConfig(ignore_band=band, incomplete_iou=0.3, ignore_coverage=0.7)
+    found = OPNCriterion(config)._ignored(queries, batch_of(objects, regions, complete))
+    images = zip(queries, objects, regions, complete, strict=True)
+    expected = [
+        ignored_one_by_one(*(part.tolist() for part in parts), whole, config) for *parts, whole in images
+    ]
+    assert found.tolist() == expected
+    share = found.float().mean()
+    assert 0 < share < 1
+
+
 @pytest.mark.parametrize(
     ("changes", "field"), [({"incomplete_iou": 2.0}, "incomplete_iou"), ({"ignore_band": (0.5, 0.1)}, "band")]
 )

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from fo1_model.opn.config import OPN_SIZES, OPNConfig
+from fo1_model.opn.criterion import OPNCriterion
 from fo1_model.opn.network import OPN, load_opn, new_opn, save_opn
+from fo1_model.opn.targets import Letterbox, OPNBatch
 
 TINY = OPN_SIZES["tiny"]()
 
@@ -195,9 +197,21 @@ def test_backbone_channels_are_checked() -> None:
         OPN(dataclasses.replace(TINY, backbone_channels=(1, 2, 3)))
 
 
-def test_swin_sizes_build_and_run() -> None:
+@pytest.mark.parametrize(("size", "millions"), [("tiny", 1.3), ("swin_tiny", 52.0), ("large", 220.0)])
+def test_sizes_build_and_have_the_documented_parameters(size: str, millions: float) -> None:
+    """Shapes only: nothing is allocated, and the forward at the size's own resolution computes nothing."""
+    config = OPN_SIZES[size]()
+    with torch.device("meta"):
+        model = OPN(config).eval()
+        images = torch.zeros(1, 3, config.image_size, config.image_size)
+        outputs = model(images, torch.zeros(1, dtype=torch.int64))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert outputs.boxes.shape == (config.num_decoder_layers, 1, config.num_queries, 4)
+
+
+def small_swin() -> OPNConfig:
     """The Swin path (channels-last maps, LayerNorm on each) at a size a CPU test can afford."""
-    config = dataclasses.replace(
+    return dataclasses.replace(
         OPN_SIZES["swin_tiny"](),
         image_size=224,
         hidden_dim=64,
@@ -206,5 +220,33 @@ def test_swin_sizes_build_and_run() -> None:
         num_decoder_layers=1,
         num_queries=20,
     )
-    outputs = new_opn(config, 0).eval()(pixels(1, 224))
+
+
+def test_swin_builds_and_runs() -> None:
+    outputs = new_opn(small_swin(), 0).eval()(pixels(1, 224))
     assert outputs.boxes.shape == (1, 1, 20, 4)
+
+
+@pytest.mark.parametrize("config", [TINY, small_swin()], ids=["tiny", "swin"])
+@pytest.mark.parametrize("num_boxes", [0, 2])
+def test_every_parameter_has_a_gradient_on_every_batch(config: OPNConfig, num_boxes: int) -> None:
+    """One prompt of two, with boxes and without: ranks reduce the same gradients, whatever they saw."""
+    model = new_opn(config, seed=0).train()
+    boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.6, 0.2, 0.3]])[:num_boxes]
+    side = config.image_size
+    batch = OPNBatch(
+        pixels=pixels(1, side),
+        prompts=torch.tensor([1]),
+        boxes=(boxes,),
+        ignore_boxes=(torch.zeros(0, 4),),
+        complete=(True,),
+        letterboxes=(Letterbox(1.0, side),),
+        seeds=(0,),
+    )
+    OPNCriterion()(model(batch.pixels, batch.prompts, batch.boxes, batch.seeds), batch)[0].backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+    for table in (model.object_prompts, model.task_prompts):
+        assert table.grad is not None
+        assert (table.grad[0] == 0).all()
+        assert (table.grad[1] != 0).any()
