@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from dataset_builders import IMAGE_SOURCES, DataFolders, ImageSource
 from dataset_builders.images import bucket_of, buckets_holding
 from dataset_builders.records import REJECT_SCHEMA, BadRecord, ImageRef, Reject, reject_to_row
-from fo1_model.detectors import DetectorConfig
+from fo1_model.detectors import DetectorConfig, leaves, preparation
 from pipelines.artifacts import Artifact, canonical, parquet_bytes, prepare
 from pipelines.box_files import BoxFile, open_box_file
 from pipelines.cluster import RuntimeConfig, Stage, cluster_resources, pool_sizes, run_stages
@@ -93,13 +93,16 @@ def propose(
     done = prepare(output, version=VERSION, config=config, inputs=inputs, force=runtime.force)
     if done is not None:
         return done
+    weights = checkpoints(config.detector, supplies)
+    if any(leaf.needs in ("run", "weights") for leaf in leaves(config.detector)):
+        preparation(config.detector, weights)  # a folder of something else fails here, not in every worker
     waiting = sorted(set(range(source.num_buckets)) - set(output.finished()))
     if waiting:
         box_file = supply_for(config.detector, supplies, "boxes")
         _write_lists(source, folders, output, waiting, samples, box_file)
         look = Look(
             detector=config.detector,
-            checkpoint=checkpoints(config.detector, supplies),
+            checkpoint=weights,
             output=output,
             folders=folders,
             device="cpu",

@@ -131,3 +131,23 @@ def test_build_and_shard(capsys):
     assert int(one["examples"].replace(",", "")) > 2 * int(three["examples"])
     assert int(one["shards"]) == int(three["shards"]) > 4
     assert all(0 < float(row["share of bare"].strip("*")) < 2 for row in sharded)
+
+
+@pytest.mark.cluster
+def test_proposals(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)  # it takes its pictures from its neighbour
+    benchmark = script("proposals")
+    benchmark.main(["--images", "48", "--rounds", "1", "--side", "64"])
+    heavy, free = (table(part) for part in capsys.readouterr().out.split("## What a row costs"))
+    for rows in (heavy, free):
+        assert [row[""].split(",")[0] for row in rows] == ["loop", "loop", "graph"]
+        assert all(float(row["images/s"]) > 0 for row in rows)
+        assert float(rows[2]["start-up, s"]) > 0
+
+
+@pytest.mark.slow
+def test_opn(capsys):
+    script("opn").main(["--seconds", "1", "--scenes", "32", "--held-out", "4"])
+    rows = table(capsys.readouterr().out)
+    assert [row["network"] for row in rows] == ["opn", "rt_detr", "fcos"]
+    assert all(int(row["steps"]) > 0 and 0 <= float(row["AR@100"]) <= 1 for row in rows)
