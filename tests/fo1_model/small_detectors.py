@@ -271,7 +271,7 @@ def saved(auto: Any, family: Family, folder: Path) -> Path:
         model = auto.from_config(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "box_head" in name or "class_head.logit" in name:  # OWL's, drawn with a spread of 1:
+                if name.startswith(("box_head.", "class_head.logit")):  # OWL's, drawn with a spread of 1:
                     parameter.mul_(0.15)  # all boxes would reach from edge to edge, all scores be 0 or 1
                 else:
                     parameter.add_(torch.randn(parameter.shape), alpha=0.1)

@@ -148,6 +148,8 @@ def test_starts_as_omdet_turbo_asked_for_object(tmp_path: Path) -> None:
             torch.testing.assert_close(outputs.encoder_boxes, expected.encoder_coord_logits, **close)
     assert expected.decoder_class_logits.std() > 0.1
     assert (expected.decoder_coord_logits.std((0, 1)) > 0.01).all()
+    for earlier, later in ((outputs.encoder_boxes, outputs.boxes[0]), (outputs.boxes[0], outputs.boxes[1])):
+        assert (earlier - later).abs().max() > 0.01  # each layer moves the boxes
 
 
 def test_task_tokens_become_their_mean(folder: Path) -> None:
@@ -163,6 +165,7 @@ def test_task_tokens_become_their_mean(folder: Path) -> None:
     torch.testing.assert_close(outputs.encoder_logits, expected.encoder_class_logits[..., 0])
     torch.testing.assert_close(outputs.encoder_boxes, expected.encoder_coord_logits)
     assert not torch.allclose(outputs.logits[-1], expected.decoder_class_logits[..., 0], atol=1e-5)
+    assert not torch.allclose(outputs.boxes[-1], expected.decoder_coord_logits, atol=1e-5)
 
 
 def test_what_is_new_starts_afresh_and_alike(folder: Path) -> None:
