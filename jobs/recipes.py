@@ -355,7 +355,6 @@ def _detector(text: str, proposals: int, opn_steps: int, seed: int) -> dict:
 def _omdet_sizes(name: str) -> OPNConfig:
     """Sizes of the OmDet-Turbo that a run starts from."""
     from fo1_model.opn.warm_start import warm_start_config
-
     from pipelines.supplies import find_weights
 
     return warm_start_config(find_weights(name))
