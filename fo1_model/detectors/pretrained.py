@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import backbone_utils
 from transformers.utils import logging
 
 from fo1_model.boxes import scale, to_corners
@@ -64,8 +67,13 @@ def load_part(auto: Any, folder: str, **options: Any) -> Any:
         raise ValueError(f"checkpoint={folder!r}: no such folder; give one that save_pretrained wrote")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # one bar a worker is noise
+    # A config of before transformers 5 names its backbone, and the library looks on the hub for a repository
+    # of that name, whatever `local_files_only` says; it takes a model of timm when there is none.
+    hub = SimpleNamespace(repo_exists=lambda _: False)
+    no_hub = mock.patch.object(backbone_utils, "hf_api", return_value=hub)
     try:
-        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+        with no_hub:
+            return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"checkpoint={folder!r}: {auto.__name__} does not read it: {error}") from error
     finally:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
     OmDetTurboConfig,
@@ -24,7 +25,7 @@ from transformers import (
 from fo1_model.detectors.pretrained import load_model, load_part
 from fo1_model.opn.config import OPNConfig
 from fo1_model.opn.network import OPN, new_opn, omdet_config
-from fo1_model.weights import check_names, read_json
+from fo1_model.weights import check_names
 
 WORD = "object"
 """What OmDet-Turbo is asked for; its processor makes the task "Detect object." of it."""
@@ -54,10 +55,9 @@ def warm_start(folder: str | Path) -> OPN:
     """
     folder = Path(folder)
     model = new_opn(warm_start_config(folder), seed=0)
-    known = {"config": read_omdet_config(folder)}  # which the library would read itself, and ask the hub
-    omdet = load_model(OmDetTurboForObjectDetection, str(folder), **known)
+    omdet = load_model(OmDetTurboForObjectDetection, str(folder))
     copy_weights(omdet, model)
-    images, words = (load_part(auto, str(folder), **known) for auto in (AutoImageProcessor, AutoTokenizer))
+    images, words = (load_part(auto, str(folder)) for auto in (AutoImageProcessor, AutoTokenizer))
     object_prompt, task_prompt = _prompts(omdet, OmDetTurboProcessor(images, words))
     with torch.no_grad():
         model.object_prompts.copy_(object_prompt)
@@ -84,19 +84,11 @@ def warm_start_config(folder: str | Path) -> OPNConfig:
 
 
 def read_omdet_config(folder: str | Path) -> OmDetTurboConfig:
-    """An OmDet-Turbo's config.json, read without asking the hub.
-
-    Files from before transformers 5, the release among them, name the backbone in fields of their own; the
-    library then looks for a hub repository of that name, which fails without a network.
-    Raises ValueError when the file is that of another model.
-    """
-    values = read_json(Path(folder) / "config.json")
-    if values.get("model_type") != OmDetTurboConfig.model_type:
-        raise ValueError(f"{folder}/config.json: model_type={values.get('model_type')!r}, not an omdet-turbo")
-    if values.get("backbone_config") is None and values.get("backbone_kwargs"):
-        named = {"model_type": "timm_backbone", "backbone": values.pop("backbone", None)}
-        values["backbone_config"] = named | values.pop("backbone_kwargs")
-    return OmDetTurboConfig.from_dict(values)
+    """An OmDet-Turbo's config.json; raises ValueError when the file is that of another model."""
+    config = load_part(AutoConfig, str(folder))
+    if not isinstance(config, OmDetTurboConfig):
+        raise ValueError(f"{folder}/config.json: model_type={config.model_type!r}, not an omdet-turbo")
+    return config
 
 
 def opn_config(omdet: OmDetTurboConfig, image_processor: Any) -> OPNConfig:

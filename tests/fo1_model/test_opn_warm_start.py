@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForZeroShotObjectDetection, OmDetTurboConfig, OmDetTurboForObjectDetection
 
+from fo1_model.detectors import DetectorInput, TextPromptedConfig, build_detector
 from fo1_model.opn.config import OPN_SIZES
 from fo1_model.opn.network import OPN, load_opn, save_opn
 from fo1_model.opn.warm_start import (
@@ -196,6 +199,12 @@ def test_weights_in_several_files(folder: Path, tmp_path: Path) -> None:
     expected = warm_start(folder).state_dict()
     for name, tensor in warm_start(tmp_path).state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+    # As a detector too.
+    image = DetectorInput(image_id="a", image=Image.new("RGB", (90, 60), (200, 30, 30)))
+    detectors = [build_detector(TextPromptedConfig(), str(place)) for place in (folder, tmp_path)]
+    ours, theirs = (detector.detect([detector.prepare(image)])[0] for detector in detectors)
+    np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+    assert len(ours.boxes)
     shards[1].unlink()
     with pytest.raises(ValueError, match=shards[1].name):
         warm_start(tmp_path)
@@ -231,6 +240,12 @@ def test_files_of_before_transformers_5(folder: Path, tmp_path: Path) -> None:
     expected = warm_start(folder).state_dict()
     for name, tensor in warm_start(tmp_path).state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+    # As a detector too.
+    image = DetectorInput(image_id="a", image=Image.new("RGB", (90, 60), (200, 30, 30)))
+    detectors = [build_detector(TextPromptedConfig(), str(place)) for place in (folder, tmp_path)]
+    ours, theirs = (detector.detect([detector.prepare(image)])[0] for detector in detectors)
+    np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+    assert len(ours.boxes)
 
 
 def changed(value: Any) -> Any:
