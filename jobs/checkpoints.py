@@ -27,7 +27,8 @@ def lineage(run: Artifact) -> DetectorChoice:
         for proposals in _inputs(shards, "proposals"):
             trained = _inputs(proposals, "runs")
             config = from_canonical(proposals.manifest()["config"]["detector"])
-            ours = trained[0].path if trained else None
+            # Of a union of two runs the manifest does not tell which is whose: the user has to.
+            ours = trained[0].path if len(trained) == 1 else None
             sources = tuple(ours if leaf.needs == "run" else None for leaf in leaves(config))
             return DetectorChoice(config=config, sources=sources)
     raise ValueError(f"runs/{run.name} was not trained on proposals; name a stage 1 or stage 2 run")
