@@ -29,6 +29,10 @@ VERBS: dict[str, tuple[str, Callable[[list[str], "verbs.Options"], None]]] = {
         "diff A B | import FILE source=NAME | list: caches compared, made of boxes from elsewhere, listed",
         verbs.proposals,
     ),
+    "experiment": (
+        "ablations [name=value ...]: stage 2 in the settings of the paper's tables 8 and 9, one table",
+        verbs.experiment,
+    ),
     "run": ("RECIPE: all of the above that is not done, in order", verbs.run),
 }
 

@@ -29,7 +29,7 @@ def report(made: Chain) -> None:
             item.predictions.artifact, item.shards.artifact, item.samples.artifact, coco=benchmark.coco_ap
         )
         results.append(Result(benchmark=item.benchmark, run=item.run.artifact.name, metrics=figures))
-        _log(made, item, figures)
+        log_answers(made, item, figures)
         if item.run is made.runs[-1] and not benchmark.coco_ap:
             examples = read_examples(item.shards.artifact, benchmark.tasks)
             cards = judged_cards(cases, examples)
@@ -48,7 +48,7 @@ def report(made: Chain) -> None:
     page = make_report(
         f"VLM-FO1: {made.recipe.name}",
         results,
-        runs=[_facts(step) for step in runs],
+        runs=[facts_of(step) for step in runs],
         detectors=detectors,
         pictures=pictures,
     )
@@ -99,14 +99,15 @@ def write_file(uri: str, data: bytes) -> str:
     return uri
 
 
-def _facts(step: Step) -> Any:
+def facts_of(step: Step, *, name: str | None = None) -> Any:
+    """How a finished run came about, for a page. name: what it is called there, the run's own if None."""
     from pipelines.report import RunFacts
     from pipelines.tracking import flatten
 
     manifest = step.artifact.manifest()
     history: Sequence[dict[str, float]] = json.loads(step.artifact.read_bytes("history.json"))
     return RunFacts(
-        run=step.artifact.name,
+        run=name or step.artifact.name,
         config=flatten(manifest["config"]),
         fingerprints={**manifest["inputs"], "run": step.artifact.fingerprint},
         loss=[(record["step"], record["loss"]) for record in history if "loss" in record],
@@ -124,7 +125,8 @@ def _validation(history: Sequence[dict[str, float]]) -> dict[str, list[tuple[flo
     return found
 
 
-def _log(made: Chain, item: Evaluated, figures: dict[str, float]) -> None:
+def log_answers(made: Chain, item: Evaluated, figures: dict[str, float]) -> None:
+    """Log the figures of a benchmark to the MLflow run of the model that answered."""
     from pipelines.tracking import log_figures
 
     named = {f"{item.benchmark}.{name}": value for name, value in figures.items()}

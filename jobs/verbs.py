@@ -183,6 +183,14 @@ def predict(words: list[str], options: Options) -> None:
     predict_picture(words, options.runtime())
 
 
+def experiment(words: list[str], options: Options) -> None:
+    """A recipe in several settings, compared in one table."""
+    from jobs.experiment import experiment as compare
+
+    check_writable(options.root)
+    compare(words, options.runtime())
+
+
 def proposals(words: list[str], options: Options) -> None:
     """Caches of proposals: compare two, make one from a file, list them."""
     from jobs.proposals import proposals as caches
