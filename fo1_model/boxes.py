@@ -60,9 +60,20 @@ def embed(boxes: Tensor, dim: int) -> Tensor:
     if dim % 4 != 0:
         raise ValueError(f"dim={dim} must be a multiple of 4, one block a coordinate")
     width = dim // 4
-    index = torch.arange(width, device=boxes.device)
-    frequencies = _MAX_PERIOD ** (2 * (index // 2).to(boxes.dtype) / width)
     center_x, center_y, box_width, box_height = to_center_size(boxes).unbind(dim=1)
     values = torch.stack([center_y, center_x, box_width, box_height], dim=1)
+    return sine_embedding(values, width, _MAX_PERIOD)
+
+
+def sine_embedding(values: Tensor, width: int, temperature: float) -> Tensor:
+    """Sine-cosine embedding of shares.
+
+    values: float[..., N] in [0, 1]. width: entries a value.
+
+    Returns float[..., N * width]: entry k of a value v is the sine (even k) or cosine (odd k) of
+    2 pi v / temperature^(2 floor(k/2) / width).
+    """
+    index = torch.arange(width, device=values.device)
+    frequencies = temperature ** (2 * (index // 2).to(values.dtype) / width)
     angles = (values * (2 * math.pi)).unsqueeze(-1) / frequencies
-    return torch.where(index % 2 == 0, angles.sin(), angles.cos()).flatten(1)
+    return torch.where(index % 2 == 0, angles.sin(), angles.cos()).flatten(-2)

@@ -5,6 +5,7 @@ of billions of parameters moves in little more memory than its own.
 """
 
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -48,6 +49,36 @@ class StoredWeights:
         file = next(file for file, names in self.files.items() if name in names)
         with safe_open(self.folder / file, framework="pt") as opened:
             return opened.get_tensor(name)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file by name: safetensors, or a torch file of plain tensors, bare or under "model".
+
+    No code of the file runs. Raises ValueError naming a file that is missing, unreadable or holds anything
+    else.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give a state dict")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a file of plain tensors: {error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        # Torch's own message advises to load without the protection.
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = f"it would run {code[1]}" if code else "it is cut short or of another kind"
+        raise ValueError(f"{path} is not a file of plain tensors: {why}") from error
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(value, Tensor) for value in content.values())
+    ):
+        raise ValueError(f"{path} holds no state dict: save model.state_dict() alone, or under 'model'")
+    return dict(content)
 
 
 def open_weights(folder: Path) -> StoredWeights:

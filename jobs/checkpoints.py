@@ -27,9 +27,10 @@ def lineage(run: Artifact) -> DetectorChoice:
         for proposals in _inputs(shards, "proposals"):
             trained = _inputs(proposals, "runs")
             config = from_canonical(proposals.manifest()["config"]["detector"])
+            needs = [leaf.needs for leaf in leaves(config)]
             # Of a union of two runs the manifest does not tell which is whose: the user has to.
-            ours = trained[0].path if len(trained) == 1 else None
-            sources = tuple(ours if leaf.needs == "run" else None for leaf in leaves(config))
+            ours = trained[0].path if trained and needs.count("run") == 1 else None
+            sources = tuple(ours if need == "run" else None for need in needs)
             return DetectorChoice(config=config, sources=sources)
     raise ValueError(f"runs/{run.name} was not trained on proposals; name a stage 1 or stage 2 run")
 
@@ -71,6 +72,7 @@ def predict_picture(words: list[str], runtime: RuntimeConfig) -> None:
     from fo1_model.checkpoint import load_model
     from fo1_model.detectors import build_detector
     from pipelines.answering import predict_image, question_for
+    from pipelines.supplies import checkpoints
 
     def arguments(
         *, checkpoint: str, image: str, query: str, boxes: str | None = None, out: str = "answer.png"
@@ -93,8 +95,8 @@ def predict_picture(words: list[str], runtime: RuntimeConfig) -> None:
             raise ValueError(
                 f"{given['checkpoint']} was trained on annotated boxes; give boxes=x1,y1,x2,y2;..."
             )
-        where = tuple(f"{source}/export" if source else None for source in behind.sources)
-        detector = build_detector(behind.config, where if len(where) > 1 else where[0])
+        supplies = [find_run(source, runtime) if source else None for source in behind.sources]
+        detector = build_detector(behind.config, checkpoints(behind.config, supplies))
     query = str(given["query"])
     question = query if query.endswith(("?", ".")) else question_for(query.split(";"))
     model, processor = load_model(run.uri("export"))

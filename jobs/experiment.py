@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from jobs.arguments import parse_arguments
 from jobs.benchmarks import BENCHMARKS
 from jobs.recipes import RECIPES
 from jobs.results import facts_of, log_answers, write_page
@@ -30,7 +31,6 @@ def experiment(words: list[str], runtime: RuntimeConfig) -> None:
     words: the experiment, then arguments that all settings share. What two settings have in common (samples,
     proposals, shards, a first stage) is made once. Raises ValueError before any work for a wrong setting.
     """
-    from jobs.arguments import parse_arguments
     from jobs.verbs import execute
     from pipelines.evaluation import evaluate
     from pipelines.report import Result, make_report

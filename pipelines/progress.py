@@ -66,7 +66,7 @@ class Progress:
         counts = f"{self.done}{total} {self._unit}"
         if self.rows:
             counts += f", {self.rows} rows, {self.rows / max(seconds, 1e-9):.1f} rows/s"
-        elif self._unit != "buckets":
+        else:
             counts += f", {self.done / max(seconds, 1e-9):.1f} {self._unit}/s"
         return counts + (f", {self.rejects} rejected" if self.rejects else "")
 

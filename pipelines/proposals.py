@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,8 +107,7 @@ def propose(
             folders=folders,
             device="cpu",
         )
-        for _ in _looked_at(look, waiting, runtime):
-            pass
+        _look_at(look, waiting, runtime)
     unmatched = output.read_bytes("unmatched.json") if output.exists("unmatched.json") else b"{}"
     return output.commit_buckets(
         version=VERSION,
@@ -182,16 +181,15 @@ def _from_file(boxes: BoxFile, row: Mapping[str, Any]) -> dict[str, Any]:
     return {"known_boxes": flat, "known_scores": known["scores"]} | size
 
 
-def _looked_at(look: Look, buckets: Sequence[int], runtime: RuntimeConfig) -> Iterator[int]:
-    """Look at the images of some buckets, commit each bucket when all its rows are there, and yield it."""
+def _look_at(look: Look, buckets: Sequence[int], runtime: RuntimeConfig) -> None:
+    """Look at the images of some buckets and commit each bucket when all its rows are there."""
     waiting = {b: look.output.read_table(_file("images", b), columns=["image_id"]).num_rows for b in buckets}
     gathered: dict[int, list[pa.Table]] = defaultdict(list)
     progress = Progress(f"propose {look.output.name}", sum(waiting.values()), unit="images")
     tasks = [task for bucket, count in waiting.items() for task in slices(bucket, count)]
-    stages, look = _stages(look, runtime, len(tasks))
+    stages = _stages(look, runtime, len(tasks))
     for bucket in [bucket for bucket, count in waiting.items() if count == 0]:
         _commit(look, bucket, [])
-        yield bucket
     for table in run_stages(stages, tasks, runtime=runtime) if tasks else ():
         for bucket in set(table["bucket"].to_pylist()):
             gathered[bucket].append(table.filter(pc.equal(table["bucket"], bucket)))
@@ -199,27 +197,26 @@ def _looked_at(look: Look, buckets: Sequence[int], runtime: RuntimeConfig) -> It
         whole = [b for b, parts in gathered.items() if sum(part.num_rows for part in parts) == waiting[b]]
         for bucket in whole:
             _commit(look, bucket, gathered.pop(bucket))
-            yield bucket
     progress.close()
     if gathered:
         raise RuntimeError(f"{look.output.path}: buckets {sorted(gathered)[:10]} came back in part")
 
 
-def _stages(look: Look, runtime: RuntimeConfig, num_tasks: int) -> tuple[list[Stage], Look]:
-    """The pools of a run, and the look with the device that its model sits on."""
+def _stages(look: Look, runtime: RuntimeConfig, num_tasks: int) -> list[Stage]:
+    """The pools of a run, told where the model sits."""
     if runtime.workers == 0:
         look = replace(look, device=_local_device(runtime))
-        return [Stage(worker=OpenerAndLooker, kwargs={"look": look}, size=1)], look
+        return [Stage(worker=OpenerAndLooker, kwargs={"look": look}, size=1)]
     pools = pool_sizes(cluster_resources(runtime), runtime, with_helpers=True)
     workers = min(pools.workers, max(1, num_tasks))
     if not pools.num_gpus:
-        return [Stage(worker=OpenerAndLooker, kwargs={"look": look}, size=workers)], look
+        return [Stage(worker=OpenerAndLooker, kwargs={"look": look}, size=workers)]
     look = replace(look, device="cuda")
     helpers = min(pools.helpers, max(1, num_tasks))
     return [
         Stage(worker=Opener, kwargs={"look": look}, size=helpers),
         Stage(worker=Looker, kwargs={"look": look}, size=workers, num_gpus=pools.num_gpus),
-    ], look
+    ]
 
 
 def _local_device(runtime: RuntimeConfig) -> str:

@@ -2,14 +2,15 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fo1_model.detectors.configs import Precision
-from fo1_model.detectors.protocol import Prepared
+from fo1_model.detectors.configs import Precision, Selection
+from fo1_model.detectors.postprocess import select
+from fo1_model.detectors.protocol import Detections, Prepared
 
 
 def equal_shapes(batch: Sequence[Prepared]) -> Iterator[tuple[list[int], Tensor]]:
@@ -25,6 +26,24 @@ def equal_shapes(batch: Sequence[Prepared]) -> Iterator[tuple[list[int], Tensor]
         groups[item.pixels.shape].append(index)
     for indices in groups.values():
         yield indices, torch.from_numpy(np.stack([np.asarray(batch[i].pixels) for i in indices]))
+
+
+def detect_by_shape(
+    batch: Sequence[Prepared],
+    network: Callable[[Tensor, list[Prepared]], Iterable[tuple[np.ndarray, np.ndarray]]],
+    selection: Selection,
+) -> list[Detections]:
+    """Proposals of each image, in the order of `batch`; those of one shape go through `network` together.
+
+    network: pixels [B, 3, H, W] and the images they are of -> of each its boxes, float32[N, 4] xyxy original
+        px, and scores, float32[N].
+    """
+    found: dict[int, Detections] = {}
+    for indices, pixels in equal_shapes(batch):
+        items = [batch[index] for index in indices]
+        for index, item, (boxes, scores) in zip(indices, items, network(pixels, items), strict=True):
+            found[index] = select(boxes, scores, width=item.width, height=item.height, selection=selection)
+    return [found[index] for index in range(len(batch))]
 
 
 @contextlib.contextmanager

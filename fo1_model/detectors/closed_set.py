@@ -27,9 +27,9 @@ from transformers import (
     RTDetrResNetConfig,
 )
 
-from fo1_model.detectors.batching import inference
+from fo1_model.detectors.batching import detect_by_shape, inference
 from fo1_model.detectors.configs import ClosedSetConfig, UntrainedRTDETRConfig
-from fo1_model.detectors.pretrained import detect_by_shape, load_model, load_part, prepare_image
+from fo1_model.detectors.pretrained import load_model, load_part, prepare_image, raw_boxes
 from fo1_model.detectors.protocol import Detections, Prepare, Prepared
 
 
@@ -53,7 +53,7 @@ class ClosedSetDetector:
 
     def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
         """See `Detector.detect`."""
-        return detect_by_shape(batch, self._forward, self.config.selection)
+        return detect_by_shape(batch, partial(raw_boxes, self._forward), self.config.selection)
 
     def _forward(self, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """A `Network`."""

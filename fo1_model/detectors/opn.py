@@ -1,14 +1,13 @@
 """OPN as a detector: letterbox, forward, sigmoid, back to original pixels, selection."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 
-from fo1_model.detectors.batching import equal_shapes, inference
+from fo1_model.detectors.batching import detect_by_shape, inference
 from fo1_model.detectors.configs import OPNDetectorConfig, UntrainedOPNConfig
-from fo1_model.detectors.postprocess import select
 from fo1_model.detectors.protocol import Detections, DetectorInput, Prepare, Prepared
 from fo1_model.opn.config import OPN_SIZES, PROMPTS
 from fo1_model.opn.network import OPN, load_config, load_opn, new_opn
@@ -34,23 +33,17 @@ class OPNDetector:
 
     def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
         """See `Detector.detect`."""
-        found: list[Detections | None] = [None] * len(batch)
-        for indices, pixels in equal_shapes(batch):
-            squares = normalised_square(pixels.to(self.device), self.model.config)
-            per_prompt = [self._forward(squares, prompt) for prompt in self._prompts]
-            for row, index in enumerate(indices):
-                item = batch[index]
-                placed = Letterbox(item.scale[0], self.model.config.image_size)
-                boxes = [placed.to_original(boxes[row]) for boxes, _ in per_prompt]
-                scores = [scores[row].cpu().numpy() for _, scores in per_prompt]
-                found[index] = select(
-                    np.concatenate(boxes),
-                    np.concatenate(scores),
-                    width=item.width,
-                    height=item.height,
-                    selection=self.config.selection,
-                )
-        return [one for one in found if one is not None]
+        return detect_by_shape(batch, self._boxes, self.config.selection)
+
+    def _boxes(self, pixels: torch.Tensor, items: list[Prepared]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Boxes in original px and scores of each image, those of all prompts together."""
+        squares = normalised_square(pixels.to(self.device), self.model.config)
+        per_prompt = [self._forward(squares, prompt) for prompt in self._prompts]
+        for row, item in enumerate(items):
+            placed = Letterbox(item.scale[0], self.model.config.image_size)
+            boxes = [placed.to_original(boxes[row]) for boxes, _ in per_prompt]
+            scores = [scores[row].cpu().numpy() for _, scores in per_prompt]
+            yield np.concatenate(boxes), np.concatenate(scores)
 
     def _forward(self, squares: torch.Tensor, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes [B, K, 4] cxcywh in [0, 1] of the square and scores [B, K], float32."""

@@ -1,6 +1,6 @@
 """What the Hugging Face detectors share: reading a folder, preparing an image, raw boxes to proposals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +14,7 @@ from transformers import backbone_utils
 from transformers.utils import logging
 
 from fo1_model.boxes import scale, to_corners
-from fo1_model.detectors.batching import equal_shapes
-from fo1_model.detectors.configs import Selection
-from fo1_model.detectors.postprocess import select
-from fo1_model.detectors.protocol import Detections, DetectorInput, Prepared
+from fo1_model.detectors.protocol import DetectorInput, Prepared
 
 THIN = 16.0
 """From this ratio of the sides on, a processor may leave nothing of the short one; such images get no box."""
@@ -110,25 +107,17 @@ def prepare_image(item: DetectorInput, *, processor: Any, to_square: bool = Fals
     )
 
 
-def detect_by_shape(batch: Sequence[Prepared], network: Network, selection: Selection) -> list[Detections]:
-    """Proposals of each image, in the order of `batch`; those of one shape go through `network` together."""
-    found: dict[int, Detections] = {}
-    for indices, pixels in equal_shapes(batch):
-        items = [batch[index] for index in indices]
-        height, width = pixels.shape[-2:]
-        if pixels.numel():
-            boxes, scores = (raw.float().cpu() for raw in network(pixels, pixel_mask(items, width, height)))
-        else:
-            boxes, scores = torch.zeros(len(items), 0, 4), torch.zeros(len(items), 0)
-        for index, item, box, score in zip(indices, items, boxes, scores, strict=True):
-            found[index] = select(
-                to_original(box, item, width, height).numpy(),
-                score.numpy(),
-                width=item.width,
-                height=item.height,
-                selection=selection,
-            )
-    return [found[index] for index in range(len(batch))]
+def raw_boxes(
+    network: Network, pixels: Tensor, items: list[Prepared]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Boxes in original px and scores of each image that goes through a network, for `detect_by_shape`."""
+    height, width = pixels.shape[-2:]
+    if pixels.numel():
+        boxes, scores = (raw.float().cpu() for raw in network(pixels, pixel_mask(items, width, height)))
+    else:
+        boxes, scores = torch.zeros(len(items), 0, 4), torch.zeros(len(items), 0)
+    for item, box, score in zip(items, boxes, scores, strict=True):
+        yield to_original(box, item, width, height).numpy(), score.numpy()
 
 
 def pixel_mask(items: Sequence[Prepared], width: int, height: int) -> Tensor:

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 
-from fo1_model.detectors.batching import inference
+from fo1_model.detectors.batching import detect_by_shape, inference
 from fo1_model.detectors.configs import TextPromptedConfig
-from fo1_model.detectors.pretrained import detect_by_shape, load_model, load_part, prepare_image
+from fo1_model.detectors.pretrained import load_model, load_part, prepare_image, raw_boxes
 from fo1_model.detectors.protocol import Detections, Prepare, Prepared
 
 
@@ -90,7 +90,7 @@ class TextPromptedDetector:
 
     def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
         """See `Detector.detect`."""
-        return detect_by_shape(batch, self._forward, self.config.selection)
+        return detect_by_shape(batch, partial(raw_boxes, self._forward), self.config.selection)
 
     def _forward(self, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """A `Network`."""

@@ -5,7 +5,6 @@ a class, and a number of boxes an image (here ten times as many as wanted, since
 class until the class-agnostic NMS of `select` leaves its best). Region proposals are as many as wanted.
 """
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from fo1_model.detectors.batching import equal_shapes, inference
+from fo1_model.detectors.batching import detect_by_shape, inference
 from fo1_model.detectors.configs import TorchvisionConfig
-from fo1_model.detectors.postprocess import select
 from fo1_model.detectors.protocol import Detections, Prepare, Prepared, with_all_pixels
+from fo1_model.weights import read_state
 
 _NUM_CLASSES = 91
 """Of the model that a file is compared with to learn its own number; COCO's, background included."""
@@ -46,18 +43,10 @@ class TorchvisionDetector:
 
     def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
         """See `Detector.detect`."""
-        found: dict[int, Detections] = {}
-        for indices, pixels in equal_shapes(batch):
-            raw = self._forward(pixels)
-            for index, (boxes, scores) in zip(indices, raw, strict=True):
-                item = batch[index]
-                found[index] = select(
-                    boxes, scores, width=item.width, height=item.height, selection=self.config.selection
-                )
-        return [found[index] for index in range(len(batch))]
+        return detect_by_shape(batch, self._boxes, self.config.selection)
 
-    def _forward(self, pixels: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Boxes [N, 4] in px of `pixels` and scores [N] of each image of uint8[B, 3, H, W]."""
+    def _boxes(self, pixels: Tensor, _: list[Prepared]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Boxes in px of `pixels`, the original ones, and scores of each image of uint8[B, 3, H, W]."""
         if vanishes(self.model.transform, *pixels.shape[-2:]):
             return [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))] * len(pixels)
         images = list(pixels.to(self.device).float() / 255)
@@ -79,7 +68,7 @@ def load_detector(name: str, path: str) -> nn.Module:
     path: a state dict, as .safetensors or as a torch file of plain tensors.
     Raises ValueError for an unknown builder, an unreadable file, or weights of another model.
     """
-    state = read_state(path)
+    state = read_state(Path(path))
     with torch.device("meta"):
         expected = build(name, _NUM_CLASSES).state_dict()
     num_classes = classes_in(state, expected)
@@ -97,21 +86,6 @@ def load_detector(name: str, path: str) -> nn.Module:
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 0.0
     return model
-
-
-def read_state(path: str) -> dict[str, Tensor]:
-    """Tensors of a file by name; raises ValueError naming it when it is missing or holds anything else."""
-    if not Path(path).is_file():
-        raise ValueError(f"checkpoint={path!r}: no such file; give a state dict of a torchvision detector")
-    try:
-        if path.endswith(".safetensors"):
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"checkpoint={path!r}: not a file of plain tensors: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"checkpoint={path!r}: holds more than a state dict; save model.state_dict() alone")
-    return dict(state)
 
 
 def build(name: str, num_classes: int) -> nn.Module:

@@ -1,6 +1,7 @@
 """Hugging Face detectors with fixed classes against the library's own pipeline, and the small RT-DETR."""
 
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from fo1_model.detectors import (
     build_detector,
     preparation,
 )
+from fo1_model.detectors.batching import detect_by_shape
 from fo1_model.detectors.closed_set import best_sigmoid, best_softmax, score_rule, untrained_rt_detr
-from fo1_model.detectors.pretrained import detect_by_shape, pixel_mask, prepare_image
+from fo1_model.detectors.pretrained import pixel_mask, prepare_image, raw_boxes
 from tests.fo1_model.small_detectors import (
     CLOSED_SET,
     EDGES,
@@ -157,7 +159,7 @@ def test_fixed_padding_is_known_to_mask_and_boxes() -> None:
         corner = [8.5 / 96, 8 / 96, 17 / 96, 16 / 96]  # 17 x 16 px at the left top
         return torch.tensor([[whole, corner]]), torch.tensor([[0.9, 0.8]])
 
-    [found] = detect_by_shape([item], network, EVERYTHING)
+    [found] = detect_by_shape([item], partial(raw_boxes, network), EVERYTHING)
     np.testing.assert_allclose(found.boxes, [[0, 0, 128, 96], [0, 0, 25.6, 24]], atol=1e-4)
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.transforms.v2 import functional as tvf
 
-from fo1_model.boxes import embed, to_corners
+from fo1_model.boxes import embed, sine_embedding, to_corners
 from fo1_model.detectors import DetectorInput, Selection, UPNConfig, build_detector, preparation
 from fo1_model.detectors.upn.detector import UPNDetector, input_size
-from fo1_model.detectors.upn.network import UPN, UPNNetworkConfig, anchor_logits, sine_embedding
+from fo1_model.detectors.upn.network import UPN, UPNNetworkConfig, anchor_logits
 from fo1_model.detectors.upn.weights import load_upn, published_name
 from tests.fo1_model import upn_reference as reference
 

@@ -5,7 +5,7 @@ every detector: they are clipped before NMS, keep their fractions and exact scor
 gives none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 
 from fo1_model.boxes import scale, to_corners
-from fo1_model.detectors.batching import equal_shapes, inference
+from fo1_model.detectors.batching import detect_by_shape, inference
 from fo1_model.detectors.configs import UPNConfig
-from fo1_model.detectors.postprocess import select
 from fo1_model.detectors.protocol import Detections, DetectorInput, Prepare, Prepared
 from fo1_model.detectors.upn.network import UPNNetworkConfig
 from fo1_model.detectors.upn.weights import load_upn
@@ -43,21 +42,14 @@ class UPNDetector:
 
     def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
         """See `Detector.detect`."""
-        found: list[Detections | None] = [None] * len(batch)
-        for indices, pixels in equal_shapes(batch):
-            with inference(self.device, self.config.precision):
-                logits, boxes = self.model(self._normalised(pixels), self.config.prompt)
-            scores, boxes = logits.sigmoid().cpu(), boxes.cpu()
-            for row, index in enumerate(indices):
-                item = batch[index]
-                found[index] = select(
-                    scale(to_corners(boxes[row]), item.width, item.height).numpy(),
-                    scores[row].numpy(),
-                    width=item.width,
-                    height=item.height,
-                    selection=self.config.selection,
-                )
-        return [one for one in found if one is not None]
+        return detect_by_shape(batch, self._boxes, self.config.selection)
+
+    def _boxes(self, pixels: torch.Tensor, items: list[Prepared]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Boxes in original px and scores of each image."""
+        with inference(self.device, self.config.precision):
+            logits, boxes = self.model(self._normalised(pixels), self.config.prompt)
+        for item, box, score in zip(items, boxes.cpu(), logits.sigmoid().cpu(), strict=True):
+            yield scale(to_corners(box), item.width, item.height).numpy(), score.numpy()
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8[B, 3, H, W] RGB to float32, on the device."""

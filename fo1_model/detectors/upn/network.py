@@ -11,7 +11,6 @@ Shapes: B images, H x W px, L levels, S positions of all levels, K queries, D hi
 Boxes are cxcywh in [0, 1] of the image.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +25,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     DeformableDetrMultiscaleDeformableAttention,
 )
 
+from fo1_model.boxes import sine_embedding
 from fo1_model.opn.config import PROMPTS
 
 Prompt = Literal["coarse", "fine"]
@@ -238,20 +238,6 @@ class UPN(nn.Module):
         """Boxes [B, K, 4] moved by what the head reads in the states."""
         logits = (boxes.clamp(min=LOGIT_EPS) / (1 - boxes).clamp(min=LOGIT_EPS)).log()
         return (self.box_head(states).float() + logits).sigmoid()
-
-
-def sine_embedding(values: Tensor, width: int, temperature: float) -> Tensor:
-    """Sine-cosine embedding of shares.
-
-    values: float32[..., N] in [0, 1]. width: entries a value, even.
-
-    Returns float32[..., N * width]: entry k of a value v is the sine (even k) or cosine (odd k) of
-    2 pi v / temperature^(2 floor(k/2) / width).
-    """
-    index = torch.arange(width, device=values.device)
-    frequencies = temperature ** (2 * (index // 2) / width)
-    angles = (values * (2 * math.pi)).unsqueeze(-1) / frequencies
-    return torch.where(index % 2 == 0, angles.sin(), angles.cos()).flatten(-2)
 
 
 def anchor_logits(shapes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,19 +14,16 @@ whose output the released code multiplies by zero. The file has the state dict u
 (``inference_wrapper.py``).
 """
 
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fo1_model.detectors.upn.network import UPN, UPNNetworkConfig
-from fo1_model.weights import check_names, uninitialised
+from fo1_model.weights import check_names, read_state, uninitialised
 
 _SWIN = "backbone.model.backbone."
 _MODULES = ("backbone", "input_proj", "transformer", "bbox_embed")
@@ -79,33 +76,11 @@ def load_upn(path: str | Path, config: UPNNetworkConfig | None = None) -> UPN:
     or values are not those of the network.
     """
     path = Path(path)
-    given = read_published(path)
+    given = read_state(path)
     with uninitialised():
         model = UPN(config or UPNNetworkConfig())
     model.load_state_dict(translated(given, model, str(path)))
     return model.eval()
-
-
-def read_published(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by their published names. Raises ValueError as `load_upn`."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give UPN's state dict, upn_large.pth")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        # Torch's own message advises to load without the protection.
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        why = f"it would run {code[1]}" if code else "it is cut short or of another kind"
-        raise ValueError(f"{path} is no torch file of plain tensors: {why}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict, bare or under 'model'")
-    return dict(content)
 
 
 def published_name(own: str) -> tuple[str, int | None]:
