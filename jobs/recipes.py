@@ -121,7 +121,7 @@ def opn(
             network=OPN_SIZES[size]() if warm_start is None else _omdet_sizes(warm_start),
             augmentation=AugmentationConfig(zoom=zoom),
             criterion=OPNCriterionConfig(ignore_band=(0.1, 0.5) if ignore_band else None),
-            fine=tuple(n for n in datasets_of(parse_mix(mix)) if DATASETS[n].granularity == "fine"),
+            fine=tuple(name for name in datasets_of(parse_mix(mix)) if name in _FINE),
             warm_start=warm_start is not None,
         ),
         mix=parse_mix(mix),
@@ -318,6 +318,10 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "data": data,
 }
 """Recipes by name."""
+
+
+_FINE = {spec.name for spec in DATASETS.values() if spec.granularity == "fine"}
+"""Datasets whose boxes are parts as well as whole objects."""
 
 
 def find_recipe(name: str) -> Callable[..., Recipe]:

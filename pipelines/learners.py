@@ -199,13 +199,11 @@ class _OPNTrainee:
         return judged
 
     def figures(self, judged: Sequence[tuple[Scene, Proposed]]) -> dict[str, float]:
-        from pipelines.metrics.proposals import oracle_ap, proposal_recall
+        from pipelines.metrics.proposals import proposal_figures
 
         scenes, proposed = [scene for scene, _ in judged], [found for _, found in judged]
         names = sorted({label for scene in scenes for label in scene.labels})
-        ceiling = oracle_ap(scenes, proposed, names)
-        figures = proposal_recall(scenes, proposed)
-        return figures | ({"oracle_ap": ceiling["ap"]} if "ap" in ceiling else {})
+        return proposal_figures(scenes, proposed, names)
 
     def export(self, folder: Path) -> None:
         from fo1_model.opn.network import save_opn

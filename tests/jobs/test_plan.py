@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.recipes import stage2
+from jobs.recipes import opn, stage2
 from jobs.steps import Chain, chain
 from pipelines.cluster import RuntimeConfig
 
@@ -165,5 +165,8 @@ def test_the_trained_detector_depends_on_the_training_annotations(runtime):
 def test_unknown_names_are_refused_before_anything_is_read(runtime):
     with pytest.raises(ValueError, match="unknown dataset 'cars'; known: drawn_train"):
         plan(runtime, mix="cars/detection=1")
+    for wrong in ({"mix": "cars/detection=1"}, {"validation": "cars/detection"}):
+        with pytest.raises(ValueError, match="unknown dataset 'cars'; known: drawn_train"):
+            chain(opn(**wrong), runtime)
     with pytest.raises(ValueError, match="drawn_train has no task 'referring'"):
         plan(runtime, mix="drawn_train/referring=1")
