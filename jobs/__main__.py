@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jobs import verbs
+from jobs.submit import submit
 
-VERBS: dict[str, tuple[str, Callable[[list[str], "verbs.Options"], None]]] = {
+VERBS: dict[str, tuple[str, Callable[[list[str], verbs.Options], None]]] = {
     "list": (
         "what there is: recipes with their arguments, datasets, detectors, mixes, benchmarks",
         verbs.list_all,
@@ -34,6 +35,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str], "verbs.Options"], None]]] = {
         verbs.experiment,
     ),
     "run": ("RECIPE: all of the above that is not done, in order", verbs.run),
+    "submit": ("--address URL -- VERB ...: the same on a cluster, see fo1 submit --help", verbs.submit),
 }
 
 EXAMPLES = """examples:
@@ -45,6 +47,24 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; a wrong setting prints one line and returns 2, a failed step prints one and returns 1."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["submit"]:  # its flags are its own, and its words another command
+            return submit(argv[1:])
+        verb, words, options = parse(argv)
+        VERBS[verb][1](words, options)
+    except ValueError as error:
+        return _fail(error, 2)
+    except verbs.STEP_FAILURES as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("fo1: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[str, list[str], verbs.Options]:
+    """The verb, its words, and the flags. Exits with status 2, as argparse does, for what is none of them."""
     arguments = _parser().parse_intermixed_args(argv)
     root = arguments.root
     options = verbs.Options(
@@ -57,16 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tracking_uri=arguments.mlflow,
         max_reject_fraction=arguments.max_reject_fraction,
     )
-    try:
-        VERBS[arguments.verb][1](arguments.words, options)
-    except ValueError as error:
-        return _fail(error, 2)
-    except verbs.STEP_FAILURES as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        print("fo1: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return arguments.verb, arguments.words, options
 
 
 def _fail(error: Exception, status: int) -> int:

@@ -121,7 +121,7 @@ def plan(words: list[str], options: Options) -> None:
     try:
         made, command = _chain(words, options)
     except ValueError:  # a dataset that is not there, say: what the mix amounts to is known all the same
-        print(published_budgets(_recipe(words)))
+        print(published_budgets(named_recipe(words)))
         raise
     print(plan_table(made, command))
     if table := budgets(made):
@@ -227,6 +227,11 @@ def run(words: list[str], options: Options) -> None:
         report(made)
 
 
+def submit(*_: Any) -> None:
+    """Where it is not the first word; elsewhere the command hands the words on as they are."""
+    raise ValueError("submit comes first: fo1 submit --address URL -- VERB RECIPE ...")
+
+
 def plan_table(made: Chain, command: str) -> str:
     """One line an artifact: verb, name, fingerprint, state, and the command that makes it."""
     lines = []
@@ -256,11 +261,12 @@ def _stages(spec: DatasetSpec) -> str:
 
 
 def _chain(words: list[str], options: Options) -> tuple[Chain, str]:
-    recipe = _recipe(words)
+    recipe = named_recipe(words)
     return chain(recipe, options.runtime()), " ".join(words)
 
 
-def _recipe(words: list[str]) -> Recipe:
+def named_recipe(words: list[str]) -> Recipe:
+    """The recipe that the words name, with their arguments. ValueError for what it does not take."""
     if not words or "=" in words[0]:
         raise ValueError(f"name a recipe first, one of {', '.join(RECIPES)}, or my_module:my_recipe")
     recipe = find_recipe(words[0])
