@@ -356,3 +356,5 @@ SIZES: dict[str, Callable[[], ModelConfig]] = {
     "qwen2_5_vl_3b": qwen2_5_vl_3b,
 }
 """Named sizes."""
+TOWERS = ("primary", "language", "auxiliary")
+"""Towers whose activations can be recomputed instead of kept (`fo1_model.acceleration`)."""

@@ -205,6 +205,13 @@ def import_release(words: list[str], _: Options) -> None:
     import_folder(words)
 
 
+def export(words: list[str], options: Options) -> None:
+    """A finished run's model in a folder of its own."""
+    from jobs.export import export as export_model
+
+    export_model(words, options.runtime())
+
+
 def export_release(words: list[str], options: Options) -> None:
     """A finished run or a model folder as the released code reads it."""
     from jobs.releases import export_run

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
 
-from fo1_model.config import SIZES, ModelConfig
+from fo1_model.config import SIZES, TOWERS, ModelConfig
 from fo1_model.opn.config import AugmentationConfig, OPNConfig, OPNCriterionConfig
 from pipelines.records import RegionExample
 from pipelines.views import view
@@ -84,6 +84,10 @@ class Learner(Protocol):
     def continues(self) -> bool:
         """Whether it goes on from a parent run."""
 
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Names for ``TrainConfig.activation_checkpointing``; empty: nothing is recomputed or compiled."""
+
     def inputs(self) -> Mapping[str, str]:
         """Fingerprints of files that come with the package and that the weights start from."""
 
@@ -109,6 +113,7 @@ class OPNLearner:
     warm_start: bool = False
     """Start from an OmDet-Turbo, whose sizes `network` has then (`fo1_model.opn.warm_start`)."""
     continues: ClassVar[bool] = False
+    towers: ClassVar[tuple[str, ...]] = ()
 
     def inputs(self) -> dict[str, str]:
         """Nothing: OPN starts from random weights, or from some that the job names."""
@@ -249,6 +254,7 @@ class FO1Learner:
     for random weights."""
     learning_rates: dict[str, float] = field(default_factory=dict)
     """Learning rate of parts that differ from ``TrainConfig.learning_rate``."""
+    towers: ClassVar[tuple[str, ...]] = TOWERS
 
     @property
     def continues(self) -> bool:
@@ -292,8 +298,15 @@ class _FO1Trainee:
         self.module, self._processor, self._learner = module, processor, learner
 
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
+        from fo1_model.acceleration import accelerate
         from fo1_model.stages import parameter_groups
 
+        accelerate(
+            self.module,
+            recomputed=config.activation_checkpointing,
+            compiles=config.compile,
+            precision=config.precision,
+        )
         return parameter_groups(
             self.module,
             self._learner.stage,

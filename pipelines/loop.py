@@ -6,66 +6,48 @@ It knows neither Ray nor DeepSpeed nor any model: those are behind `Worker`, `pi
 from __future__ import annotations
 
 import contextlib
-import math
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.fs as pafs
 import torch
 import torch.distributed as dist
 
-from pipelines.artifacts import Artifact, filesystem_of, json_bytes
+from pipelines.artifacts import Artifact, json_bytes
 from pipelines.averaging import WeightAverage
 from pipelines.engine import Engine
+from pipelines.exports import BestExports, local_export, write_export
 from pipelines.learners import Trainee
-from pipelines.loader import (
-    Loader,
-    StepData,
-    held_out_sources,
-    make_plan,
-    num_micro_batches,
-    open_sources,
-    seed_of,
-)
+from pipelines.loader import Loader, held_out_sources, make_plan, num_micro_batches, open_sources
+from pipelines.recovery import RunState
+from pipelines.steps import take_step
 from pipelines.tars import ShardSet
 from pipelines.validation import validate
+from pipelines.workers import Notice, Worker
 
 if TYPE_CHECKING:
-    from pipelines.train_job import TrainConfig, TrainJob
+    from pipelines.train_job import TrainJob
 
 REPORT_EVERY_S = 2.0
 """Between the reports that say how far a run is."""
-
-
-class Worker(Protocol):
-    """One rank, as the loop sees it."""
-
-    rank: int
-    """From 0."""
-    world_size: int
-    """Number of ranks."""
-
-    def restored(self) -> contextlib.AbstractContextManager[Path | None]:
-        """Local folder of the last committed checkpoint, or None."""
-
-    def report(self, report: dict[str, Any], checkpoint: Path | None = None) -> None:
-        """Send rank 0's report to the driver; with a folder, return when the checkpoint is committed.
-
-        Every rank calls it, equally often.
-        """
+OUTCOME = "outcome.json"
+"""File of a run that says which step was exported and which steps were skipped."""
 
 
 def run_worker(job: TrainJob, output: Artifact, worker: Worker) -> None:
-    """Train on one rank from the last committed checkpoint to the end, and export on rank 0."""
+    """Train on one rank from the last committed checkpoint, and export on rank 0.
+
+    To the end, or until a notice says stop; then the last checkpoint is where the run goes on, and nothing is
+    exported.
+    """
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     config = job.config
     torch.manual_seed(config.seed)
-    with _local_export(job.parent) as parent:
+    with local_export(job.parent) as parent:
         start = parent if job.weights is None else Path(job.weights)
         trainee = job.learner.build(start, seed=config.seed)
     sources = open_sources(job.shards, job.mix)
@@ -88,152 +70,171 @@ def run_worker(job: TrainJob, output: Artifact, worker: Worker) -> None:
         num_micro_batches=num_micro_batches(config.batch_size, config.micro_batch_size, worker.world_size),
         micro_batch_size=config.micro_batch_size,
     )
-    state: dict[str, Any] = {"step": 0, "history": [], "plan": plan.fingerprint}
+    state = RunState(plan=plan.fingerprint)
     average = WeightAverage(trainee.module, config.ema_decay) if config.ema_decay else None
     with worker.restored() as folder:
         if folder is not None:
-            state = engine.load(folder)
+            state = RunState(**engine.load(folder))
             if average is not None:
                 average.load(folder)
-    if state["plan"] != plan.fingerprint:
-        raise ValueError(f"the checkpoint follows plan {state['plan']}, the data give {plan.fingerprint}")
+    if state.plan != plan.fingerprint:
+        raise ValueError(f"the checkpoint follows plan {state.plan}, the data give {plan.fingerprint}")
     trainee.module.train()
-    held_out = held_out_sources(job.validation)
-    history = _run_steps(engine, trainee, loader, held_out, config, worker, state, average)
-    with engine.whole_parameters(), _averaged(average):
-        if worker.rank == 0:
-            with tempfile.TemporaryDirectory() as folder_name:
-                trainee.export(Path(folder_name))
-                _upload(Path(folder_name), output.uri("export"))
-            output.write_bytes("history.json", json_bytes(history))
-    worker.report({"step": config.steps, "records": [], "rate": 0.0, "wait": 0.0})
+    run = _Run(job, output, worker, trainee, engine, average, state)
+    if run.do_steps(loader, held_out_sources(job.validation)):
+        run.export()
+        worker.report(_report(config.steps))
+    worker.settle()
 
 
-def _run_steps(
-    engine: Engine,
-    trainee: Trainee,
-    loader: Loader,
-    held_out: Mapping[str, ShardSet],
-    config: TrainConfig,
-    worker: Worker,
-    state: dict[str, Any],
-    average: WeightAverage | None,
-) -> list[dict[str, float]]:
-    """Do the steps that are left; return the history."""
-    start, history = state["step"], state["history"]
-    # Records before the checkpoint go out again: the driver may have died before it logged them.
-    unsent = list(history)
-    since, waited, counted_from = time.monotonic(), 0.0, start
-    for data in loader.steps(start, config.steps):
-        done = data.step + 1
-        waited += data.wait_s
-        is_due = time.monotonic() - since > REPORT_EVERY_S
-        logs = done % config.log_every == 0 or done == config.steps
-        record, is_due = _optimize(engine, trainee, data, config, worker.rank, logs=logs, is_due=is_due)
-        if average is not None:
-            average.update(done)
-        if held_out and (done % config.validate_every == 0 or done == config.steps):
-            with engine.whole_parameters(), _averaged(average):
-                figures = validate(
-                    trainee,
-                    held_out,
-                    config,
-                    device=engine.device,
-                    rank=worker.rank,
-                    world_size=worker.world_size,
-                )
-            record = {"step": done, **record, **figures}
-        if record:
-            history.append(record)
-            unsent.append(record)
-        checkpoints = done % config.checkpoint_every == 0 or done == config.steps
-        if not (checkpoints or is_due):
-            continue
-        seconds = max(time.monotonic() - since, 1e-9)
-        rate = (done - counted_from) * config.batch_size / seconds
-        report = {"step": done, "records": unsent, "rate": rate, "wait": waited / seconds}
-        if checkpoints:
-            folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
-            engine.save(folder, {**state, "step": done, "history": history})
-            if average is not None and worker.rank == 0:
-                average.save(folder)
-            worker.report(report, folder)
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            worker.report(report)
-        unsent, since, waited, counted_from = [], time.monotonic(), 0.0, done
-    return history
+class _Run:
+    """A run in progress on one rank."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        output: Artifact,
+        worker: Worker,
+        trainee: Trainee,
+        engine: Engine,
+        average: WeightAverage | None,
+        state: RunState,
+    ) -> None:
+        self._config, self._output, self._worker = job.config, output, worker
+        self._trainee, self._engine, self._average, self._state = trainee, engine, average, state
+        self._best = BestExports(output, _best_step(state))
+
+    def do_steps(self, loader: Loader, held_out: Mapping[str, ShardSet]) -> bool:
+        """Do the steps that are left. Returns whether all are done: False when a notice said stop."""
+        config, state = self._config, self._state
+        # Records before the checkpoint go out again: the driver may have died before it logged them.
+        unsent, messages = list(state.history), list[str]()
+        since, waited, counted_from = time.monotonic(), 0.0, state.step
+        for data in loader.steps(state.step, config.steps):
+            done = data.step + 1
+            is_last = done == config.steps
+            waited += data.wait_s
+            result = take_step(
+                self._engine,
+                self._trainee,
+                data,
+                config,
+                state,
+                logs=done % config.log_every == 0 or is_last,
+                is_due=self._is_due(since),
+            )
+            state.step = done
+            if result.message:
+                messages.append(result.message)
+            if self._average is not None and result.updated:
+                self._average.update(done)
+            record = result.record
+            if held_out and (done % config.validate_every == 0 or is_last):
+                record = {"step": done, **record, **self._validate(held_out)}
+            if record:
+                state.history.append(record)
+                unsent.append(record)
+            notice = self._notice() if result.is_due else Notice.NONE
+            checkpoints = done % config.checkpoint_every == 0 or is_last or notice > Notice.NONE
+            if not (checkpoints or result.is_due):
+                continue
+            seconds = max(time.monotonic() - since, 1e-9)
+            rate = (done - counted_from) * config.batch_size / seconds
+            stops = notice is Notice.STOP and not is_last
+            report = _report(
+                done, records=unsent, messages=messages, rate=rate, wait=waited / seconds, stopped=stops
+            )
+            self._report(report, checkpoints=checkpoints)
+            if stops:
+                return False
+            unsent, messages = [], []
+            since, waited, counted_from = time.monotonic(), 0.0, done
+        return True
+
+    def export(self) -> None:
+        """Write the model folder and what came of the run; rank 0 does, every rank must call it."""
+        best = _best_step(self._state)
+        with self._final_weights():
+            if self._worker.rank != 0:
+                return
+            if best is None:
+                write_export(self._trainee.export, self._output.uri("export"))
+            else:
+                self._best.publish(best)
+            exported = self._config.steps if best is None else best
+            outcome = {"exported_step": exported, "skipped_steps": self._state.skipped}
+            self._output.write_bytes(OUTCOME, json_bytes(outcome))
+            self._output.write_bytes("history.json", json_bytes(self._state.history))
+
+    def _is_due(self, since: float) -> bool:
+        is_time = self._worker.rank == 0 and time.monotonic() - since > REPORT_EVERY_S
+        return is_time or self._worker.noticed()
+
+    def _notice(self) -> Notice:
+        """The largest notice that a rank has."""
+        notice = torch.tensor([int(self._worker.notice())], device=self._engine.device)
+        dist.all_reduce(notice, op=dist.ReduceOp.MAX)
+        return Notice(int(notice))
+
+    def _validate(self, held_out: Mapping[str, ShardSet]) -> dict[str, float]:
+        """Figures of the weights as they would be exported, on rank 0; it keeps them if they are the best."""
+        config, worker, state = self._config, self._worker, self._state
+        with self._final_weights():
+            figures = validate(
+                self._trainee,
+                held_out,
+                config,
+                device=self._engine.device,
+                rank=worker.rank,
+                world_size=worker.world_size,
+            )
+            if config.keep_best and worker.rank == 0 and state.improves(state.step, figures, config):
+                self._best.write(state.step, self._trainee.export)
+        return figures
+
+    def _report(self, report: dict[str, Any], *, checkpoints: bool) -> None:
+        if not checkpoints:
+            self._worker.report(report)
+            return
+        folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+        self._engine.save(folder, asdict(self._state))
+        if self._worker.rank == 0 and self._average is not None:
+            self._average.save(folder)
+        self._worker.report(report, folder)
+        if self._worker.rank == 0 and self._config.keep_best:
+            self._best.prune(_best_step(self._state))
+
+    @contextlib.contextmanager
+    def _final_weights(self) -> Iterator[None]:
+        """Inside, the module holds whole weights on every rank, averaged where the run averages."""
+        average = contextlib.nullcontext() if self._average is None else self._average.applied()
+        with self._engine.whole_parameters(), average:
+            yield
 
 
-def _optimize(
-    engine: Engine,
-    trainee: Trainee,
-    data: StepData,
-    config: TrainConfig,
-    rank: int,
+def _report(
+    step: int,
     *,
-    logs: bool,
-    is_due: bool,
-) -> tuple[dict[str, float], bool]:
-    """One optimizer step; its record when it `logs`, and rank 0's `is_due`, so that all ranks act alike."""
-    # Random numbers of a step depend on nothing that happened before it, so a resumed run draws the same.
-    torch.manual_seed(seed_of("step", config.seed, data.step, rank))
-    rates = engine.set_learning_rate(config.schedule(data.step))
-    shared = torch.tensor(
-        [sum(micro.weight for micro in data.micro_batches), float(is_due and rank == 0)],
-        dtype=torch.float64,
-        device=engine.device,
-    )
-    dist.all_reduce(shared)
-    total = max(float(shared[0]), 1.0)
-    sums: dict[str, float] = {}
-    for micro in data.micro_batches:
-        loss_sum, parts = trainee.loss(engine, micro.batch.to(engine.device))
-        loss = loss_sum / total
-        engine.backward(loss * 0.0 if micro.filler else loss)
-        engine.micro_step()
-        if logs:
-            for name, value in {"loss": float(loss_sum.detach()), **parts}.items():
-                sums[name] = sums.get(name, 0.0) + (0.0 if micro.filler else value)
-    if not logs:
-        return {}, bool(shared[1])
-    reduced = torch.tensor(list(sums.values()), dtype=torch.float64, device=engine.device)
-    dist.all_reduce(reduced)
-    values = dict(zip(sums, (reduced / total).tolist(), strict=True))
-    if not math.isfinite(values["loss"]):
-        raise FloatingPointError(
-            f"step {data.step}: loss is {values['loss']}; rank {rank} had {', '.join(data.sample_ids)}"
-        )
-    rates_by_group = {f"learning_rate/{name}": rate for name, rate in zip(engine.names, rates, strict=True)}
-    record = {"step": data.step + 1, **values, "gradient_norm": engine.gradient_norm(), **rates_by_group}
-    return record, bool(shared[1])
+    records: list[dict[str, float]] | None = None,
+    messages: list[str] | None = None,
+    rate: float = 0.0,
+    wait: float = 0.0,
+    stopped: bool = False,
+) -> dict[str, Any]:
+    """What rank 0 tells the driver.
+
+    step: steps done. records, messages: since the last report. rate: examples a second. wait: share of the
+    time that data were waited for. stopped: whether the run ends here, as it was told to.
+    """
+    return {
+        "step": step,
+        "records": records or [],
+        "messages": messages or [],
+        "rate": rate,
+        "wait": wait,
+        "stopped": stopped,
+    }
 
 
-def _averaged(average: WeightAverage | None) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if average is None else average.applied()
-
-
-@contextlib.contextmanager
-def _local_export(run: Artifact | None) -> Iterator[Path | None]:
-    """The model folder of a run as a local folder; None without a run."""
-    if run is None:
-        yield None
-        return
-    filesystem, path = filesystem_of(run.uri("export"))
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        yield Path(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        pafs.copy_files(path, folder, source_filesystem=filesystem)
-        yield Path(folder)
-
-
-def _upload(folder: Path, uri: str) -> None:
-    """Copy a local folder to `uri`, replacing what is there."""
-    filesystem, path = filesystem_of(uri)
-    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-        filesystem.delete_dir(path)
-    filesystem.create_dir(path)
-    pafs.copy_files(
-        str(folder), path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem
-    )
+def _best_step(state: RunState) -> int | None:
+    return None if state.best is None else int(state.best["step"])

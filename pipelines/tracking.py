@@ -86,7 +86,7 @@ class Tracker:
         if metrics:
             self._send(metrics)
 
-    def finish(self, status: Literal["FINISHED", "FAILED"]) -> None:
+    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End the run."""
         self._client.set_terminated(self.run_id, status)
 

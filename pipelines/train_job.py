@@ -56,6 +56,22 @@ class TrainConfig:
     """Steps between looks at the held-out examples, one more at the end; 0 = none."""
     validation_examples: int = 200
     """Most held-out examples that are looked at, of each source."""
+    keep_last: int = 1
+    """Checkpoints that stay, the newest ones."""
+    keep_best: str = ""
+    """Which weights are exported: ``min:NAME`` or ``max:NAME`` of a held-out figure, such as
+    ``min:validation/loss``, looked at every ``validate_every`` steps; empty: those after the last step."""
+    max_skipped_steps: int = 0
+    """Steps that may be left out because their loss or gradient was not finite, or the loss a spike; one more
+    ends the run."""
+    spike_factor: float = 0.0
+    """A loss above so many times the running median of the last 50 is a spike. 0 = no loss is one."""
+    activation_checkpointing: tuple[str, ...] = ()
+    """Towers whose activations are computed again in the backward pass instead of being kept."""
+    compile: bool = False
+    """Compile the decoder's layers (torch.compile); needs a C++ compiler, and changes the last bits."""
+    offload_optimizer: bool = False
+    """Optimizer state and its float32 weights in main memory, where torch's AdamW updates them."""
     shuffled_regions: bool = False
     """Control experiment: boxes permuted among the indices (`pipelines.loader.permute_regions`)."""
     checkpoint_every: int = 200
@@ -64,7 +80,7 @@ class TrainConfig:
     """Steps between records of the history."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch_size", "checkpoint_every", "log_every"):
+        for name in ("steps", "batch_size", "micro_batch_size", "checkpoint_every", "log_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name}={getattr(self, name)}: use at least 1")
         if not 0 <= self.warmup_steps <= self.steps:
@@ -75,6 +91,12 @@ class TrainConfig:
             raise ValueError(f"TrainConfig.precision={self.precision!r}: use 'fp32' or 'bf16'")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"TrainConfig.zero_stage={self.zero_stage}: use 0, 1, 2 or 3")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError(
+                "TrainConfig.precision='bf16' needs a float32 copy of the weights: use zero_stage 1"
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("TrainConfig.offload_optimizer: use zero_stage 1, 2 or 3")
         if self.max_repeats is not None and not (math.isfinite(self.max_repeats) and self.max_repeats > 0):
             raise ValueError(f"TrainConfig.max_repeats={self.max_repeats}: use a positive number, or none")
         if self.gradient_clip < 0 or self.weight_decay < 0:
@@ -88,6 +110,14 @@ class TrainConfig:
                 f"TrainConfig.validate_every={self.validate_every}, validation_examples="
                 f"{self.validation_examples}: use at least 0 and 1"
             )
+        if self.max_skipped_steps < 0:
+            raise ValueError(f"TrainConfig.max_skipped_steps={self.max_skipped_steps}: use at least 0")
+        if self.spike_factor and not (math.isfinite(self.spike_factor) and self.spike_factor > 1):
+            raise ValueError(f"TrainConfig.spike_factor={self.spike_factor}: use more than 1, or 0 for none")
+        if self.keep_best:
+            best_rule(self.keep_best)
+            if not self.validate_every:
+                raise ValueError(f"TrainConfig.keep_best={self.keep_best!r}: set validate_every too")
 
     def schedule(self, step: int) -> float:
         """Factor of the learning rate in `step` (from 0): linear warm-up, then half a cosine to the end."""
@@ -96,6 +126,16 @@ class TrainConfig:
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         cosine = (1 + math.cos(math.pi * progress)) / 2
         return self.final_learning_rate + (1 - self.final_learning_rate) * cosine
+
+
+def best_rule(text: str) -> tuple[int, str]:
+    """``min:NAME`` or ``max:NAME`` as the sign that makes more better, and the figure's name."""
+    direction, _, name = text.partition(":")
+    if direction not in ("min", "max") or not name.startswith(VALIDATION):
+        raise ValueError(
+            f"TrainConfig.keep_best={text!r}: use min:NAME or max:NAME, such as min:{VALIDATION}loss"
+        )
+    return (1 if direction == "max" else -1), name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +175,12 @@ class TrainJob:
             )
         if (self.weights is None) != (self.weights_digest is None) or (self.weights and self.parent):
             raise ValueError(f"weights={self.weights!r}: give them with their digest, and no parent run")
+        towers = self.learner.towers
+        if unknown := sorted(set(self.config.activation_checkpointing) - set(towers)):
+            known = f"choose among {', '.join(towers)}" if towers else "this learner has none: leave it out"
+            raise ValueError(f"TrainConfig.activation_checkpointing names {', '.join(unknown)}; {known}")
+        if self.config.compile and not towers:
+            raise ValueError("TrainConfig.compile: this learner has no layers to compile; leave it out")
         self.learner.check(has_parent=self.parent is not None or self.weights is not None)
 
     def inputs(self) -> dict[str, str]:

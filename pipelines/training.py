@@ -2,38 +2,42 @@
 
 A run is an artifact of kind ``runs``::
 
-    train/            checkpoints, in Ray Train's storage layout (``train/local`` without Ray)
-    workers.json      number of workers that the checkpoints belong to
+    train/            checkpoints (`pipelines.workers`)
     mlflow_run.json   id of the run in MLflow
-    history.json      one record for each logged step
+    stop.json         the driver that told the workers to stop, if one did
+    best/             candidates for the export, where the best weights are kept
     export/           the model folder
+    outcome.json      step that was exported, steps that were skipped
+    history.json      one record for each logged step
     manifest.json     written last, with the final figures
 
 Whatever is killed, starting the job again resumes from the last committed checkpoint and ends in the same
 weights: the order of examples is a function of the step, random numbers are seeded by the step, and the
-checkpoint holds everything else. Ray is imported where it is used, so that recipes can be read without it.
+checkpoint holds everything else. With another number of workers the run goes on with the samples that are
+left; sums over ranks then differ in their last bits. On SIGTERM the driver lets the workers finish their
+step and checkpoint, and ends with `STOPPED`. Ray is imported where it is used, so that recipes can be read
+without it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
-import shutil
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.artifacts import Artifact, json_bytes
 from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes
+from pipelines.following import Follower
 from pipelines.loader import held_out_sources, make_plan, open_sources
-from pipelines.progress import duration
 from pipelines.train_job import VERSION, TrainConfig, TrainJob
+from pipelines.workers import LocalWorker, Notice, checkpoint_name, committed_here, newest, stop_on_sigterm
 
 __all__ = ["TrainConfig", "TrainJob", "train"]
 
@@ -41,15 +45,19 @@ EXPERIMENT = "fo1"
 """MLflow experiment of all runs."""
 MAX_FAILURES = 3
 """Times that a run is restarted from its last checkpoint before it fails."""
-_FOLLOW_EVERY_S = 0.2
+STOPPED = 143
+"""Exit status of a run that was told to stop and has a checkpoint: that of a process ended by SIGTERM."""
+STOP_FILE = "stop.json"
 
 
 def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, Any]:
     """Run a job to its end and return the manifest of `output`; a finished run is left as it is.
 
     With ``runtime.force`` what is there is removed and the run starts anew, as another MLflow run. With
-    ``runtime.workers=0`` the loop runs in this process, without Ray. ValueError, before any worker starts,
-    for settings that cannot work.
+    ``runtime.workers=0`` the loop runs in this process, without Ray.
+
+    ValueError, before any worker starts, for settings that cannot work. FloatingPointError when more steps
+    than allowed had no finite loss. SystemExit with status `STOPPED` after SIGTERM.
     """
     if output.status() == "done" and not runtime.force:
         return output.manifest()
@@ -58,9 +66,10 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
     if runtime.workers is None:
         runtime = replace(runtime, workers=pool_sizes(cluster_resources(runtime), runtime).workers)
     _check(job, output, runtime)
+    if runtime.workers:
+        pool_sizes(cluster_resources(runtime), runtime)
     if runtime.force:
         output.delete()
-    output.write_bytes("workers.json", json_bytes({"workers": runtime.workers}))
     from pipelines.tracking import Tracker
 
     tracker = Tracker(
@@ -70,25 +79,38 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
         params=job.description(),
         inputs=job.inputs(),
     )
-    follower = _Follower(job, tracker.log)
-    status: Literal["FINISHED", "FAILED"] = "FAILED"
+    follower = Follower(job, tracker.log)
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        if runtime.workers == 0:
-            _run_here(job, output, follower)
-        else:
-            _run_on_ray(job, output, runtime, follower)
+        with stop_on_sigterm() as stop:
+            if runtime.workers == 0:
+                _run_here(job, output, follower, stop)
+            else:
+                _run_on_ray(job, output, runtime, follower, stop)
+        if follower.stopped_at is not None:
+            status = "KILLED"
+            print(
+                f"train {job.name}: told to stop; a checkpoint at step {follower.stopped_at} is written, the "
+                "same command goes on from there",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise SystemExit(STOPPED)
         history = json.loads(output.read_bytes("history.json"))
         tracker.log(history)
         status = "FINISHED"
     finally:
         tracker.finish(status)
+    outcome = json.loads(output.read_bytes("outcome.json"))
     examples = job.config.steps * job.config.batch_size
+    skipped = len(outcome["skipped_steps"])
     return output.commit(
         {
             "version": VERSION,
             "config": job.description(),
             "inputs": job.inputs(),
-            "ledger": {"steps": job.config.steps, "examples": examples},
+            "ledger": {"steps": job.config.steps, "examples": examples, "skipped_steps": skipped},
+            "exported_step": outcome["exported_step"],
             "metrics": history[-1],
         }
     )
@@ -103,21 +125,17 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
     needed = [job.shards[name] for name in sorted({source.split("/")[0] for source in job.mix})]
     for artifact in [*needed, *job.validation.values(), *([job.parent] if job.parent else [])]:
         if artifact.status() != "done":
-            raise ValueError(f"{artifact.kind}/{artifact.name} is {artifact.status()}: make it first")
+            verb = "train" if artifact.kind == "runs" else "shard"
+            raise ValueError(
+                f"{artifact.kind}/{artifact.name} is {artifact.status()}: make it first, with fo1 {verb}"
+            )
     if runtime.workers == 0 and "://" in output.root:
         raise ValueError(f"root={output.root!r} needs workers: training without Ray writes to local folders")
     make_plan(open_sources(job.shards, job.mix), job.mix, job.config)
     held_out_sources(job.validation)
-    if output.exists("workers.json") and not runtime.force:
-        before = json.loads(output.read_bytes("workers.json"))["workers"]
-        if before != runtime.workers:
-            raise ValueError(
-                f"runs/{output.name} was started with {before} workers and cannot go on with "
-                f"{runtime.workers}: use --workers {before}, or --force to start anew"
-            )
 
 
-def _run_here(job: TrainJob, output: Artifact, follower: _Follower) -> None:
+def _run_here(job: TrainJob, output: Artifact, follower: Follower, stop: threading.Event) -> None:
     """Train in this process, as the only rank."""
     import torch.distributed as dist
 
@@ -126,37 +144,13 @@ def _run_here(job: TrainJob, output: Artifact, follower: _Follower) -> None:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     if not dist.is_initialized():  # left for the next run: DeepSpeed keeps a handle to it
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    run_worker(job, output, _LocalWorker(output, follower.receive))
+    worker = LocalWorker(output, follower.receive, keep_last=job.config.keep_last, stop=stop)
+    run_worker(job, output, worker)
 
 
-class _LocalWorker:
-    """The only rank of a run without Ray: checkpoints are folders, renamed when they are complete."""
-
-    rank = 0
-    world_size = 1
-
-    def __init__(self, output: Artifact, receive: Callable[[dict[str, Any]], None]) -> None:
-        self._folder = Path(output.path, "train", "local")
-        self._receive = receive
-
-    @contextlib.contextmanager
-    def restored(self) -> Iterator[Path | None]:
-        committed = sorted(self._folder.glob("checkpoint_*"))
-        yield committed[-1] if committed else None
-
-    def report(self, report: dict[str, Any], checkpoint: Path | None = None) -> None:
-        if checkpoint is not None:
-            before = list(self._folder.glob("*"))
-            arriving = self._folder / f"arriving_{report['step']:09d}"
-            shutil.rmtree(arriving, ignore_errors=True)
-            shutil.copytree(checkpoint, arriving)
-            arriving.rename(self._folder / f"checkpoint_{report['step']:09d}")
-            for folder in before:
-                shutil.rmtree(folder, ignore_errors=True)
-        self._receive(report)
-
-
-def _run_on_ray(job: TrainJob, output: Artifact, runtime: RuntimeConfig, follower: _Follower) -> None:
+def _run_on_ray(
+    job: TrainJob, output: Artifact, runtime: RuntimeConfig, follower: Follower, stop: threading.Event
+) -> None:
     """Train on Ray workers, and follow their reports from this process."""
     # Ray Train hands these on to its controller and workers. The controller looks this often for reports and
     # commits; its own interval of 2 s would be waited for at each checkpoint.
@@ -170,9 +164,11 @@ def _run_on_ray(job: TrainJob, output: Artifact, runtime: RuntimeConfig, followe
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    with follower.file() as reports:
+    channel = _Channel(driver=uuid.uuid4().hex, on_cluster=runtime.address is not None)
+    told = json_bytes({"driver": channel.driver})
+    with follower.file(stop, lambda: output.write_bytes(STOP_FILE, told)) as reports:
         TorchTrainer(
-            lambda: _run_ray_worker(job, output),
+            lambda: _run_ray_worker(job, output, channel),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=pools.workers, use_gpu=use_gpu),
             run_config=RunConfig(
@@ -180,35 +176,49 @@ def _run_on_ray(job: TrainJob, output: Artifact, runtime: RuntimeConfig, followe
                 name=f"{output.name.replace('/', '-')}-{output.fingerprint}",
                 storage_path=output.uri("train"),
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                checkpoint_config=CheckpointConfig(num_to_keep=job.config.keep_last),
                 callbacks=[_relay(reports)],
             ),
         ).fit()
 
 
-def _run_ray_worker(job: TrainJob, output: Artifact) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Channel:
+    """How the workers hear of the outside."""
+
+    driver: str
+    """Id of this start of the driver: only its own stop file counts."""
+    on_cluster: bool
+    """Whether machines may be taken away with a notice."""
+
+
+def _run_ray_worker(job: TrainJob, output: Artifact, channel: _Channel) -> None:
     """What Ray Train calls in each worker process."""
     from pipelines.loop import run_worker
 
-    run_worker(job, output, _RayWorker())
+    run_worker(job, output, _RayWorker(output, channel))
 
 
 class _RayWorker:
-    """One rank of a Ray Train run."""
+    """One rank of a Ray Train run; files are uploaded while the run goes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: Artifact, channel: _Channel) -> None:
         import ray.train
 
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self._output, self._channel = output, channel
+        self._saved_for: Any = None
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[Path | None]:
         import ray.train
 
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
+        own = None if checkpoint is None else Path(checkpoint.path)
+        local = committed_here(self._output)
+        if checkpoint is None or newest([own, local]) == local:
+            yield local
             return
         with checkpoint.as_directory() as folder:
             yield Path(folder)
@@ -216,16 +226,45 @@ class _RayWorker:
     def report(self, report: dict[str, Any], checkpoint: Path | None = None) -> None:
         import ray.train
 
+        # Reports go out in order: one that waits for its turn here would wait for the upload before it.
+        mode = ray.train.CheckpointUploadMode.ASYNC
         if checkpoint is None:
-            ray.train.report(report)
+            ray.train.report(report, checkpoint_upload_mode=mode)
             return
+        self.settle()
         ray.train.report(
             report,
             checkpoint=ray.train.Checkpoint.from_directory(checkpoint),
-            checkpoint_dir_name=f"checkpoint_{report['step']:09d}",
+            checkpoint_dir_name=checkpoint_name(report["step"]),
+            checkpoint_upload_mode=mode,
+            delete_local_checkpoint_after_upload=True,
         )
+
+    def settle(self) -> None:
+        import ray.train
+
         # A report is no commit: a worker lost before the controller's next look would lose it.
         ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
+
+    def noticed(self) -> bool:
+        return False
+
+    def notice(self) -> Notice:
+        import ray.train
+
+        # All ranks ask, as they must; one look at the stop file is enough.
+        preemption = ray.train.get_preemption_info() if self._channel.on_cluster else None
+        if self.rank == 0 and self._told_to_stop():
+            return Notice.STOP
+        if preemption is None or preemption == self._saved_for:
+            return Notice.NONE
+        self._saved_for = preemption
+        return Notice.SAVE
+
+    def _told_to_stop(self) -> bool:
+        if not self._output.exists(STOP_FILE):
+            return False
+        return bool(json.loads(self._output.read_bytes(STOP_FILE))["driver"] == self._channel.driver)
 
 
 def _relay(reports: Path) -> Any:
@@ -238,61 +277,3 @@ def _relay(reports: Path) -> Any:
                 stream.write(json.dumps(metrics[0]) + "\n")
 
     return Relay()
-
-
-class _Follower:
-    """Takes the reports of a run on the driver: prints a line, hands the records on."""
-
-    def __init__(self, job: TrainJob, log: Callable[[list[dict[str, float]]], None]) -> None:
-        self._job, self._log = job, log
-        self._record: dict[str, float] = {}
-
-    def receive(self, report: dict[str, Any]) -> None:
-        """Handle one report."""
-        self._log(report["records"])
-        self._record = (report["records"] or [self._record])[-1]
-        step, steps, rate = report["step"], self._job.config.steps, report["rate"]
-        if not rate:
-            return
-        loss, lr = self._record.get("loss", math.nan), self._job.config.schedule(step - 1)
-        left = duration((steps - step) * self._job.config.batch_size / rate)
-        print(
-            f"train {self._job.name}: step {step}/{steps}, loss {loss:.4f}, "
-            f"lr {lr * self._job.config.learning_rate:.2e}, {rate:.1f} samples/s, "
-            f"data wait {report['wait']:.0%}, {left} left",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    @contextlib.contextmanager
-    def file(self) -> Iterator[Path]:
-        """A file whose lines are received, in a thread of its own, until the end of the block."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "reports.jsonl")
-            path.touch()
-            ended = threading.Event()
-            failures: list[BaseException] = []
-            thread = threading.Thread(target=self._follow, args=(path, ended, failures), daemon=True)
-            thread.start()
-            try:
-                yield path
-            finally:
-                ended.set()
-                thread.join()
-            if failures:
-                raise failures[0]
-
-    def _follow(self, path: Path, ended: threading.Event, failures: list[BaseException]) -> None:
-        try:
-            with path.open(encoding="utf-8") as stream:
-                text = ""
-                while True:
-                    is_last = ended.wait(_FOLLOW_EVERY_S)
-                    text += stream.read()
-                    *lines, text = text.split("\n")
-                    for line in lines:
-                        self.receive(json.loads(line))
-                    if is_last:
-                        return
-        except Exception as error:  # raised again by the driver, when the workers are done
-            failures.append(error)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from pipelines.artifacts import Artifact
 from pipelines.learners import Example
+from pipelines.loader import seed_of
 from pipelines.records import RegionExample
 from pipelines.tars import TarWriter
 from pipelines.train_job import TrainConfig, TrainJob
@@ -26,6 +27,7 @@ from pipelines.train_job import TrainConfig, TrainJob
 class StubBatch:
     inputs: torch.Tensor
     labels: torch.Tensor
+    seeds: tuple[int, ...] = ()
 
     def to(self, device: Any) -> StubBatch:
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
@@ -52,8 +54,10 @@ class StubModule(nn.Module):
 class StubLearner:
     """Tells wide boxes from tall ones."""
 
+    towers: ClassVar[tuple[str, ...]] = ()
     control: str = ""
-    """Folder in which a test may leave ``crash`` (``rank calls``) and ``slow`` (seconds a step)."""
+    """Folder in which a test may leave ``crash`` (lines ``rank calls``, taken in turn) and ``slow``
+    (seconds a pass), and where each process notes the examples of its passes."""
     dropout: float = 0.1
 
     def inputs(self) -> Mapping[str, str]:
@@ -74,6 +78,10 @@ class StubTrainee:
         self.module = module
         self._learner = learner
         self._calls = 0
+        start = [time.time_ns()]
+        if learner.control:  # of the first rank: one number for all processes of a start
+            dist.broadcast_object_list(start)
+        self._start = start[0]
 
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         self.module.frozen.requires_grad_(False)
@@ -87,7 +95,8 @@ class StubTrainee:
     def collate(self, examples: Sequence[Example]) -> StubBatch:
         boxes = np.concatenate([example.record.boxes for example in examples])
         wide = boxes[:, 2] - boxes[:, 0] > boxes[:, 3] - boxes[:, 1]
-        return StubBatch(torch.from_numpy(boxes), torch.from_numpy(wide.astype(np.int64)))
+        seeds = tuple(example.seed for example in examples)
+        return StubBatch(torch.from_numpy(boxes), torch.from_numpy(wide.astype(np.int64)), seeds)
 
     def weigh(self, batch: StubBatch) -> float:
         return float(len(batch.labels))
@@ -95,6 +104,7 @@ class StubTrainee:
     def loss(self, forward: Callable[..., Any], batch: StubBatch) -> tuple[torch.Tensor, dict[str, float]]:
         self._calls += 1
         self._obey()
+        self._note(batch)
         logits = forward(batch.inputs)
         right = float((logits.argmax(1) == batch.labels).sum())
         return nn.functional.cross_entropy(logits, batch.labels, reduction="sum"), {"accuracy": right}
@@ -120,10 +130,36 @@ class StubTrainee:
         if slow.exists():
             time.sleep(float(slow.read_text()))
         if crash.exists():
-            rank, calls = map(int, crash.read_text().split())
-            if (rank, calls) == (dist.get_rank(), self._calls):
-                crash.unlink()
+            first, *others = crash.read_text().splitlines()
+            if tuple(map(int, first.split())) == (dist.get_rank(), self._calls):
+                crash.with_suffix(".next").write_text("\n".join(others))
+                crash.with_suffix(".next").replace(crash) if others else crash.unlink()
                 os._exit(1)
+
+    def _note(self, batch: StubBatch) -> None:
+        """Add the examples of a pass to the file of this process."""
+        if self._learner.control:
+            name = f"seen-{self._start:020d}-{dist.get_rank()}"
+            with Path(self._learner.control, name).open("a") as stream:
+                stream.writelines(f"{seed}\n" for seed in batch.seeds)
+
+
+def consumed(control: Path, job: TrainJob) -> list[int]:
+    """Positions in the plan whose update is in the final weights, by what the processes noted.
+
+    Each start of the workers goes on from a checkpoint: what the starts before it did from its first step on
+    was lost with them.
+    """
+    total = job.config.steps * job.config.batch_size
+    position = {seed_of("augment", job.config.seed, p): p for p in range(total)}
+    starts: dict[str, list[int]] = {}
+    for file in sorted(control.glob("seen-*")):
+        seen = [position[int(line)] for line in file.read_text().split()]
+        starts.setdefault(file.name.split("-")[1], []).extend(seen)
+    kept: list[int] = []
+    for seen in starts.values():
+        kept = [p for p in kept if p < min(seen)] + seen
+    return sorted(kept)
 
 
 def record(number: int, dataset: str = "drawn", task: str = "detection") -> RegionExample:

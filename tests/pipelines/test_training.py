@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +18,23 @@ import ray.cloudpickle
 import stub_learner
 import torch
 from mlflow import MlflowClient
-from stub_learner import StubLearner, StubTrainee, history_of, stub_job, weights_of, write_stub_shards
+from stub_learner import (
+    StubLearner,
+    StubTrainee,
+    consumed,
+    history_of,
+    stub_job,
+    weights_of,
+    write_stub_shards,
+)
 
+from pipelines import training
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.tracking import local_uri
 from pipelines.train_job import TrainConfig, TrainJob
 from pipelines.training import train
+from pipelines.workers import committed_by_ray
 
 ALONE = 0
 """Workers: none, the loop runs in the test's process."""
@@ -91,7 +101,8 @@ def test_trains_exports_and_logs(root: Path, capfd: pytest.CaptureFixture[str]) 
     manifest = output.manifest()
     assert manifest["metrics"] == history[-1]
     assert manifest["inputs"] == {"shards/drawn": "0123456789abcdef"}
-    assert manifest["ledger"] == {"steps": 60, "examples": 480}
+    assert manifest["ledger"] == {"steps": 60, "examples": 480, "skipped_steps": 0}
+    assert manifest["exported_step"] == 60
     (logged,) = mlflow_runs(root)
     assert logged.info.status == "FINISHED"
     assert steps_in_mlflow(root, logged.info.run_id) == list(range(1, 61))
@@ -214,19 +225,7 @@ def test_a_parent_run_is_where_it_starts(root: Path) -> None:
     assert second.manifest()["inputs"]["runs/stub"] == first.fingerprint
 
 
-def test_a_loss_that_is_not_finite_names_the_samples(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    collate = StubTrainee.collate
-
-    def poisoned(self: StubTrainee, examples: Any) -> Any:
-        batch = collate(self, examples)
-        return replace(batch, inputs=batch.inputs * float("nan"))
-
-    monkeypatch.setattr(StubTrainee, "collate", poisoned)
-    with pytest.raises(FloatingPointError, match=r"step 0: loss is nan; rank 0 had drawn:detection:\d{5}, "):
-        run(stub_job(write_stub_shards(root)), root)
-
-
-def test_settings_are_refused_before_anything_starts(root: Path) -> None:
+def test_settings_are_refused_before_anything_starts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = write_stub_shards(root)
     job = stub_job(shards)
     with pytest.raises(ValueError, match="batch_size=8 is less than the 9 workers"):
@@ -240,13 +239,19 @@ def test_settings_are_refused_before_anything_starts(root: Path) -> None:
     with pytest.raises(ValueError, match=r"set TrainConfig\.validate_every"):
         replace(job, validation={"drawn/detection": shards})
     unmade = replace(shards, fingerprint="f" * 16)
-    with pytest.raises(ValueError, match="shards/drawn is stale: make it first"):
+    with pytest.raises(ValueError, match="shards/drawn is stale: make it first, with fo1 shard"):
         run(replace(job, shards={"drawn": unmade}), root)
+    parent = Artifact(root=str(root), kind="runs", name="stage1", fingerprint="1" * 16)
+    with pytest.raises(ValueError, match="runs/stage1 is missing: make it first, with fo1 train"):
+        run(replace(job, parent=parent), root)
+    monkeypatch.setattr(training, "cluster_resources", lambda _: {"CPU": 3.0})
+    with pytest.raises(ValueError, match="the cluster has 3 CPUs and 0 GPUs; use --workers 2 or fewer"):
+        run(job, root, workers=4)
     assert not job.artifact(str(root)).exists("")
-    output = job.artifact(str(root))
-    output.write_bytes("workers.json", json.dumps({"workers": 2}).encode())
-    with pytest.raises(ValueError, match=r"was started with 2 workers.*--workers 2, or --force"):
-        run(job, root)
+    with pytest.raises(ValueError, match="activation_checkpointing names language; this learner has none"):
+        stub_job(shards, activation_checkpointing=("language",))
+    with pytest.raises(ValueError, match="no layers to compile"):
+        stub_job(shards, compile=True)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +266,14 @@ def test_settings_are_refused_before_anything_starts(root: Path) -> None:
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"ema_decay": 0.9, "zero_stage": 3}, "zero_stage 0, 1 or 2"),
         ({"validate_every": -1}, "validate_every=-1"),
+        ({"precision": "bf16", "zero_stage": 0}, "use zero_stage 1"),
+        ({"offload_optimizer": True, "zero_stage": 0}, "offload_optimizer: use zero_stage 1, 2 or 3"),
+        ({"keep_last": 0}, "keep_last=0"),
+        ({"keep_best": "loss", "validate_every": 5}, "use min:NAME or max:NAME"),
+        ({"keep_best": "min:loss", "validate_every": 5}, "such as min:validation/loss"),
+        ({"keep_best": "min:validation/loss"}, "set validate_every too"),
+        ({"max_skipped_steps": -1}, "max_skipped_steps=-1"),
+        ({"spike_factor": 1.0}, "spike_factor=1.0: use more than 1"),
     ],
 )
 def test_bad_configs(change: dict[str, Any], words: str) -> None:
@@ -308,18 +321,21 @@ def test_recipes_can_be_read_without_torch_and_ray() -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(1800)  # three starts of Ray and of its workers, on a machine that may be busy
-def test_a_killed_worker_and_a_killed_driver_change_nothing(root: Path) -> None:
-    """Rank 1 dies right after a checkpoint, then everything does; the run ends as the uninterrupted one.
+@pytest.mark.timeout(1800)  # four starts of workers, on a machine that may be busy
+def test_killed_workers_and_a_killed_driver_change_nothing(root: Path) -> None:
+    """Rank 1 dies in step 2, rank 0 right after its report of step 5, then driver and workers.
+
+    The run ends as the uninterrupted one, with the samples of the plan, each once.
 
     Starts are what costs: one driver is killed, the other resumes and then makes the uninterrupted run too.
     """
     control = root / "control"
-    control.mkdir()
-    killed, whole = (job.artifact(str(root)) for job in kill_jobs(root, control))
-    # Two passes a step on each rank: the 11th is in step 6, after the commit of step 5.
-    (control / "crash").write_text("1 11")
-    (control / "slow").write_text("0.5")
+    (control / "whole").mkdir(parents=True)
+    killed_job, whole_job = kill_jobs(root, control)
+    killed, whole = (job.artifact(str(root)) for job in (killed_job, whole_job))
+    # Two passes a step on each rank: the 11th follows the report of step 5, which may not be committed yet.
+    (control / "crash").write_text("1 3\n0 11")
+    (control / "slow").write_text("0.4")
     driver = start_driver(root, control)
     try:
         wait_for(lambda: checkpoint_of(killed, 10), driver, seconds=300)
@@ -336,6 +352,9 @@ def test_a_killed_worker_and_a_killed_driver_change_nothing(root: Path) -> None:
         driver.kill()
 
     assert_same_result(whole, killed)
+    assert consumed(control, killed_job) == list(range(12 * 8))
+    starts = {file.name.split("-")[1] for file in control.glob("seen-*")}
+    assert len(starts) >= 3  # the fourth is seen where the workers did not outlive their driver by two steps
     runs = {run.info.run_name: run for run in mlflow_runs(root)}
     assert set(runs) == {f"killed-{killed.fingerprint}", f"whole-{whole.fingerprint}"}
     for run_of in runs.values():
@@ -361,11 +380,56 @@ def test_two_workers_equal_one(root: Path) -> None:
         torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+def test_a_stopped_run_goes_on_with_other_workers(root: Path) -> None:
+    """SIGTERM to the driver of two workers; then three go on on Ray, and none without it."""
+    control = root / "control"
+    control.mkdir()
+    learner = StubLearner(dropout=0.0, control=str(control))
+    job = stub_job(write_stub_shards(root), learner=learner, checkpoint_every=100)
+    (control / "slow").write_text("0.5")
+
+    def terminate() -> None:
+        while not list(control.glob("seen-*")):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate, daemon=True)
+    thread.start()
+    with pytest.raises(SystemExit) as ended:
+        run(job, root, workers=2)
+    thread.join()
+    assert ended.value.code == training.STOPPED
+    output = job.artifact(str(root))
+    assert committed_by_ray(output) is not None
+    assert {logged.info.status for logged in mlflow_runs(root)} == {"KILLED"}
+    (control / "slow").unlink()
+    before = set(control.glob("seen-*"))
+    shutil.copytree(output.path, root / "stopped")
+    results = []
+    for workers in (3, ALONE):
+        run(job, root, workers=workers)
+        assert consumed(control, job) == list(range(12 * 8))
+        results.append((history_of(output), weights_of(output)))
+        for file in set(control.glob("seen-*")) - before:
+            file.unlink()
+        output.delete()
+        shutil.copytree(root / "stopped", output.path)
+    whole = run(replace(job, name="whole"), root)
+    for history, weights in results:
+        for one, other in zip(history, history_of(whole), strict=True):
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+        for name, value in weights_of(whole).items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
+
+
 def kill_jobs(root: Path, control: Path) -> list[TrainJob]:
     """The job that is interrupted, and the same under another name."""
     shards = write_stub_shards(root)
-    job = stub_job(shards, learner=StubLearner(control=str(control)))
-    return [replace(job, name="killed"), replace(job, name="whole")]
+    killed = stub_job(shards, learner=StubLearner(control=str(control)))
+    whole = stub_job(shards, learner=StubLearner(control=str(control / "whole")))
+    return [replace(killed, name="killed"), replace(whole, name="whole")]
 
 
 def start_driver(root: Path, control: Path) -> subprocess.Popen[bytes]:
