@@ -180,7 +180,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Im
             if image.width * image.height > max_pixels:
                 raise BadImage("image_too_large", f"{image.width}x{image.height} pixels, limit {max_pixels}")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -193,7 +194,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip every value above 255 to white
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _clean(error: Exception) -> str:

@@ -56,10 +56,11 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples side by side. Images and boxes are listed in running order over the batch."""
+    """Samples side by side, or end to end in one row. Images and boxes are listed in running order over the
+    batch. B counts rows."""
 
     sample_ids: tuple[str, ...]
-    """B names."""
+    """A name a sample."""
     input_ids: Tensor
     """int64[B, L]."""
     attention_mask: Tensor
@@ -79,7 +80,10 @@ class Batch:
     boxes: tuple[Tensor, ...]
     """I tensors float32[N_i, 4], xyxy in original pixels."""
     loss_weights: Tensor
-    """float32[B]."""
+    """float32[B, L]; that of the token's sample, 0 on padding."""
+    places: Tensor | None = None
+    """int64[1, L], the place of each token in its own sample, where a row holds several; None where each
+    sample has a row."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The batch with its tensors on ``device``."""

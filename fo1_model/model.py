@@ -108,11 +108,11 @@ class FO1Model(nn.Module):
         module takes part whatever the batch holds (see ``region_tokens``), so ranks never disagree on their
         collectives.
         """
-        hidden = self.decode(self.embed(batch), batch.attention_mask, batch.positions)
+        hidden = self.decode(self.embed(batch), batch.attention_mask, batch.positions, places=batch.places)
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE
         logits = self.logits(hidden[:, :-1][supervised])
-        weights = batch.loss_weights[:, None].expand_as(supervised)[supervised]
+        weights = batch.loss_weights[:, 1:][supervised]
         losses = F.cross_entropy(logits, targets[supervised], reduction="none")
         return ModelOutput(
             loss_sum=(losses * weights).sum(),
@@ -230,16 +230,24 @@ class FO1Model(nn.Module):
         ]
 
     def decode(
-        self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any = None
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        cache: Any = None,
+        *,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states float[B, L, D] of ``embed``'s or ``embed_ids``'s result.
 
         cache: a transformers cache; ``embeddings`` and ``positions`` are then the new tokens' only.
-        attention_mask: int64[B, cached + L]. positions: int64[A, B, L].
+        attention_mask: int64[B, cached + L]. positions: int64[A, B, L]. places: int64[1, L] of a packed row
+        (``Batch.places``), whose tokens attend within their own sample.
         """
         return self.family.language_model(self.vlm)(
-            **self.family.decoder_inputs(embeddings, positions),
-            attention_mask=attention_mask,
+            **self.family.decoder_inputs(embeddings, positions, places),
+            # transformers looks for samples in a row, by their places, when there is no mask.
+            attention_mask=attention_mask if places is None else None,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fo1_model import grammar
@@ -209,7 +210,7 @@ class Processor:
         length = max(len(sample.input_ids) for sample in samples)
         shape = (len(samples), length)
         ids, labels = torch.full(shape, self.pad_id), torch.full(shape, IGNORE)
-        mask = torch.zeros(shape, dtype=torch.int64)
+        mask, weights = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
         positions = torch.zeros((self.family.num_position_axes, *shape), dtype=torch.int64)
         for row, sample in enumerate(samples):
             size = len(sample.input_ids)
@@ -217,20 +218,50 @@ class Processor:
             ids[row, span] = sample.input_ids
             labels[row, span] = sample.labels
             mask[row, span] = 1
+            weights[row, span] = sample.loss_weight
             positions[:, row, span] = sample.positions
-        pixels = [tensor for sample in samples for tensor in sample.pixels]
-        return Batch(
-            sample_ids=tuple(sample.sample_id for sample in samples),
+        return self._batch(
+            samples,
             input_ids=ids,
             attention_mask=mask,
             labels=labels,
             positions=positions,
+            loss_weights=weights,
+        )
+
+    def pack(self, samples: Sequence[Encoded]) -> Batch:
+        """One row of all samples end to end, without padding, for training.
+
+        Attention stays within each sample and positions begin anew, so the loss is ``collate``'s. It saves
+        time with FlashAttention, which skips what lies between samples; SDPA computes and masks it.
+        Raises ValueError for no samples.
+        """
+        if not samples:
+            raise ValueError("pack needs samples, got 0")
+        ids = torch.cat([sample.input_ids for sample in samples])[None]
+        lengths = [len(sample.input_ids) for sample in samples]
+        weights = torch.tensor([sample.loss_weight for sample in samples], dtype=torch.float32)
+        return self._batch(
+            samples,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            labels=torch.cat([sample.labels for sample in samples])[None],
+            positions=torch.cat([sample.positions for sample in samples], dim=1)[:, None],
+            loss_weights=weights.repeat_interleave(torch.tensor(lengths))[None],
+            places=torch.cat([torch.arange(length) for length in lengths])[None],
+        )
+
+    def _batch(self, samples: Sequence[Encoded], **text: Tensor) -> Batch:
+        """A batch with these text tensors and the samples' images and boxes in running order."""
+        pixels = [tensor for sample in samples for tensor in sample.pixels]
+        return Batch(
+            **text,
+            sample_ids=tuple(sample.sample_id for sample in samples),
             pixels=torch.cat(pixels) if pixels else torch.zeros(0, self.family.blank()[0].shape[1]),
             grids=tuple(grid for sample in samples for grid in sample.grids),
             auxiliary=tuple(tensor for sample in samples for tensor in sample.auxiliary),
             sizes=tuple(size for sample in samples for size in sample.sizes),
             boxes=tuple(tensor for sample in samples for tensor in sample.boxes),
-            loss_weights=torch.tensor([sample.loss_weight for sample in samples], dtype=torch.float32),
         )
 
 

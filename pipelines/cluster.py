@@ -47,6 +47,9 @@ class RuntimeConfig:
     gpus_per_worker: float | None = None
     """GPUs of a worker whose model may sit on one, such as 0.25 for four detectors a GPU; None is one where
     the cluster has any; 0 keeps the model on the CPU."""
+    loader_processes: int = 0
+    """Processes that read and encode examples for each training worker; 0 does it in a thread of the worker,
+    which suffices where the model is the slow part."""
     force: bool = False
     """Delete the artifact of the step first, and make it anew."""
     tracking_uri: str | None = field(default=None, repr=False)
@@ -60,6 +63,8 @@ class RuntimeConfig:
             raise ValueError(f"max_reject_fraction={self.max_reject_fraction} is no share: use 0 to 1")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers} is negative: use 0 (no Ray) or the number of processes")
+        if self.loader_processes < 0:
+            raise ValueError(f"loader_processes={self.loader_processes} is negative: use 0 for a thread")
         if self.gpus_per_worker is not None and not 0.0 <= self.gpus_per_worker < 1e3:
             raise ValueError(f"gpus_per_worker={self.gpus_per_worker}: use a share of a GPU, or 0 for none")
         object.__setattr__(self, "root", absolute_root(self.root))

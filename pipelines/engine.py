@@ -100,6 +100,10 @@ class Engine:
         """Forward pass of the module, through DeepSpeed's hooks."""
         return self._engine(*args, **kwargs)
 
+    def ends_step(self, last: bool) -> None:
+        """Say, before each forward pass, whether its micro-batch is the last of the step."""
+        self._engine.set_gradient_accumulation_boundary(last)
+
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss`, whose *sum* over ranks and micro-batches is the loss of the step."""
         # DeepSpeed averages over ranks; the loss is a sum over them, and is normalised already.

@@ -1,7 +1,7 @@
 """What the training loop trains: OPN, and the stages of the region-token model.
 
 A **learner** is a frozen description, hashed into the run's fingerprint; recipes make it. ``build`` turns it,
-on each worker, into a **trainee**: the module with its collation, its loss and its export. The loop in
+on each worker, into a **trainee**: the module with its collator, its loss and its export. The loop in
 `pipelines.training` knows nothing else about models. Heavy imports happen in ``build``, because `fo1 plan`
 makes learners too.
 """
@@ -10,39 +10,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
-import numpy as np
-
 from fo1_model.config import SIZES, TOWERS, ModelConfig
 from fo1_model.opn.config import AugmentationConfig, OPNConfig, OPNCriterionConfig
+from pipelines.collators import Collator, Example, FO1Collator, OPNCollator, batch_of
 from pipelines.records import RegionExample
-from pipelines.views import view
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fo1_model.model import FO1Model
     from fo1_model.opn.network import OPN
-    from fo1_model.opn.targets import OPNExample
     from fo1_model.processing import Batch, Processor
     from pipelines.metrics.cases import Scene
     from pipelines.metrics.proposals import Proposed
     from pipelines.train_job import TrainConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One example as the loader hands it to a trainee."""
-
-    record: RegionExample
-    """Boxes, conversation, ids."""
-    image: bytes
-    """Original bytes of the image file."""
-    seed: int
-    """For random augmentation: of this position in the plan, whatever the number of workers."""
 
 
 class Trainee(Protocol):
@@ -52,14 +37,12 @@ class Trainee(Protocol):
     def module(self) -> nn.Module:
         """On the CPU, with ``requires_grad`` final once `parameter_groups` was called."""
 
+    @property
+    def collator(self) -> Collator:
+        """Makes the batches."""
+
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         """Freeze what does not train; return groups ``{name, params, lr, weight_decay}`` of the rest."""
-
-    def collate(self, examples: Sequence[Example]) -> Any:
-        """One batch, with a method ``to(device)``; runs in a thread of its own."""
-
-    def weigh(self, batch: Any) -> float:
-        """What the sum of the batch's losses is divided by, added up over all workers (tokens, boxes)."""
 
     def loss(self, forward: Callable[..., Any], batch: Any) -> tuple[Tensor, dict[str, float]]:
         """Summed loss of a batch, float32[], and its parts for the log, summed likewise.
@@ -145,7 +128,10 @@ class _OPNTrainee:
     def __init__(self, module: OPN, learner: OPNLearner) -> None:
         from fo1_model.opn.criterion import OPNCriterion
 
-        self.module, self._learner = module, learner
+        self.module = module
+        self.collator = OPNCollator(
+            network=learner.network, augmentation=learner.augmentation, fine=learner.fine
+        )
         self._criterion = OPNCriterion(learner.criterion)
 
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
@@ -161,17 +147,6 @@ class _OPNTrainee:
             {"name": "opn_no_decay", "params": vectors, "lr": config.learning_rate, "weight_decay": 0.0},
         ]
 
-    def collate(self, examples: Sequence[Example]) -> Any:
-        from fo1_model.opn.targets import collate
-
-        learner = self._learner
-        seen = [_opn_example(example, learner) for example in examples]
-        seeds = [example.seed for example in examples]
-        return collate(seen, learner.network, seeds=seeds, augmentation=learner.augmentation)
-
-    def weigh(self, batch: Any) -> float:
-        return float(sum(len(boxes) for boxes in batch.boxes))
-
     def loss(self, forward: Callable[..., Any], batch: Any) -> tuple[Tensor, dict[str, float]]:
         outputs = forward(batch.pixels, batch.prompts, batch.boxes, batch.seeds)
         loss_sum, _, logs = self._criterion(outputs, batch)
@@ -180,16 +155,16 @@ class _OPNTrainee:
     def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[Scene, Proposed]]:
         from fo1_model.detectors.configs import Selection
         from fo1_model.detectors.postprocess import select
-        from fo1_model.opn.targets import collate
         from pipelines.metrics.cases import Scene
         from pipelines.metrics.proposals import BUDGETS, Proposed
 
-        seen = [_opn_example(example, self._learner) for example in examples]
-        batch = collate(seen, self._learner.network).to(device)
+        collator = replace(self.collator, augmentation=None)
+        encoded = [collator.encode(example) for example in examples]
+        batch = collator.collate(encoded).to(device)
         outputs = self.module(batch.pixels, batch.prompts)
         scores = outputs.logits[-1].float().sigmoid().cpu().numpy()
         judged = []
-        for row, (example, shown) in enumerate(zip(examples, seen, strict=True)):
+        for row, (example, (shown, _)) in enumerate(zip(examples, encoded, strict=True)):
             found = select(
                 batch.letterboxes[row].to_original(outputs.boxes[-1, row]),
                 scores[row],
@@ -216,22 +191,6 @@ class _OPNTrainee:
         save_opn(self.module, folder)
 
 
-def _opn_example(example: Example, learner: OPNLearner) -> OPNExample:
-    from fo1_model.opn.targets import OPNExample
-
-    record = example.record
-    image, boxes = view(record, example.image)
-    if image is None:
-        raise ValueError(f"{record.sample_id} has no image, which a detector needs")
-    return OPNExample(
-        image=image,
-        boxes=boxes,
-        ignore=np.asarray(record.ignore or [False] * len(boxes), bool),
-        prompt="fine" if record.dataset in learner.fine else "coarse",
-        complete=record.complete,
-    )
-
-
 def _labels(record: RegionExample) -> tuple[str, ...]:
     """Category of each box of a detector's example."""
     labels = ["object"] * len(record.boxes)
@@ -254,6 +213,9 @@ class FO1Learner:
     for random weights."""
     learning_rates: dict[str, float] = field(default_factory=dict)
     """Learning rate of parts that differ from ``TrainConfig.learning_rate``."""
+    packs: bool = False
+    """Put the examples of a forward pass end to end in one row, each attending to itself alone
+    (``Processor.pack``), instead of padding them. Worth it with FlashAttention and a token budget."""
     towers: ClassVar[tuple[str, ...]] = TOWERS
 
     @property
@@ -296,6 +258,7 @@ class FO1Learner:
 class _FO1Trainee:
     def __init__(self, module: FO1Model, processor: Processor, learner: FO1Learner) -> None:
         self.module, self._processor, self._learner = module, processor, learner
+        self.collator = FO1Collator(processor, learner.packs)
 
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         from fo1_model.acceleration import accelerate
@@ -315,30 +278,15 @@ class _FO1Trainee:
             learning_rates=self._learner.learning_rates,
         )
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        encoded = [
-            self._processor.encode(
-                *view(example.record, example.image),
-                example.record.messages,
-                sample_id=example.record.sample_id,
-            )
-            for example in examples
-        ]
-        return self._processor.collate(encoded)
-
-    def weigh(self, batch: Batch) -> float:
-        supervised = (batch.labels[:, 1:] >= 0).sum(1)
-        return float((supervised * batch.loss_weights).sum())
-
     def loss(self, forward: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, float]]:
         return forward(batch).loss_sum, {}
 
     def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[float, float]]:
         judged = []
         for example in examples:
-            batch = self.collate([example])
+            batch = batch_of(self.collator, [example])
             loss = self.module(batch.to(device)).loss_sum
-            judged.append((float(loss), self.weigh(batch)))
+            judged.append((float(loss), self.collator.weigh(batch)))
         return judged
 
     def figures(self, judged: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""From plan to batches on one rank: read the examples of each step, collate them, stay a step ahead.
+"""From plan to batches on one rank: read the examples of each step, encode and collate them, work ahead.
 
-The state of a loader is one integer, the next step: everything else follows from `pipelines.mixing`. A
-thread reads and decodes the coming steps while the model works on the present one; decoding of images,
-tokenising and reading of files leave Python's lock, so one thread suffices where the model is the slow part.
+The state of a loader is one integer, the next step: everything else follows from `pipelines.mixing`. The
+coming steps are read and encoded while the model works on the present one, by a thread or by processes of
+their own (`pipelines.loader_processes`): a thread suffices where the model is the slow part, for decoding
+and reading leave Python's lock, and tokenising in part.
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ import dataclasses
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
 from pipelines.artifacts import Artifact
-from pipelines.learners import Example
-from pipelines.mixing import Mix, SamplePlan, capped_weights, rank_positions
+from pipelines.batching import group_by_tokens, num_micro_batches, split
+from pipelines.collators import Collator, Example
+from pipelines.mixing import Draw, Mix, SamplePlan, capped_weights, rank_positions
 from pipelines.records import RegionExample
 from pipelines.tars import ShardSet, decode_member
 from pipelines.train_job import TrainConfig
+
+READERS = 8
+"""Examples read at a time from object storage, where a read is mostly waiting."""
 
 
 class Source(Protocol):
@@ -34,6 +38,10 @@ class Source(Protocol):
     @property
     def shards(self) -> Sequence[tuple[str, int]]:
         """Name of each shard and the number of examples in it."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies on object storage: then several threads read at a time."""
 
     def read(self, shard: str, index: int) -> dict[str, bytes]:
         """Members of one example."""
@@ -44,7 +52,7 @@ class MicroBatch:
     """One forward pass of one rank."""
 
     batch: Any
-    """What the trainee's `collate` made."""
+    """What the learner's collator made."""
     weight: float
     """Its share in the normalisation of the loss; 0 for a filler."""
     filler: bool = False
@@ -58,97 +66,147 @@ class StepData:
     step: int
     """Number of the step, from 0."""
     micro_batches: list[MicroBatch]
-    """The same number on every rank."""
+    """The same number on every rank, unless they are grouped by tokens: then see `padded`."""
     sample_ids: list[str]
     """Of the examples, in plan order."""
-    wait_s: float
+    num_tokens: int
+    """Of the examples, padding left out."""
+    wait_s: float = 0.0
     """Seconds the training loop waited for these data."""
+
+    def padded(self, count: int) -> list[MicroBatch]:
+        """The micro-batches, and fillers up to `count`: the most that any rank has, so that all take part in
+        each other's collectives."""
+        filler = dataclasses.replace(self.micro_batches[-1], weight=0.0, filler=True)
+        return self.micro_batches + [filler] * (count - len(self.micro_batches))
 
 
 class Loader:
-    """Reads the micro-batches of each step for one rank."""
+    """Reads the micro-batches of each step for one rank. Picklable: every process opens files of its own."""
 
     def __init__(
         self,
         plan: SamplePlan,
         sources: Mapping[str, Source],
         *,
-        collate: Callable[[Sequence[Example]], Any],
-        weigh: Callable[[Any], float],
+        collator: Collator,
         batch_size: int,
         micro_batch_size: int,
+        max_tokens: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         shuffled_regions: bool = False,
         prefetch_steps: int = 2,
+        processes: int = 0,
     ) -> None:
         """Open nothing yet.
 
         sources: the shards of every source in the plan.
-        collate, weigh: of the learner; called in the prefetch thread.
+        collator: of the learner.
         batch_size: examples a step over all ranks. micro_batch_size: most examples in one forward pass.
+        max_tokens: most tokens in one forward pass, padding included; None cuts by number alone.
         shuffled_regions: the control experiment of `permute_regions`.
-        prefetch_steps: steps read ahead; 0 reads in the calling thread.
+        prefetch_steps: steps that the thread reads ahead; 0 reads in the calling thread.
+        processes: processes that load steps instead of the thread; 0 for the thread.
         """
         self._plan, self._sources = plan, sources
-        self._collate, self._weigh = collate, weigh
+        self._collator = collator
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        self._num_micro_batches = num_micro_batches(batch_size, micro_batch_size, world_size)
+        self._micro_batch_size, self._max_tokens = micro_batch_size, max_tokens
         self._shuffled_regions = shuffled_regions
-        self._prefetch_steps = prefetch_steps
+        self._prefetch_steps, self._processes = prefetch_steps, processes
 
     def steps(self, start: int, stop: int) -> Iterator[StepData]:
         """Yield the data of the steps ``[start, stop)`` in order."""
-        coming = iter(range(start, stop))
-        if self._prefetch_steps == 0:
-            yield from (self._timed(partial(self._load, step)) for step in coming)
-            return
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as thread:
-            ahead: deque[Future[StepData]] = deque(
-                thread.submit(self._load, step) for step in islice(coming, self._prefetch_steps)
-            )
-            try:
-                while ahead:
-                    data = self._timed(ahead.popleft().result)
-                    ahead.extend(thread.submit(self._load, step) for step in islice(coming, 1))
-                    yield data
-            finally:
-                for future in ahead:
-                    future.cancel()
+        if self._processes and start < stop:
+            from pipelines.loader_processes import load_in_processes
+
+            arriving = load_in_processes(self.load, range(start, stop), self._processes)
+        else:
+            arriving = self._load_in_thread(range(start, stop))
+        asked = time.perf_counter()
+        for data in arriving:
+            yield dataclasses.replace(data, wait_s=time.perf_counter() - asked)
+            asked = time.perf_counter()
 
     def read(self, step: int) -> list[Example]:
         """Examples of this rank in `step`, in plan order."""
         positions = rank_positions(
             step, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size
         )
-        examples = []
-        for position in positions:
-            draw = self._plan[position]
-            source = self._sources[draw.source]
-            record, image = decode_member(source.read(source.shards[draw.shard][0], draw.index))
-            if self._shuffled_regions:
-                record = permute_regions(record)
-            seed = seed_of("augment", self._plan.seed, position)
-            examples.append(Example(record=record, image=image, seed=seed))
-        return examples
+        draws = [self._plan[position] for position in positions]
+        if not any(source.is_remote for source in self._sources.values()):
+            return [self._read_one(draw) for draw in draws]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as threads:
+            return list(threads.map(self._read_one, draws))
 
-    def _load(self, step: int) -> StepData:
+    def _read_one(self, draw: Draw) -> Example:
+        source = self._sources[draw.source]
+        shard = source.shards[draw.shard][0]
+        try:
+            record, image = decode_member(source.read(shard, draw.index))
+        except Exception as error:
+            error.add_note(f"example {draw.index} of {shard} of {draw.source}, position {draw.position}")
+            raise
+        if self._shuffled_regions:
+            record = permute_regions(record)
+        seed = seed_of("augment", self._plan.seed, draw.position)
+        return Example(record=record, image=image, seed=seed)
+
+    def load(self, step: int) -> StepData:
+        """Micro-batches of this rank in `step`."""
         examples = self.read(step)
+        encoded = [self._encode(example) for example in examples]
+        lengths = [self._collator.length(item) for item in encoded]
+        pieces: Sequence[Sequence[int]]
+        if self._max_tokens is None:
+            pieces = split(
+                len(examples), num_micro_batches(self._batch_size, self._micro_batch_size, self._world_size)
+            )
+        else:
+            pieces = group_by_tokens(
+                lengths,
+                max_examples=self._micro_batch_size,
+                max_tokens=self._max_tokens,
+                packed=self._collator.packs,
+            )
         micro_batches = []
-        for piece in split(len(examples), self._num_micro_batches):
+        for piece in pieces:
             # A rank that is an example short still joins every collective, with a filler that does not count.
-            filler = not examples[piece]
-            batch = self._collate(examples[:1] if filler else examples[piece])
-            weight = 0.0 if filler else float(self._weigh(batch))
-            micro_batches.append(MicroBatch(batch=batch, weight=weight, filler=filler))
-        ids = [example.record.sample_id for example in examples]
-        return StepData(step=step, micro_batches=micro_batches, sample_ids=ids, wait_s=0.0)
+            batch = self._collator.collate([encoded[i] for i in piece or range(1)])
+            weight = float(self._collator.weigh(batch)) if piece else 0.0
+            micro_batches.append(MicroBatch(batch=batch, weight=weight, filler=not piece))
+        return StepData(
+            step=step,
+            micro_batches=micro_batches,
+            sample_ids=[example.record.sample_id for example in examples],
+            num_tokens=sum(lengths),
+        )
 
-    @staticmethod
-    def _timed(get: Callable[[], StepData]) -> StepData:
-        start = time.perf_counter()
-        data = get()
-        return dataclasses.replace(data, wait_s=time.perf_counter() - start)
+    def _encode(self, example: Example) -> Any:
+        try:
+            return self._collator.encode(example)
+        except Exception as error:
+            error.add_note(f"sample {example.record.sample_id}")
+            raise
+
+    def _load_in_thread(self, steps: range) -> Iterator[StepData]:
+        if self._prefetch_steps == 0:
+            yield from map(self.load, steps)
+            return
+        coming = iter(steps)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as thread:
+            ahead: deque[Future[StepData]] = deque(
+                thread.submit(self.load, step) for step in islice(coming, self._prefetch_steps)
+            )
+            try:
+                while ahead:
+                    data = ahead.popleft().result()
+                    ahead.extend(thread.submit(self.load, step) for step in islice(coming, 1))
+                    yield data
+            finally:
+                for future in ahead:
+                    future.cancel()
 
 
 def open_sources(shards: Mapping[str, Artifact], mix: Mix) -> dict[str, ShardSet]:
@@ -174,18 +232,7 @@ def make_plan(sources: Mapping[str, Source], mix: Mix, config: TrainConfig) -> S
             num_positions=config.steps * config.batch_size,
             max_repeats=config.max_repeats,
         )
-    return SamplePlan(sizes, mix, seed=config.seed)
-
-
-def num_micro_batches(batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Forward passes of each rank in a step, so that none holds more than `micro_batch_size` examples."""
-    largest_rank = -(-batch_size // world_size)
-    return -(-largest_rank // micro_batch_size)
-
-
-def split(count: int, pieces: int) -> list[slice]:
-    """Cut ``range(count)`` into near-equal slices, empty ones included."""
-    return [slice(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
+    return SamplePlan(sizes, mix, seed=config.seed, shuffle_shards=config.shuffle_shards)
 
 
 def seed_of(*parts: object) -> int:

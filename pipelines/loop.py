@@ -18,10 +18,11 @@ import torch.distributed as dist
 
 from pipelines.artifacts import Artifact, json_bytes
 from pipelines.averaging import WeightAverage
+from pipelines.batching import num_micro_batches
 from pipelines.engine import Engine
 from pipelines.exports import BestExports, local_export, write_export
 from pipelines.learners import Trainee
-from pipelines.loader import Loader, held_out_sources, make_plan, num_micro_batches, open_sources
+from pipelines.loader import Loader, held_out_sources, make_plan, open_sources
 from pipelines.recovery import RunState
 from pipelines.steps import take_step
 from pipelines.tars import ShardSet
@@ -37,11 +38,13 @@ OUTCOME = "outcome.json"
 """File of a run that says which step was exported and which steps were skipped."""
 
 
-def run_worker(job: TrainJob, output: Artifact, worker: Worker) -> None:
+def run_worker(job: TrainJob, output: Artifact, worker: Worker, *, loader_processes: int = 0) -> None:
     """Train on one rank from the last committed checkpoint, and export on rank 0.
 
     To the end, or until a notice says stop; then the last checkpoint is where the run goes on, and nothing is
     exported.
+
+    loader_processes: that load the data of this rank; 0 for a thread.
     """
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
@@ -55,19 +58,23 @@ def run_worker(job: TrainJob, output: Artifact, worker: Worker) -> None:
     loader = Loader(
         plan,
         sources,
-        collate=trainee.collate,
-        weigh=trainee.weigh,
+        collator=trainee.collator,
         batch_size=config.batch_size,
         micro_batch_size=config.micro_batch_size,
+        max_tokens=config.max_tokens_per_micro_batch,
         rank=worker.rank,
         world_size=worker.world_size,
         shuffled_regions=config.shuffled_regions,
+        processes=loader_processes,
     )
+    accumulated = num_micro_batches(config.batch_size, config.micro_batch_size, worker.world_size)
+    if config.max_tokens_per_micro_batch is not None:
+        accumulated = max(2, accumulated)  # DeepSpeed keeps no sum of gradients for a single pass
     engine = Engine(
         trainee.module,
         trainee.parameter_groups(config),
         config,
-        num_micro_batches=num_micro_batches(config.batch_size, config.micro_batch_size, worker.world_size),
+        num_micro_batches=accumulated,
         micro_batch_size=config.micro_batch_size,
     )
     state = RunState(plan=plan.fingerprint)
@@ -78,7 +85,10 @@ def run_worker(job: TrainJob, output: Artifact, worker: Worker) -> None:
             if average is not None:
                 average.load(folder)
     if state.plan != plan.fingerprint:
-        raise ValueError(f"the checkpoint follows plan {state.plan}, the data give {plan.fingerprint}")
+        raise ValueError(
+            f"the checkpoint follows plan {state.plan}, the data give {plan.fingerprint}: resume with the "
+            "shards that the run began with, or start anew with --force"
+        )
     trainee.module.train()
     run = _Run(job, output, worker, trainee, engine, average, state)
     if run.do_steps(loader, held_out_sources(job.validation)):

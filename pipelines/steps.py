@@ -53,7 +53,8 @@ def take_step(
         [sum(micro.weight for micro in data.micro_batches), float(is_due)], engine.device
     )
     total = max(weight, 1.0)
-    sums = _passes(engine, trainee, data, total, logs=logs)
+    grouped = config.max_tokens_per_micro_batch is not None
+    sums = _passes(engine, trainee, data, total, grouped=grouped, logs=logs)
     values = dict(zip(sums, (v / total for v in _over_ranks(sums.values(), engine.device)), strict=True))
     reason = state.problem(values["loss"], config.spike_factor)
     updated = engine.finish_step(discard=bool(reason))
@@ -79,21 +80,35 @@ def take_step(
 
 
 def _passes(
-    engine: Engine, trainee: Trainee, data: StepData, total: float, *, logs: bool
+    engine: Engine, trainee: Trainee, data: StepData, total: float, *, grouped: bool, logs: bool
 ) -> dict[str, torch.Tensor]:
-    """Forward and backward passes of this rank; sums of the loss and its parts. The step is left open."""
+    """Forward and backward passes of this rank; sums of the loss and its parts. The step is left open.
+
+    grouped: whether batches are grouped by tokens, and ranks may have different numbers of them.
+    """
     sums = {"loss": torch.zeros((), dtype=torch.float64, device=engine.device)}
-    last = data.micro_batches[-1]
-    for micro in data.micro_batches:
+    micro_batches = data.micro_batches
+    if grouped:
+        micro_batches = data.padded(_most(len(micro_batches), engine.device))
+    for number, micro in enumerate(micro_batches, start=1):
+        is_last = number == len(micro_batches)
+        engine.ends_step(is_last)
         loss_sum, parts = trainee.loss(engine, micro.batch.to(engine.device))
         loss = loss_sum / total
         engine.backward(loss * 0.0 if micro.filler else loss)
-        if micro is not last:
+        if not is_last:
             engine.micro_step()
         own: dict[str, torch.Tensor | float] = {"loss": loss_sum.detach(), **(parts if logs else {})}
         for name, value in own.items():
             sums[name] = sums.get(name, torch.zeros_like(sums["loss"])) + (0.0 if micro.filler else value)
     return sums
+
+
+def _most(count: int, device: torch.device) -> int:
+    """The largest `count` of any rank."""
+    most = torch.tensor(count, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
 
 
 def _over_ranks(values: Iterable[float | torch.Tensor], device: torch.device) -> list[float]:

@@ -36,7 +36,7 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 OPEN_SHARDS = 16
-"""Tars, with their indices, that a `ShardSet` keeps open."""
+"""Tars, with their indices, that a `ShardSet` keeps open: as many as a plan shuffles together at most."""
 _FORMATS = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG", "png"),
@@ -129,7 +129,7 @@ class ShardSet:
         if not self.shards:
             have = ", ".join(tasks_of(artifact)) or "none at all"
             raise ValueError(f"{artifact.path} has no shards of task {task!r}; it has {have}")
-        self._opened: OrderedDict[str, tuple[pa.NativeFile, list[dict[str, Any]]]] = OrderedDict()
+        self._opened: OrderedDict[str, tuple[pa.NativeFile, dict[str, list[Any]]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -140,6 +140,11 @@ class ShardSet:
         """Number of examples in all shards."""
         return sum(count for _, count in self.shards)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the shards lie on object storage."""
+        return "://" in self.artifact.root
+
     def read(self, shard: int | str, index: int) -> dict[str, bytes]:
         """Return the members of an example, contents by suffix.
 
@@ -147,29 +152,35 @@ class ShardSet:
         RuntimeError, naming the sample, when the tar is shorter than its index says.
         """
         name = self._name(shard)
-        stream, rows = self._open(name)
-        row = rows[index]
+        stream, columns = self._open(name)
+        places = [
+            tuple(columns[f"{kind}_{part}"][index] for part in ("name", "offset", "size"))
+            for kind in ("image", "json")
+            if columns[f"{kind}_name"][index]
+        ]
+        # Members of an example are neighbours: one read, which on object storage is one request.
+        start = min(offset for _, offset, _ in places)
+        data = stream.read_at(max(offset + size for _, offset, size in places) - start, start)
         members = {}
-        for kind in ("image", "json"):
-            if not row[f"{kind}_name"]:
-                continue
-            data = stream.read_at(row[f"{kind}_size"], row[f"{kind}_offset"])
-            if len(data) != row[f"{kind}_size"]:
-                raise RuntimeError(f"{row['sample_id']}: {name} ends inside {row[f'{kind}_name']}")
-            members[row[f"{kind}_name"].rpartition(".")[2]] = data
+        for member, offset, size in places:
+            content = data[offset - start : offset - start + size]
+            if len(content) != size:
+                raise RuntimeError(f"{columns['sample_id'][index]}: {name} ends inside {member}")
+            members[member.rpartition(".")[2]] = content
         return members
 
     def sample_ids(self, shard: int | str) -> list[str]:
         """Sample ids of a shard in its order."""
-        return [row["sample_id"] for row in self._open(self._name(shard))[1]]
+        return list(self._open(self._name(shard))[1]["sample_id"])
 
     def _name(self, shard: int | str) -> str:
         return self.shards[shard][0] if isinstance(shard, int) else shard
 
-    def _open(self, name: str) -> tuple[pa.NativeFile, list[dict[str, Any]]]:
+    def _open(self, name: str) -> tuple[pa.NativeFile, dict[str, list[Any]]]:
+        """The tar, and the columns of its index."""
         with self._lock:
             if name not in self._opened:
-                index = self.artifact.read_table(name.replace(".tar", ".index.parquet")).to_pylist()
+                index = self.artifact.read_table(name.replace(".tar", ".index.parquet")).to_pydict()
                 self._opened[name] = (self.artifact.open_input(name), index)
             self._opened.move_to_end(name)
             opened = self._opened[name]

@@ -26,6 +26,9 @@ class TrainConfig:
     """Examples a step, over all workers."""
     micro_batch_size: int = 16
     """Most examples in one forward pass of one worker; the rest of its share is accumulated."""
+    max_tokens_per_micro_batch: int | None = None
+    """Most tokens in one forward pass, padding included: examples of like length go together, and a longer
+    one goes alone. Every rank does as many passes as the one that needs most. None: by number alone."""
     learning_rate: float
     """Peak learning rate; a learner may set others for single parts."""
     warmup_steps: int = 0
@@ -49,6 +52,9 @@ class TrainConfig:
     and the others more (`mixing.capped_weights`). None: no cap."""
     seed: int = 0
     """Of new weights, the order of examples and augmentation."""
+    shuffle_shards: int = 1
+    """Shards of a source whose examples are shuffled together; as many are open at a time
+    (`pipelines.mixing`). 1 to 16."""
     ema_decay: float = 0.0
     """Share of the averaged weights that a step keeps (`pipelines.averaging`); they are what is validated and
     exported. 0 = no average. 0.9999 for long runs (RT-DETR)."""
@@ -83,6 +89,13 @@ class TrainConfig:
         for name in ("steps", "batch_size", "micro_batch_size", "checkpoint_every", "log_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name}={getattr(self, name)}: use at least 1")
+        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 1:
+            raise ValueError(
+                f"TrainConfig.max_tokens_per_micro_batch={self.max_tokens_per_micro_batch}: use at least 1, "
+                "such as 16384, or none"
+            )
+        if not 1 <= self.shuffle_shards <= 16:
+            raise ValueError(f"TrainConfig.shuffle_shards={self.shuffle_shards}: use 1 to 16")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"TrainConfig.warmup_steps={self.warmup_steps}: use 0 to steps={self.steps}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

@@ -84,7 +84,7 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
     try:
         with stop_on_sigterm() as stop:
             if runtime.workers == 0:
-                _run_here(job, output, follower, stop)
+                _run_here(job, output, runtime, follower, stop)
             else:
                 _run_on_ray(job, output, runtime, follower, stop)
         if follower.stopped_at is not None:
@@ -135,7 +135,9 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
     held_out_sources(job.validation)
 
 
-def _run_here(job: TrainJob, output: Artifact, follower: Follower, stop: threading.Event) -> None:
+def _run_here(
+    job: TrainJob, output: Artifact, runtime: RuntimeConfig, follower: Follower, stop: threading.Event
+) -> None:
     """Train in this process, as the only rank."""
     import torch.distributed as dist
 
@@ -145,7 +147,7 @@ def _run_here(job: TrainJob, output: Artifact, follower: Follower, stop: threadi
     if not dist.is_initialized():  # left for the next run: DeepSpeed keeps a handle to it
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     worker = LocalWorker(output, follower.receive, keep_last=job.config.keep_last, stop=stop)
-    run_worker(job, output, worker)
+    run_worker(job, output, worker, loader_processes=runtime.loader_processes)
 
 
 def _run_on_ray(
@@ -168,7 +170,7 @@ def _run_on_ray(
     told = json_bytes({"driver": channel.driver})
     with follower.file(stop, lambda: output.write_bytes(STOP_FILE, told)) as reports:
         TorchTrainer(
-            lambda: _run_ray_worker(job, output, channel),
+            lambda: _run_ray_worker(job, output, channel, runtime.loader_processes),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=pools.workers, use_gpu=use_gpu),
             run_config=RunConfig(
@@ -192,11 +194,11 @@ class _Channel:
     """Whether machines may be taken away with a notice."""
 
 
-def _run_ray_worker(job: TrainJob, output: Artifact, channel: _Channel) -> None:
+def _run_ray_worker(job: TrainJob, output: Artifact, channel: _Channel, loader_processes: int) -> None:
     """What Ray Train calls in each worker process."""
     from pipelines.loop import run_worker
 
-    run_worker(job, output, _RayWorker(output, channel))
+    run_worker(job, output, _RayWorker(output, channel), loader_processes=loader_processes)
 
 
 class _RayWorker:

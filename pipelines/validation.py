@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipelines.learners import Example, Trainee
+from pipelines.collators import Example
+from pipelines.learners import Trainee
 from pipelines.tars import ShardSet, decode_member
 from pipelines.train_job import VALIDATION, TrainConfig
 

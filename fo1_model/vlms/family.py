@@ -112,12 +112,19 @@ class VLMFamily(ABC):
         """
         return torch.arange(num_tokens).expand(self.num_position_axes, -1)
 
-    def decoder_inputs(self, embeddings: Tensor, positions: Tensor) -> dict[str, Any]:
-        """The decoder's arguments for embeddings float[B, L, W] and positions int64[A, B, L]."""
-        return {
-            "inputs_embeds": embeddings,
-            "position_ids": positions if self.num_position_axes > 1 else positions[0],
-        }
+    def decoder_inputs(
+        self, embeddings: Tensor, positions: Tensor, places: Tensor | None = None
+    ) -> dict[str, Any]:
+        """The decoder's arguments for embeddings float[B, L, W] and positions int64[A, B, L].
+
+        places: int64[1, L] of a packed row. With several axes they go before the positions; a single axis is
+        the count of tokens, so that its positions are the places.
+        """
+        if self.num_position_axes == 1:
+            return {"inputs_embeds": embeddings, "position_ids": positions[0]}
+        if places is not None:
+            positions = torch.cat([places[None], positions])
+        return {"inputs_embeds": embeddings, "position_ids": positions}
 
     def write_turn(self, role: str, content: str) -> tuple[str, str]:
         """The head and the content of one turn, as the base's chat template writes them (here: ChatML)."""

@@ -226,10 +226,12 @@ class Qwen3VL(QwenVL):
         """Merged tokens, then the deepstack features of every layer, side by side."""
         return torch.cat([output.pooler_output, *output.deepstack_features], dim=-1)
 
-    def decoder_inputs(self, embeddings: Tensor, positions: Tensor) -> dict[str, Any]:
+    def decoder_inputs(
+        self, embeddings: Tensor, positions: Tensor, places: Tensor | None = None
+    ) -> dict[str, Any]:
         """Columns beyond hidden_size go to the layers; text brings zeros there, and adding zero is exact."""
         tokens, *layers = embeddings.split(self.hidden_size, dim=-1)
-        inputs = super().decoder_inputs(tokens, positions)
+        inputs = super().decoder_inputs(tokens, positions, places)
         if layers:
             inputs["visual_pos_masks"] = torch.ones_like(tokens[..., 0], dtype=torch.bool)
             inputs["deepstack_visual_embeds"] = [layer.flatten(0, 1) for layer in layers]

@@ -151,3 +151,39 @@ def test_opn(capsys):
     rows = table(capsys.readouterr().out)
     assert [row["network"] for row in rows] == ["opn", "rt_detr", "fcos"]
     assert all(int(row["steps"]) > 0 and 0 <= float(row["AR@100"]) <= 1 for row in rows)
+
+
+def test_loader():
+    words = ["--examples", "48", "--rounds", "1", "--processes", "0", "1", "--shuffle-shards", "2"]
+    # as a script: the processes of a DataLoader import it by its name
+    command = [sys.executable, str(BENCHMARKS / "loader.py"), *words]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "48 examples in 1 tars" in text
+    read, decoded = (table(part) for part in text.split("## With decoding"))
+    (row,) = read
+    rates = {name: float(row[name].replace(",", "")) for name in ("bare tar read", "webdataset", "ours")}
+    assert all(rate > 0 for rate in rates.values())
+    assert float(row["ours / webdataset"].strip("*")) == pytest.approx(
+        rates["ours"] / rates["webdataset"], abs=0.01
+    )
+    assert [row["processes"] for row in decoded] == ["0", "1"]
+    assert all(float(row["ours / webdataset"].strip("*")) > 0 for row in decoded)
+
+
+def test_loaders_are_compared_over_the_same_examples(tmp_path):
+    benchmark = script("loader")
+    readers = benchmark.Readers(benchmark.write_shards(tmp_path, 32), 1)
+    assert sum(readers.bare()) == sum(readers.web()) == sum(readers.ours()) == 32
+    loader = benchmark.Loader(
+        readers.plan,
+        {benchmark.SOURCE: readers.source},
+        collator=benchmark.Decoded(),
+        batch_size=16,
+        micro_batch_size=16,
+    )
+    ours = [item for data in loader.steps(0, 2) for micro in data.micro_batches for item in micro.batch]
+    theirs = [benchmark.decoded_member(members) for members in readers._web()]
+    matched = {text + str(boxes.tolist()): image for image, boxes, text in ours}
+    assert len(matched) == 32
+    for image, boxes, text in theirs:
+        assert torch.equal(matched[text + str(boxes.tolist())], image)

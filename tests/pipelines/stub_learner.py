@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipelines.artifacts import Artifact
-from pipelines.learners import Example
+from pipelines.collators import Example, batch_of
 from pipelines.loader import seed_of
 from pipelines.records import RegionExample
 from pipelines.tars import TarWriter
@@ -73,7 +73,28 @@ class StubLearner:
         return StubTrainee(module, self)
 
 
+class StubCollator:
+    packs = False
+
+    def encode(self, example: Example) -> Example:
+        return example
+
+    def length(self, encoded: Example) -> int:
+        return len(encoded.record.boxes)
+
+    def collate(self, encoded: Sequence[Example]) -> StubBatch:
+        boxes = np.concatenate([example.record.boxes for example in encoded])
+        wide = boxes[:, 2] - boxes[:, 0] > boxes[:, 3] - boxes[:, 1]
+        seeds = tuple(example.seed for example in encoded)
+        return StubBatch(torch.from_numpy(boxes), torch.from_numpy(wide.astype(np.int64)), seeds)
+
+    def weigh(self, batch: StubBatch) -> float:
+        return float(len(batch.labels))
+
+
 class StubTrainee:
+    collator = StubCollator()
+
     def __init__(self, module: StubModule, learner: StubLearner) -> None:
         self.module = module
         self._learner = learner
@@ -92,15 +113,6 @@ class StubTrainee:
             {"name": "rest", "params": rest, "lr": config.learning_rate / 2, "weight_decay": 0.01},
         ]
 
-    def collate(self, examples: Sequence[Example]) -> StubBatch:
-        boxes = np.concatenate([example.record.boxes for example in examples])
-        wide = boxes[:, 2] - boxes[:, 0] > boxes[:, 3] - boxes[:, 1]
-        seeds = tuple(example.seed for example in examples)
-        return StubBatch(torch.from_numpy(boxes), torch.from_numpy(wide.astype(np.int64)), seeds)
-
-    def weigh(self, batch: StubBatch) -> float:
-        return float(len(batch.labels))
-
     def loss(self, forward: Callable[..., Any], batch: StubBatch) -> tuple[torch.Tensor, dict[str, float]]:
         self._calls += 1
         self._obey()
@@ -112,7 +124,7 @@ class StubTrainee:
     def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[str, float]]:
         judged = []
         for example in examples:
-            batch = self.collate([example]).to(device)
+            batch = batch_of(self.collator, [example]).to(device)
             right = (self.module(batch.inputs).argmax(1) == batch.labels).float().mean()
             judged.append((example.record.sample_id, float(right)))
         return judged

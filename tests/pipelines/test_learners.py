@@ -14,7 +14,8 @@ from fo1_model.opn.config import OPN_SIZES, AugmentationConfig
 from fo1_model.opn.network import load_opn
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
-from pipelines.learners import Example, FO1Learner, OPNLearner, Trainee
+from pipelines.collators import Example, batch_of
+from pipelines.learners import FO1Learner, OPNLearner, Trainee
 from pipelines.records import RegionExample
 from pipelines.tars import TarWriter
 from pipelines.train_job import TrainConfig, TrainJob
@@ -62,13 +63,13 @@ def few_steps(trainee: Trainee, examples: list[Example]) -> tuple[float, float]:
     groups = trainee.parameter_groups(CONFIG)
     optimizer = torch.optim.AdamW(groups)
     trainee.module.train()
-    batch = trainee.collate(examples)
+    batch = batch_of(trainee.collator, examples)
     losses = []
     for _ in range(8):
         loss, _ = trainee.loss(trainee.module, batch)
-        losses.append(float(loss.detach()) / trainee.weigh(batch))
+        losses.append(float(loss.detach()) / trainee.collator.weigh(batch))
         optimizer.zero_grad()
-        (loss / trainee.weigh(batch)).backward()
+        (loss / trainee.collator.weigh(batch)).backward()
         optimizer.step()
     return losses[0], losses[-1]
 
@@ -85,10 +86,10 @@ def test_opn_learns_and_exports(tmp_path: Path) -> None:
 
 def test_opn_batches_leave_ignored_boxes_out_of_the_weight() -> None:
     trainee = TINY_OPN.build(None, seed=3)
-    batch = trainee.collate([example(0), example(1, boxes=3, ignore=(False, True, False))])
-    assert trainee.weigh(batch) == 4
+    batch = batch_of(trainee.collator, [example(0), example(1, boxes=3, ignore=(False, True, False))])
+    assert trainee.collator.weigh(batch) == 4
     assert [len(boxes) for boxes in batch.ignore_boxes] == [0, 1]
-    loss, logs = trainee.loss(trainee.module, trainee.collate([example(0, boxes=0)]))
+    loss, logs = trainee.loss(trainee.module, batch_of(trainee.collator, [example(0, boxes=0)]))
     assert torch.isfinite(loss)
     assert logs
 
@@ -96,16 +97,13 @@ def test_opn_batches_leave_ignored_boxes_out_of_the_weight() -> None:
 def test_opn_augmentation_follows_the_example_not_the_batch() -> None:
     trainee = TINY_OPN.build(None, seed=3)
     examples = [example(seed) for seed in range(6)]
-    together = trainee.collate(examples)
-    apart = [trainee.collate([e]) for e in examples]
+    together = batch_of(trainee.collator, examples)
+    apart = [batch_of(trainee.collator, [e]) for e in examples]
     assert torch.equal(together.pixels, torch.cat([batch.pixels for batch in apart]))
     for boxes, batch in zip(together.boxes, apart, strict=True):
         assert torch.equal(boxes, batch.boxes[0])
-    plain = (
-        OPNLearner(network=TINY_OPN.network, augmentation=AugmentationConfig(flip=False))
-        .build(None, seed=3)
-        .collate(examples)
-    )
+    unflipped = OPNLearner(network=TINY_OPN.network, augmentation=AugmentationConfig(flip=False))
+    plain = batch_of(unflipped.build(None, seed=3).collator, examples)
     mirrored = [not torch.equal(a, b) for a, b in zip(plain.pixels, together.pixels, strict=True)]
     assert 0 < sum(mirrored) < 6
 
@@ -127,8 +125,8 @@ def test_stage_one_trains_its_parts_alone_and_weighs_tokens(tmp_path: Path) -> N
     for name, value in trainee.module.named_parameters():
         if name in frozen:
             assert torch.equal(value, frozen[name]), name
-    batch = trainee.collate(examples)
-    assert trainee.weigh(batch) == float(trainee.module(batch).num_tokens)
+    batch = batch_of(trainee.collator, examples)
+    assert trainee.collator.weigh(batch) == float(trainee.module(batch).num_tokens)
     trainee.export(tmp_path)
     exported = load_model(tmp_path)[0].state_dict()
     for name, value in trainee.module.state_dict().items():

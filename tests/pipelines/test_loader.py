@@ -1,16 +1,23 @@
 """The loader: every rank reads its part of each step, whatever the world size, the cutting and the start."""
 
 import dataclasses
+import itertools
+import os
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stub_learner import record
 
-from pipelines.learners import Example
-from pipelines.loader import Loader, make_plan, num_micro_batches, permute_regions, split
+from pipelines.batching import group_by_tokens, num_micro_batches, split
+from pipelines.collators import Example
+from pipelines.loader import Loader, make_plan, permute_regions
+from pipelines.loader_processes import pack, unpack
 from pipelines.train_job import TrainConfig
 
 MIX = {"d/detection": 0.7, "d/counting": 0.3}
@@ -18,6 +25,8 @@ MIX = {"d/detection": 0.7, "d/counting": 0.3}
 
 class MemorySource:
     """Two shards in memory."""
+
+    is_remote = False
 
     def __init__(self, numbers: range, task: str) -> None:
         half = len(numbers) // 2
@@ -33,22 +42,34 @@ class MemorySource:
         return {"jpg": f"image {number}".encode(), "json": record(number, task=self._task).to_json()}
 
 
-SOURCES = {
-    "d/detection": MemorySource(range(13), "detection"),
-    "d/counting": MemorySource(range(20, 27), "counting"),
-}
-
+NUMBERS = {"d/detection": range(13), "d/counting": range(20, 27)}
+SOURCES = {name: MemorySource(numbers, name[2:]) for name, numbers in NUMBERS.items()}
 
 CONFIG = TrainConfig(steps=10, batch_size=6, learning_rate=1e-3, seed=3)
 
 
-def collate(examples: Sequence[Example]) -> list[Example]:
-    return list(examples)
+class ListCollator:
+    """Batches are lists of examples; an example is as long as it has boxes."""
+
+    packs = False
+
+    def encode(self, example: Example) -> Example:
+        return example
+
+    def length(self, encoded: Example) -> int:
+        return len(encoded.record.boxes)
+
+    def collate(self, encoded: Sequence[Example]) -> list[Example]:
+        return list(encoded)
+
+    def weigh(self, batch: list[Example]) -> float:
+        return len(batch)
 
 
-def loader(rank: int = 0, world_size: int = 1, **changes) -> Loader:
-    settings = {"batch_size": 6, "micro_batch_size": 2, "collate": collate, "weigh": len, **changes}
-    return Loader(make_plan(SOURCES, MIX, CONFIG), SOURCES, rank=rank, world_size=world_size, **settings)
+def loader(rank: int = 0, world_size: int = 1, plan: Any = None, **changes) -> Loader:
+    settings = {"batch_size": 6, "micro_batch_size": 2, "collator": ListCollator(), **changes}
+    plan = plan or make_plan(SOURCES, MIX, CONFIG)
+    return Loader(plan, SOURCES, rank=rank, world_size=world_size, **settings)
 
 
 def ids(loaded: Loader, start: int, stop: int) -> list[list[str]]:
@@ -62,17 +83,20 @@ def ids(loaded: Loader, start: int, stop: int) -> list[list[str]]:
     world=st.integers(1, 5),
     start=st.integers(0, 4),
     prefetch=st.integers(0, 3),
+    max_tokens=st.one_of(st.none(), st.integers(1, 8)),
+    seed=st.integers(0, 9),
+    share=st.sampled_from([0.5, 0.61, 0.9]),
+    shuffle_shards=st.integers(1, 3),
 )
-def test_union_over_ranks_is_the_plan(batch_size, micro, world, start, prefetch) -> None:
+def test_union_over_ranks_is_the_plan(
+    batch_size, micro, world, start, prefetch, max_tokens, seed, share, shuffle_shards
+) -> None:
     world = min(world, batch_size)
-    plan = make_plan(SOURCES, MIX, CONFIG)
+    mix = {"d/detection": share, "d/counting": 1 - share}
+    plan = make_plan(SOURCES, mix, dataclasses.replace(CONFIG, seed=seed, shuffle_shards=shuffle_shards))
+    cut = {"batch_size": batch_size, "micro_batch_size": micro, "max_tokens": max_tokens}
     ranks = [
-        list(
-            loader(r, world, batch_size=batch_size, micro_batch_size=micro, prefetch_steps=prefetch).steps(
-                start, 5
-            )
-        )
-        for r in range(world)
+        list(loader(r, world, plan, prefetch_steps=prefetch, **cut).steps(start, 5)) for r in range(world)
     ]
     for step in range(start, 5):
         data = [steps[step - start] for steps in ranks]
@@ -86,12 +110,16 @@ def test_union_over_ranks_is_the_plan(batch_size, micro, world, start, prefetch)
             ).sample_id
             for d in expected
         ]
-        assert len({len(d.micro_batches) for d in data}) == 1
+        most = max(len(d.micro_batches) for d in data)
+        assert max_tokens is not None or {len(d.micro_batches) for d in data} == {most}
         for d in data:
-            counted = [m for m in d.micro_batches if not m.filler]
-            assert [e.record.sample_id for m in counted for e in m.batch] == d.sample_ids
-            assert all(1 <= len(m.batch) <= micro for m in d.micro_batches)
-            assert all(m.weight == (0 if m.filler else len(m.batch)) for m in d.micro_batches)
+            counted = [m for m in d.padded(most) if not m.filler]
+            names = [e.record.sample_id for m in counted for e in m.batch]
+            assert names == d.sample_ids if max_tokens is None else sorted(names) == sorted(d.sample_ids)
+            assert len(d.padded(most)) == most
+            assert d.num_tokens == sum(len(e.record.boxes) for m in counted for e in m.batch)
+            assert all(1 <= len(m.batch) <= micro for m in d.padded(most))
+            assert all(m.weight == (0 if m.filler else len(m.batch)) for m in d.padded(most))
 
 
 def test_a_start_in_the_middle_gives_what_was_left() -> None:
@@ -121,12 +149,101 @@ def test_example_seeds_belong_to_positions() -> None:
     assert len(set(together)) == len(together)
 
 
-def test_errors_of_the_thread_reach_the_loop() -> None:
-    def broken(examples: Sequence[Example]) -> None:
-        raise RuntimeError(f"bad {examples[0].record.sample_id}")
+class BrokenCollator(ListCollator):
+    def encode(self, example: Example) -> Example:
+        if "counting" in example.record.sample_id:
+            raise OverflowError("no room")
+        return example
 
-    with pytest.raises(RuntimeError, match="bad drawn:"):
-        list(loader(collate=broken).steps(0, 3))
+
+class DeadlyCollator(ListCollator):
+    def encode(self, example: Example) -> Example:
+        os._exit(3)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_errors_reach_the_loop_with_the_sample_and_the_place(processes: int) -> None:
+    with pytest.raises(OverflowError) as caught:
+        list(loader(collator=BrokenCollator(), processes=processes).steps(0, 3))
+    text = str(caught.value) + "".join(caught.value.__notes__ if processes == 0 else ())
+    assert "no room" in text
+    assert "sample drawn:counting:0002" in text
+    assert processes == 0 or "in encode" in text  # the traceback of the process
+
+
+def test_unreadable_examples_are_named_by_their_place() -> None:
+    class Gone(MemorySource):
+        def read(self, shard: str, index: int) -> dict[str, bytes]:
+            raise OSError("gone")
+
+    broken = loader()
+    broken._sources = {name: Gone(range(20), "x") for name in SOURCES}
+    draw = make_plan(SOURCES, MIX, CONFIG)[0]
+    with pytest.raises(OSError, match="gone") as caught:
+        broken.read(0)
+    assert caught.value.__notes__ == [f"example {draw.index} of x-{draw.shard} of {draw.source}, position 0"]
+
+
+def test_reads_wait_side_by_side_and_come_in_order() -> None:
+    """Six reads that wait for each other, as requests to object storage may; one by one they never end."""
+    together = threading.Barrier(6)
+
+    class Slow(MemorySource):
+        is_remote = True
+
+        def read(self, shard: str, index: int) -> dict[str, bytes]:
+            together.wait(timeout=10)
+            return super().read(shard, index)
+
+    slow = loader()
+    slow._sources = {name: Slow(numbers, name[2:]) for name, numbers in NUMBERS.items()}
+    for step in range(3):
+        ours, theirs = slow.read(step), loader().read(step)
+        assert [e.record.sample_id for e in ours] == [e.record.sample_id for e in theirs]
+
+
+def test_a_dead_process_ends_the_run() -> None:
+    with pytest.raises(RuntimeError, match=r"a loader process died while step 4 was waited for"):
+        list(loader(collator=DeadlyCollator(), processes=1).steps(4, 6))
+
+
+def test_processes_give_what_the_thread_gives() -> None:
+    state = torch.random.get_rng_state()
+    two = list(loader(processes=2, max_tokens=4).steps(2, 9))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    thread = list(loader(max_tokens=4).steps(2, 9))
+    assert [d.step for d in two] == list(range(2, 9))
+    for ours, theirs in zip(two, thread, strict=True):
+        assert ours.sample_ids == theirs.sample_ids
+        for one, other in zip(ours.micro_batches, theirs.micro_batches, strict=True):
+            assert (one.weight, one.filler) == (other.weight, other.filler)
+            assert [(e.seed, e.image, e.record.to_json()) for e in one.batch] == [
+                (e.seed, e.image, e.record.to_json()) for e in other.batch
+            ]
+    assert list(loader(processes=2).steps(5, 5)) == []
+
+
+def test_what_is_packed_comes_out_as_it_was() -> None:
+    tensors = {
+        "ids": torch.arange(6).view(2, 3),
+        "transposed": torch.arange(6.0).view(2, 3).T,
+        "mask": torch.tensor([True, False, True]),
+        "half": torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16),
+        "none": torch.zeros(0, 4),
+        "scalar": torch.tensor(7, dtype=torch.int32),
+    }
+    value = {"texts": ("a", None), "tensors": tensors, "again": [tensors["ids"]]}
+    packed = pack(value)
+    assert packed.block.is_shared()
+    assert b"half" in packed.skeleton
+    out = unpack(packed)
+    assert (out["texts"], list(out)) == (("a", None), list(value))
+    for name, tensor in tensors.items():
+        assert out["tensors"][name].dtype == tensor.dtype
+        assert torch.equal(out["tensors"][name], tensor), name
+        assert out["tensors"][name].data_ptr() % 64 == 0 or tensor.numel() == 0
+    assert torch.equal(out["again"][0], tensors["ids"])
+    assert unpack(pack("no tensor")) == "no tensor"
 
 
 def test_leaving_early_ends_the_thread() -> None:
@@ -158,7 +275,35 @@ def test_permuted_regions_are_the_same_boxes_under_other_indices() -> None:
 def test_cutting() -> None:
     assert num_micro_batches(32, 16, 2) == 1
     assert num_micro_batches(33, 16, 2) == 2
-    assert [range(5)[piece] for piece in split(5, 3)] == [range(1), range(1, 3), range(3, 5)]
+    assert split(5, 3) == [range(1), range(1, 3), range(3, 5)]
+    assert split(1, 2) == [range(0), range(1)]
+
+
+def test_grouping_by_hand() -> None:
+    # 9 alone would fit twice into 20 with an 8; then 5 + 4 + 4 cost 15; a fourth would cost 20
+    lengths = [4, 9, 4, 8, 5, 3]
+    assert group_by_tokens(lengths, max_examples=9, max_tokens=20) == [[1, 3], [0, 2, 4, 5]]
+    assert group_by_tokens(lengths, max_examples=3, max_tokens=20) == [[1, 3], [0, 2, 4], [5]]
+    assert group_by_tokens(lengths, max_examples=9, max_tokens=8) == [[1], [3], [4], [0, 2], [5]]
+    assert group_by_tokens(lengths, max_examples=9, max_tokens=20, packed=True) == [[1, 3], [0, 2, 4, 5]]
+    assert group_by_tokens(lengths, max_examples=9, max_tokens=21, packed=True) == [[1, 3], [0, 2, 4, 5]]
+    assert group_by_tokens(lengths, max_examples=9, max_tokens=22, packed=True) == [[1, 3, 4], [0, 2, 5]]
+    assert group_by_tokens([], max_examples=9, max_tokens=8) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 9), st.integers(1, 120), st.booleans())
+def test_groups_hold_the_limits_and_everything_once(lengths, most, budget, packed) -> None:
+    groups = group_by_tokens(lengths, max_examples=most, max_tokens=budget, packed=packed)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert group == sorted(group)
+        assert 1 <= len(group) <= most
+        own = [lengths[i] for i in group]
+        assert len(group) == 1 or (sum(own) if packed else len(own) * max(own)) <= budget
+    # neighbours in the order of length: a group's shortest is no shorter than the next one's longest
+    for one, other in itertools.pairwise(groups):
+        assert min(lengths[i] for i in one) >= max(lengths[i] for i in other)
 
 
 def test_the_cap_on_repeats_reaches_the_plan() -> None:

@@ -1,5 +1,7 @@
 """The sample plan: exact shares at every prefix, each example once an epoch, any world size, any restart."""
 
+import pickle
+import tracemalloc
 from collections import Counter
 from fractions import Fraction
 
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.mixing import MAX_CYCLE, SamplePlan, capped_weights, rank_positions
+from pipelines.mixing import MAX_CYCLE, Consumed, SamplePlan, capped_weights, rank_positions
 
 sizes = st.lists(st.integers(0, 7), min_size=1, max_size=5).filter(lambda counts: sum(counts) > 0)
 weight = st.one_of(
@@ -46,10 +48,10 @@ def test_every_prefix_is_within_one_of_the_shares(mix, seed: int, length: int) -
 
 
 @settings(max_examples=25, deadline=None)
-@given(mixes, st.integers(0, 5))
-def test_each_example_once_an_epoch(mix, seed: int) -> None:
+@given(mixes, st.integers(0, 5), st.integers(1, 6))
+def test_each_example_once_an_epoch(mix, seed: int, shuffle_shards: int) -> None:
     shard_sizes, weights = mix
-    plan = SamplePlan(shard_sizes, weights, seed=seed)
+    plan = SamplePlan(shard_sizes, weights, seed=seed, shuffle_shards=shuffle_shards)
     seen: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for position in range(300):
         draw = plan[position]
@@ -63,17 +65,25 @@ def test_each_example_once_an_epoch(mix, seed: int) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(mixes, st.integers(1, 12), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 3))
-def test_ranks_cover_the_plan_whatever_the_world_and_the_restarts(mix, batch_size, worlds, seed) -> None:
+@given(
+    mixes,
+    st.integers(1, 12),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.integers(0, 3),
+    st.integers(1, 3),
+)
+def test_ranks_cover_the_plan_whatever_the_world_and_the_restarts(
+    mix, batch_size, worlds, seed, shuffle_shards
+) -> None:
     """A run stopped after any step and continued on another number of workers reads what was left, once."""
-    plan = SamplePlan(*mix, seed=seed)
+    plan = SamplePlan(*mix, seed=seed, shuffle_shards=shuffle_shards)
     read = []
     for step, world in enumerate(min(w, batch_size) for w in worlds):
         for rank in reversed(range(world)):
             piece = rank_positions(step, batch_size=batch_size, rank=rank, world_size=world)
             assert len(piece) in (batch_size // world, -(-batch_size // world))
             read += [plan[p] for p in piece]
-    fresh = SamplePlan(*mix, seed=seed)
+    fresh = pickle.loads(pickle.dumps(SamplePlan(*mix, seed=seed, shuffle_shards=shuffle_shards)))
     assert sorted(read, key=lambda d: d.position) == [fresh[p] for p in range(batch_size * len(worlds))]
 
 
@@ -87,6 +97,40 @@ def test_epochs_and_seeds_differ_and_reads_stay_in_a_shard() -> None:
     assert abs(np.corrcoef([i for _, i in first[:50]], np.arange(50))[0, 1]) < 0.5
 
 
+def test_a_window_mixes_its_shards_and_no_others() -> None:
+    plan = SamplePlan({"a/x": [50] * 8}, {"a/x": 1.0}, seed=1, shuffle_shards=3)
+    alone = SamplePlan({"a/x": [50] * 8}, {"a/x": 1.0}, seed=1)
+    drawn = [plan[p].shard for p in range(400)]
+    order = list(dict.fromkeys(alone[p].shard for p in range(400)))
+    for first in range(0, 8, 3):
+        window = order[first : first + 3]
+        read = drawn[50 * first : 50 * (first + 3)]
+        assert Counter(read) == dict.fromkeys(window, 50)
+        # a half of the window has about as much of each of its shards; 25 is the even share
+        assert all(15 <= n <= 35 for n in Counter(read[: len(read) // 2]).values())
+
+
+def test_what_was_consumed_by_hand() -> None:
+    """Six positions hold a's five examples once each; a ninth one begins its second pass."""
+    plan = SamplePlan({"a/x": [3, 2], "b/y": [4]}, {"a/x": 0.75, "b/y": 0.25}, seed=7)
+    assert plan.consumed(0) == {"a/x": Consumed(0, 0.0, 0), "b/y": Consumed(0, 0.0, 0)}
+    assert plan.consumed(8) == {"a/x": Consumed(6, 1.2, 2), "b/y": Consumed(2, 0.5, 1)}
+    assert plan.consumed(64) == {"a/x": Consumed(48, 9.6, 10), "b/y": Consumed(16, 4.0, 4)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(mixes, st.integers(0, 200), st.integers(1, 3))
+def test_what_was_consumed_is_what_was_drawn(mix, length: int, shuffle_shards: int) -> None:
+    plan = SamplePlan(*mix, seed=0, shuffle_shards=shuffle_shards)
+    seen: dict[str, Counter[tuple[int, int]]] = {source: Counter() for source in plan.sources}
+    for draw in map(plan.__getitem__, range(length)):
+        seen[draw.source][draw.shard, draw.index] += 1
+    for source, consumed in plan.consumed(length).items():
+        assert consumed.examples == seen[source].total()
+        assert consumed.repeats == max(seen[source].values(), default=0)
+        assert consumed.epochs == consumed.examples / sum(mix[0][source])
+
+
 def test_golden_order_never_changes() -> None:
     """A changed order would silently break the resumption of runs: then raise mixing.VERSION."""
     plan = SamplePlan({"a/x": [3, 2], "b/y": [4]}, {"a/x": 0.8, "b/y": 0.2}, seed=7)
@@ -98,21 +142,36 @@ def test_golden_order_never_changes() -> None:
 
 def test_fingerprint_follows_every_input() -> None:
     base = SamplePlan({"a/x": [3], "b/x": [4]}, {"a/x": 1.0, "b/x": 1.0}, seed=0)
+    assert (
+        base.fingerprint
+        == SamplePlan(
+            {"a/x": [3], "b/x": [4]}, {"a/x": 1.0, "b/x": 1.0}, seed=0, shuffle_shards=1
+        ).fingerprint
+    )
     same = SamplePlan({"b/x": [4], "a/x": [3]}, {"b/x": 2.0, "a/x": 2.0}, seed=0)
     others = [
         SamplePlan({"a/x": [3], "b/x": [4]}, {"a/x": 1.0, "b/x": 1.0}, seed=1),
         SamplePlan({"a/x": [3], "b/x": [5]}, {"a/x": 1.0, "b/x": 1.0}, seed=0),
         SamplePlan({"a/x": [3], "b/x": [4]}, {"a/x": 1.0, "b/x": 2.0}, seed=0),
+        SamplePlan({"a/x": [3], "b/x": [4]}, {"a/x": 1.0, "b/x": 1.0}, seed=0, shuffle_shards=2),
         SamplePlan({"a/x": [3], "c/x": [4]}, {"a/x": 1.0, "c/x": 1.0}, seed=0),
     ]
     assert base.fingerprint == same.fingerprint
-    assert len({base.fingerprint, *(p.fingerprint for p in others)}) == 5
+    assert len({base.fingerprint, *(p.fingerprint for p in others)}) == 6
 
 
 def test_ten_thousand_shards_are_planned_not_opened() -> None:
-    plan = SamplePlan({"a/x": [1000] * 10_000, "b/x": [7]}, {"a/x": 1.0, "b/x": 1 / 3}, seed=0)
+    tracemalloc.start()
+    plan = SamplePlan(
+        {"a/x": [1000] * 10_000, "b/x": [7]}, {"a/x": 1.0, "b/x": 1 / 3}, seed=0, shuffle_shards=8
+    )
     assert plan[12_345_678].epoch == (0 if plan[12_345_678].source == "a/x" else 440_917)
+    for position in range(0, 40_000_000, 100_003):
+        plan[position]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert len(plan._cycle) <= MAX_CYCLE
+    assert peak < 40 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -192,17 +192,20 @@ def test_a_text_without_picture_is_its_json_alone(tmp_path: Path, sources: None)
 
 def test_texts_and_pictures_train_in_one_batch(tmp_path: Path, sources: None) -> None:
     from fo1_model.config import SIZES
-    from pipelines.learners import Example, FO1Learner
+    from pipelines.collators import Example, batch_of
+    from pipelines.learners import FO1Learner
     from pipelines.train_job import TrainConfig
 
     found = examples(Built(tmp_path, [text_sample(1), sample(2)]).shard(PLAIN))
     trainee = FO1Learner(stage="stage1", model=SIZES["debug"]()).build(None, seed=0)
     trainee.parameter_groups(TrainConfig(steps=1, batch_size=2, learning_rate=1e-3))
-    batch = trainee.collate([Example(record=e, image=data, seed=0) for e, data in found.values()])
+    batch = batch_of(trainee.collator, [Example(record=e, image=data, seed=0) for e, data in found.values()])
     loss, _ = trainee.loss(trainee.module, batch)
     loss.backward()
     assert np.isfinite(loss.item())
-    alone = trainee.collate([Example(record=e, image=data, seed=0) for e, data in found.values() if not data])
+    alone = batch_of(
+        trainee.collator, [Example(record=e, image=data, seed=0) for e, data in found.values() if not data]
+    )
     assert np.isfinite(trainee.loss(trainee.module, alone)[0].item())
 
 

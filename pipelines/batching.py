@@ -1,0 +1,38 @@
+"""How a rank's examples of a step are cut into forward passes: by number, or by tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def num_micro_batches(batch_size: int, micro_batch_size: int, world_size: int) -> int:
+    """Forward passes of each rank in a step, so that none holds more than `micro_batch_size` examples."""
+    largest_rank = -(-batch_size // world_size)
+    return -(-largest_rank // micro_batch_size)
+
+
+def split(count: int, pieces: int) -> list[range]:
+    """Cut ``range(count)`` into near-equal pieces, empty ones included."""
+    return [range(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
+
+
+def group_by_tokens(
+    lengths: Sequence[int], *, max_examples: int, max_tokens: int, packed: bool = False
+) -> list[list[int]]:
+    """Group examples of like length so that no group has over `max_tokens` tokens.
+
+    lengths: tokens of each example. max_examples: most examples in a group. packed: a group has the sum of
+    its examples' tokens; else each is padded to the longest.
+    Returns the groups, longest examples first, each with its examples in the given order: a function of the
+    arguments alone. An example that is longer than `max_tokens` is a group of its own, for it cannot be cut.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        last = groups[-1] if groups else []
+        with_it = [lengths[i] for i in [*last, index]]
+        tokens = sum(with_it) if packed else len(with_it) * with_it[0]
+        if last and len(last) < max_examples and tokens <= max_tokens:
+            last.append(index)
+        else:
+            groups.append([index])
+    return [sorted(group) for group in groups]
