@@ -77,6 +77,7 @@ def parse(argv: Sequence[str]) -> tuple[str, list[str], verbs.Options]:
         force=arguments.force,
         tracking_uri=arguments.mlflow,
         max_reject_fraction=arguments.max_reject_fraction,
+        loader_processes=arguments.loader_processes,
     )
     return arguments.verb, arguments.words, options
 
@@ -139,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
         default=0.2,
         metavar="SHARE",
         help="a step fails when it rejects more of its rows (default: 0.2)",
+    )
+    parser.add_argument(
+        "--loader-processes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that decode and tokenise for each training worker (default: 0, a thread)",
     )
     parser.add_argument("--force", action="store_true", help="make the verb's own artifacts anew")
     return parser
