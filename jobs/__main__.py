@@ -25,8 +25,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str], verbs.Options], None]]] = {
         verbs.predict,
     ),
     "import-release": ("PATH OUT: the released checkpoint as a model folder of ours", verbs.import_release),
-    "export": ("RUN OUT [layout=hf or release]: a run's model in a folder of its own", verbs.export),
-    "export-release": ("RUN_OR_FOLDER OUT: a model as the released code reads it", verbs.export_release),
+    "export": ("RUN_OR_FOLDER OUT [layout=hf or release]: a model in a folder of its own", verbs.export),
     "proposals": (
         "diff A B | import FILE source=NAME | list: caches compared, made of boxes from elsewhere, listed",
         verbs.proposals,

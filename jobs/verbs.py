@@ -213,23 +213,16 @@ def proposals(words: list[str], options: Options) -> None:
 
 def import_release(words: list[str], _: Options) -> None:
     """The released checkpoint as a model folder of ours."""
-    from jobs.releases import import_folder
+    from jobs.model_folders import import_release as import_folder
 
     import_folder(words)
 
 
 def export(words: list[str], options: Options) -> None:
-    """A finished run's model in a folder of its own."""
-    from jobs.export import export as export_model
+    """A model in a folder of its own, in Hugging Face's or the release's layout."""
+    from jobs.model_folders import export as export_model
 
     export_model(words, options.runtime())
-
-
-def export_release(words: list[str], options: Options) -> None:
-    """A finished run or a model folder as the released code reads it."""
-    from jobs.releases import export_run
-
-    export_run(words, options.runtime())
 
 
 def run(words: list[str], options: Options) -> None:
