@@ -1,7 +1,7 @@
 """Pages and tables from artifacts that are done: the report of a recipe, inspection of its shards."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from fo1_model.detectors.configs import name_of
 from jobs.benchmarks import BENCHMARKS
 from jobs.steps import Chain, Evaluated, Step
 from pipelines.artifacts import filesystem_of
+from pipelines.candidates import Figures, read_figures
 from pipelines.train_job import VALIDATION
 
 
@@ -111,17 +112,17 @@ def facts_of(step: Step, *, name: str | None = None) -> Any:
         config=flatten(manifest["config"]),
         fingerprints={**manifest["inputs"], "run": step.artifact.fingerprint},
         loss=[(record["step"], record["loss"]) for record in history if "loss" in record],
-        validation=_validation(history),
+        validation=_validation(read_figures(step.artifact)),
     )
 
 
-def _validation(history: Sequence[dict[str, float]]) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) of each figure of the held-out examples."""
+def _validation(judged: Mapping[int, Figures]) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of each figure of the candidates."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for record in history:
-        for name, value in record.items():
-            if name.startswith(VALIDATION):
-                found.setdefault(name.removeprefix(VALIDATION), []).append((record["step"], value))
+    for step, figures in judged.items():
+        for name, value in figures.items():
+            if value is not None:
+                found.setdefault(name.removeprefix(VALIDATION), []).append((step, value))
     return found
 
 

@@ -21,9 +21,14 @@ _FOLLOW_EVERY_S = 0.2
 class Follower:
     """Takes the reports of a run on the driver."""
 
-    def __init__(self, job: TrainJob, log: Callable[[list[dict[str, float]]], None]) -> None:
-        """log: takes the records of the steps, in order."""
-        self._job, self._log = job, log
+    def __init__(
+        self,
+        job: TrainJob,
+        log: Callable[[list[dict[str, float]]], None],
+        validate: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        """log: takes the records of the steps, in order. validate: takes each report, too."""
+        self._job, self._log, self._validate = job, log, validate
         self._record: dict[str, float] = {}
         self.stopped_at: int | None = None
         """Step of the last checkpoint of a run that was told to stop and did."""
@@ -37,6 +42,8 @@ class Follower:
         step, steps, rate = report["step"], self._job.config.steps, report["rate"]
         if report["stopped"]:
             self.stopped_at = step
+        if self._validate is not None:
+            self._validate(report)
         if not rate:
             return
         loss, lr = self._record.get("loss", math.nan), self._job.config.schedule(step - 1)

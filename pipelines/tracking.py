@@ -86,6 +86,18 @@ class Tracker:
         if metrics:
             self._send(metrics)
 
+    def log_at(self, step: int, figures: Mapping[str, float]) -> None:
+        """Log figures of one step that come after it; those that are logged already are not repeated."""
+        now = int(time.time() * 1000)
+        new = []
+        for name, value in figures.items():
+            key = _metric_name(name)
+            known = self._client.get_metric_history(self.run_id, key)
+            if step not in {metric.step for metric in known}:
+                new.append(Metric(key, float(value), now, step))
+        if new:
+            self._client.log_batch(self.run_id, metrics=new)
+
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End the run."""
         self._client.set_terminated(self.run_id, status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,6 +55,7 @@ class StubLearner:
     """Tells wide boxes from tall ones."""
 
     towers: ClassVar[tuple[str, ...]] = ()
+    answers: ClassVar[bool] = False
     control: str = ""
     """Folder in which a test may leave ``crash`` (lines ``rank calls``, taken in turn) and ``slow``
     (seconds a pass), and where each process notes the examples of its passes."""
@@ -71,6 +72,11 @@ class StubLearner:
         if parent is not None:
             module.load_state_dict(torch.load(parent / "model.pt", weights_only=True))
         return StubTrainee(module, self)
+
+    def judge(self, folder: Path, device: str) -> StubJudge:
+        module = StubModule(self.dropout)
+        module.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        return StubJudge(module.to(device).eval(), device)
 
 
 class StubCollator:
@@ -121,17 +127,6 @@ class StubTrainee:
         right = float((logits.argmax(1) == batch.labels).sum())
         return nn.functional.cross_entropy(logits, batch.labels, reduction="sum"), {"accuracy": right}
 
-    def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[str, float]]:
-        judged = []
-        for example in examples:
-            batch = batch_of(self.collator, [example]).to(device)
-            right = (self.module(batch.inputs).argmax(1) == batch.labels).float().mean()
-            judged.append((example.record.sample_id, float(right)))
-        return judged
-
-    def figures(self, judged: Sequence[tuple[str, float]]) -> dict[str, float]:
-        return {"accuracy": sum(value for _, value in judged) / len(judged), "examples": float(len(judged))}
-
     def export(self, folder: Path) -> None:
         torch.save(self.module.state_dict(), folder / "model.pt")
 
@@ -154,6 +149,22 @@ class StubTrainee:
             name = f"seen-{self._start:020d}-{dist.get_rank()}"
             with Path(self._learner.control, name).open("a") as stream:
                 stream.writelines(f"{seed}\n" for seed in batch.seeds)
+
+
+class StubJudge:
+    """Accuracy, and the first weight of the head, which tells any two candidates apart."""
+
+    def __init__(self, module: StubModule, device: str) -> None:
+        self._module, self._device = module, device
+
+    @torch.no_grad()
+    def figures(self, examples: Iterable[Example]) -> dict[str, float]:
+        right = []
+        for example in examples:
+            batch = batch_of(StubTrainee.collator, [example]).to(self._device)
+            right.append(float((self._module(batch.inputs).argmax(1) == batch.labels).float().mean()))
+        weight = float(self._module.head.weight[0, 0])
+        return {"accuracy": sum(right) / len(right), "examples": float(len(right)), "weight": weight}
 
 
 def consumed(control: Path, job: TrainJob) -> list[int]:
