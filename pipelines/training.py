@@ -32,20 +32,19 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.artifacts import Artifact, json_bytes
 from pipelines.candidates import Candidates
-from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes, start_task
+from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes
 from pipelines.exports import OUTCOME, write_start
 from pipelines.following import Follower
 from pipelines.loader import make_plan, open_sources
 from pipelines.train_job import VERSION, TrainConfig, TrainJob
-from pipelines.validation import Validator, check_tasks, judge_candidate, judge_here
+from pipelines.validation import Validator, check_tasks, make_validator
 from pipelines.workers import LocalWorker, Notice, checkpoint_name, committed_here, newest, stop_on_sigterm
 
 __all__ = ["TrainConfig", "TrainJob", "train"]
@@ -92,7 +91,9 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with stop_on_sigterm() as stop:
-            validator = _validator(job, output, runtime, tracker.log_at, stop)
+            validator = make_validator(
+                job, output, runtime, max_retries=MAX_FAILURES, log=tracker.log_at, stop=stop
+            )
             follower = Follower(job, tracker.log, validator.receive if validator else None)
             if job.config.steps == 0:
                 write_start(job, output)
@@ -144,32 +145,6 @@ def _finish(
     )
     Candidates(output).clear()
     return manifest
-
-
-def _validator(
-    job: TrainJob,
-    output: Artifact,
-    runtime: RuntimeConfig,
-    log: Callable[[int, Mapping[str, float]], None],
-    stop: threading.Event,
-) -> Validator | None:
-    """Who has the candidates judged, where the run has any.
-
-    Their tasks take what the training leaves: a CPU, which `pool_sizes` keeps free; where the training is on
-    GPUs, GPUs alone, since a CPU would take hours, and with none left they wait until it ends.
-    """
-    if not (job.config.validate_every and job.config.steps):
-        return None
-    if runtime.workers == 0:
-        here = partial(judge_here, job, output)
-        return Validator(job, output, start=here, beside=1, after=1, log=log, stop=stop)
-    resources = cluster_resources(runtime)
-    pools = pool_sizes(resources, runtime)
-    spare = int(resources["GPU"]) - pools.workers if pools.num_gpus else 1
-    task = partial(
-        start_task, judge_candidate, job, output, num_gpus=pools.num_gpus, max_retries=MAX_FAILURES
-    )
-    return Validator(job, output, start=task, beside=spare, after=spare + pools.workers, log=log, stop=stop)
 
 
 def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:

@@ -14,10 +14,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from pipelines.artifacts import Artifact
 from pipelines.candidates import Candidates, Figures, best_step, read_figures, write_figures
+from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes, start_task
 from pipelines.collators import Example
 from pipelines.evaluation import evaluate_slice
 from pipelines.exports import local_folder
@@ -29,11 +31,10 @@ BEHIND = 2
 _LOOK_EVERY_S = 1.0
 
 
-def judge_candidate(job: TrainJob, output: Artifact, step: int) -> Figures:
-    """Judge the candidate of a step: on a GPU where this process sees one, else on one thread."""
+def judge_candidate(job: TrainJob, output: Artifact, device: str, step: int) -> Figures:
+    """Judge the candidate of a step on a device, which on a CPU is one thread."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)  # sums do not depend on a thread count
     with local_folder(Candidates(output).uri(step)) as folder:
@@ -61,9 +62,12 @@ def check_tasks(job: TrainJob) -> None:
 
 def judge_here(job: TrainJob, output: Artifact, step: int) -> Future[Figures]:
     """`judge_candidate`, done in this process before the call returns."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     done: Future[Figures] = Future()
     try:
-        done.set_result(judge_candidate(job, output, step))
+        done.set_result(judge_candidate(job, output, device, step))
     except Exception as error:  # told at the end, as that of a task elsewhere
         done.set_exception(error)
     return done
@@ -194,6 +198,43 @@ class Validator:
 
     def _say(self, words: str) -> None:
         print(f"train {self._job.name}: {words}", file=sys.stderr, flush=True)
+
+
+def make_validator(
+    job: TrainJob,
+    output: Artifact,
+    runtime: RuntimeConfig,
+    *,
+    max_retries: int,
+    log: Callable[[int, Mapping[str, float]], None],
+    stop: threading.Event,
+) -> Validator | None:
+    """Who has the candidates judged, where the run has any.
+
+    Their tasks take what the training leaves: a CPU, which `pool_sizes` keeps free; where the training is on
+    GPUs, GPUs alone, since a CPU would take hours, and with none left they wait until it ends.
+
+    max_retries: times that a task is done again because its process or node was lost.
+    """
+    if not (job.config.validate_every and job.config.steps):
+        return None
+    if runtime.workers == 0:
+        here = partial(judge_here, job, output)
+        return Validator(job, output, start=here, beside=1, after=1, log=log, stop=stop)
+    resources = cluster_resources(runtime)
+    pools = pool_sizes(resources, runtime)
+    spare = int(resources["GPU"]) - pools.workers if pools.num_gpus else 1
+    device = "cuda" if pools.num_gpus else "cpu"
+    task = partial(
+        start_task,
+        judge_candidate,
+        job,
+        output,
+        device,
+        num_gpus=pools.num_gpus,
+        max_retries=max_retries,
+    )
+    return Validator(job, output, start=task, beside=spare, after=spare + pools.workers, log=log, stop=stop)
 
 
 def _steps(config: TrainConfig) -> Iterator[int]:

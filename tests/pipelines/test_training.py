@@ -30,9 +30,11 @@ from stub_learner import (
 
 from pipelines import training
 from pipelines.artifacts import Artifact
+from pipelines.candidates import read_figures
 from pipelines.cluster import RuntimeConfig
+from pipelines.inference import PredictConfig
 from pipelines.tracking import local_uri
-from pipelines.train_job import TrainConfig, TrainJob
+from pipelines.train_job import Questions, TrainConfig, TrainJob
 from pipelines.training import train
 from pipelines.workers import committed_by_ray
 
@@ -179,17 +181,19 @@ def test_held_out_examples_are_judged_by_the_averaged_weights(root: Path) -> Non
     held_out = {"drawn/counting": shards}
     job = stub_job(shards, validation=held_out, ema_decay=0.9, validate_every=5, validation_examples=10)
     whole = run(replace(job, name="whole"), root)
-    judged = {r["step"]: r for r in history_of(whole) if "validation/accuracy" in r}
+    judged = read_figures(whole)
     assert list(judged) == [5, 10, 12]
     # 15 examples, of which every second one is 8: at most 10, spread over the shards.
     assert {r["validation/examples"] for r in judged.values()} == {8.0}
     (logged,) = mlflow_runs(root)
     assert logged.data.metrics["validation/accuracy"] == judged[12]["validation/accuracy"]
+    assert whole.manifest()["metrics"] == history_of(whole)[-1] | judged[12]
+    # The average is what was judged, and is exported.
+    assert float(weights_of(whole)["head.weight"][0, 0]) == judged[12]["validation/weight"]
 
     plain = run(replace(stub_job(shards), name="plain"), root)
     assert not torch.equal(weights_of(plain)["head.weight"], weights_of(whole)["head.weight"])
-    strip = [{k: v for k, v in r.items() if not k.startswith("validation/")} for r in history_of(whole)]
-    assert strip == history_of(plain)  # looking at held-out examples and averaging change no step
+    assert history_of(whole) == history_of(plain)  # judging and averaging change no step
 
     loss = StubTrainee.loss
 
@@ -202,7 +206,12 @@ def test_held_out_examples_are_judged_by_the_averaged_weights(root: Path) -> Non
         patch.setattr(StubTrainee, "loss", failing)
         with pytest.raises(OSError, match="gone"):
             run(job, root)
-    assert_same_result(whole, run(job, root))
+    resumed = run(job, root)
+    assert_same_result(whole, resumed)
+    assert read_figures(resumed) == judged
+    client = MlflowClient(tracking_uri=local_uri(str(root)))
+    run_of = {r.info.run_name[:5]: r.info.run_id for r in mlflow_runs(root)}["stub-"]
+    assert [m.step for m in client.get_metric_history(run_of, "validation/accuracy")] == [5, 10, 12]
 
 
 def test_how_a_batch_is_cut_does_not_matter(root: Path) -> None:
@@ -238,6 +247,14 @@ def test_settings_are_refused_before_anything_starts(root: Path, monkeypatch: py
         stub_job(shards, validate_every=5)
     with pytest.raises(ValueError, match=r"set TrainConfig\.validate_every"):
         replace(job, validation={"drawn/detection": shards})
+    asked = Questions(shards=shards, samples=shards, config=PredictConfig(tasks=("detection",)), coco=False)
+    validated = stub_job(shards, validation={"drawn/detection": shards}, validate_every=5)
+    with pytest.raises(ValueError, match="asks coco, but this learner answers no questions"):
+        replace(validated, benchmarks={"coco": asked})
+    with pytest.raises(ValueError, match=r"keep_best='max:validation/coco.f1': the run validates on .* none"):
+        replace(validated, config=replace(validated.config, keep_best="max:validation/coco.f1"))
+    with pytest.raises(ValueError, match=r"no shards of task 'ocr'"):
+        run(replace(validated, validation={"drawn/ocr": shards}), root)
     unmade = replace(shards, fingerprint="f" * 16)
     with pytest.raises(ValueError, match="shards/drawn is stale: make it first, with fo1 shard"):
         run(replace(job, shards={"drawn": unmade}), root)
@@ -257,7 +274,7 @@ def test_settings_are_refused_before_anything_starts(root: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"steps": 0}, "steps=0"),
+        ({"steps": -1}, "steps=-1"),
         ({"warmup_steps": 11}, "warmup_steps=11"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"precision": "fp16"}, "precision='fp16'"),
