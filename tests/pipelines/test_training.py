@@ -383,14 +383,29 @@ def test_killed_workers_and_a_killed_driver_change_nothing(root: Path) -> None:
 def test_two_workers_equal_one(root: Path) -> None:
     """Losses and gradients are normalised over all ranks: the world size changes the last bits only.
 
-    Three examples in passes of one: the rank with one example fills its second pass.
+    Three examples in passes of one: the rank with one example fills its second pass. Candidates are judged
+    by tasks beside the two, and the best is exported.
     """
-    learner = StubLearner(dropout=0.0)
     shards = write_stub_shards(root)
-    alone = run(stub_job(shards, learner=learner, batch_size=3, micro_batch_size=1), root)
-    history, weights = history_of(alone), weights_of(alone)
+    job = stub_job(
+        shards,
+        learner=StubLearner(dropout=0.0),
+        batch_size=3,
+        micro_batch_size=1,
+        validation={"drawn/counting": shards},
+        validate_every=4,
+        keep_best="max:validation/weight",
+    )
+    alone = run(job, root)
+    history, weights, judged = history_of(alone), weights_of(alone), read_figures(alone)
+    kept = alone.manifest()["exported_step"]
     alone.delete()
-    together = run(stub_job(shards, learner=learner, batch_size=3, micro_batch_size=1), root, workers=2)
+    together = run(job, root, workers=2)
+    assert together.manifest()["exported_step"] == kept
+    assert not together.exists("candidates")
+    for step, figures in read_figures(together).items():
+        assert figures == pytest.approx(judged[step], rel=1e-4)
+    assert list(judged) == [4, 8, 12]
     for one, two in zip(history, history_of(together), strict=True):
         assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
     for name, value in weights_of(together).items():
