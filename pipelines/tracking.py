@@ -65,6 +65,7 @@ class Tracker:
         self._client.update_run(self.run_id, status="RUNNING")
         history = self._client.get_metric_history(self.run_id, STEP_KEY)
         self._last_step = max((metric.step for metric in history), default=-1)
+        self._logged_at: dict[str, set[int]] = {}
 
     def log(self, records: Iterable[Mapping[str, float]]) -> None:
         """Log the records of steps that are not logged yet.
@@ -92,9 +93,12 @@ class Tracker:
         new = []
         for name, value in figures.items():
             key = _metric_name(name)
-            known = self._client.get_metric_history(self.run_id, key)
-            if step not in {metric.step for metric in known}:
+            if key not in self._logged_at:
+                known = self._client.get_metric_history(self.run_id, key)
+                self._logged_at[key] = {metric.step for metric in known}
+            if step not in self._logged_at[key]:
                 new.append(Metric(key, float(value), now, step))
+                self._logged_at[key].add(step)
         if new:
             self._client.log_batch(self.run_id, metrics=new)
 

@@ -17,10 +17,11 @@ from stub_learner import stub_job
 
 from fo1_model.config import SIZES
 from pipelines import validation
-from pipelines.artifacts import Artifact, fingerprint
+from pipelines.artifacts import Artifact, filesystem_of, fingerprint
 from pipelines.candidates import Candidates, best_step, read_figures, write_figures
 from pipelines.cluster import RuntimeConfig
 from pipelines.evaluation import evaluate
+from pipelines.exports import local_folder
 from pipelines.inference import VERSION, PredictConfig, predict, predict_inputs
 from pipelines.learners import FO1Learner
 from pipelines.train_job import Questions, TrainConfig, TrainJob
@@ -77,18 +78,25 @@ def test_what_is_there_or_was_judged_is_not_written_again(tmp_path: Path) -> Non
     assert candidates.complete() == [3]
 
 
-def test_judged_candidates_go_but_the_kept_one(tmp_path: Path) -> None:
-    candidates = Candidates(artifact(tmp_path))
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_judged_candidates_go_but_the_kept_one(tmp_path: Path, is_remote: bool) -> None:
+    root = "memory://candidates-test" if is_remote else str(tmp_path)
+    output = Artifact(root=root, kind="runs", name="r", fingerprint="0" * 16)
+    candidates = Candidates(output)
+    assert candidates.complete() == []
     for step in (1, 2, 3, 4):
         candidates.write(step, text(str(step)))
-    Path(candidates.uri(1) + ".json").unlink()  # killed between the two parts of its removal
+    filesystem, marker = filesystem_of(f"{candidates.uri(1)}.json")
+    filesystem.delete_file(marker)  # killed between the two parts of its removal
     candidates.prune({1, 2, 3}, kept=2)
     assert candidates.complete() == [2, 4]
-    assert sorted(path.name for path in Path(candidates.uri(1)).parent.iterdir()) == [
-        *("step_000000002", "step_000000002.json", "step_000000004", "step_000000004.json")
+    assert [output.exists(f"candidates/step_00000000{step}/weights") for step in (1, 2, 3, 4)] == [
+        *(False, True, False, True)
     ]
     candidates.publish(2)
-    assert Path(tmp_path, "runs/r", "0" * 16, "export/weights").read_text() == "2"
+    assert output.read_bytes("export/weights") == b"2"
+    with local_folder(candidates.uri(4)) as folder:
+        assert (folder / "weights").read_text() == "4"
     candidates.clear()
     assert candidates.complete() == []
     candidates.clear()
@@ -198,7 +206,7 @@ def test_without_room_all_wait_for_the_end(tmp_path: Path, capsys: pytest.Captur
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_export_depends_on_the_figures_alone(data: st.DataObject) -> None:
     """Tasks end in any order, drivers end at any moment, the run goes back to any step it was at before."""
     score = st.sampled_from([None, 0.0, 1.0, 2.0])
