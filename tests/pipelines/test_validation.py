@@ -261,6 +261,19 @@ def test_a_task_that_fails_is_named_at_the_end_and_done_again_by_the_next_driver
     assert read_figures(world.output)[2] == {NAME: 2.0}
 
 
+def test_a_new_driver_takes_up_what_the_old_one_left(tmp_path: Path) -> None:
+    """It died after it wrote the figures of 2 and 4, before it logged those of 4 and removed 2."""
+    world = World(tmp_path)
+    for step in (2, 4, 6):
+        world.report(step)
+    write_figures(world.output, {2: {NAME: 2.0}, 4: {NAME: 4.0}})
+    validator = world.validator()
+    assert world.logged == {2: {NAME: 2.0}, 4: {NAME: 4.0}}
+    assert world.candidates.complete() == [4, 6]
+    validator.receive({"candidate": None})
+    assert world.running() == [6]
+
+
 def test_a_stop_ends_the_waiting_and_a_gap_is_an_error(tmp_path: Path) -> None:
     world = World(tmp_path)
     validator = world.validator()
