@@ -25,8 +25,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str], verbs.Options], None]]] = {
         verbs.predict,
     ),
     "import-release": ("PATH OUT: the released checkpoint as a model folder of ours", verbs.import_release),
-    "export": ("RUN OUT [layout=hf or release]: a run's model in a folder of its own", verbs.export),
-    "export-release": ("RUN_OR_FOLDER OUT: a model as the released code reads it", verbs.export_release),
+    "export": ("RUN_OR_FOLDER OUT [layout=hf or release]: a model in a folder of its own", verbs.export),
     "proposals": (
         "diff A B | import FILE source=NAME | list: caches compared, made of boxes from elsewhere, listed",
         verbs.proposals,
@@ -77,6 +76,7 @@ def parse(argv: Sequence[str]) -> tuple[str, list[str], verbs.Options]:
         force=arguments.force,
         tracking_uri=arguments.mlflow,
         max_reject_fraction=arguments.max_reject_fraction,
+        loader_processes=arguments.loader_processes,
     )
     return arguments.verb, arguments.words, options
 
@@ -139,6 +139,13 @@ def _parser() -> argparse.ArgumentParser:
         default=0.2,
         metavar="SHARE",
         help="a step fails when it rejects more of its rows (default: 0.2)",
+    )
+    parser.add_argument(
+        "--loader-processes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that decode and tokenise for each training worker (default: 0, a thread)",
     )
     parser.add_argument("--force", action="store_true", help="make the verb's own artifacts anew")
     return parser

@@ -72,6 +72,8 @@ def format_value(value: Any) -> str:
     """A default as the command line spells it."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return "+".join(map(format_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -4,7 +4,7 @@ counts."""
 from collections.abc import Callable
 
 from dataset_builders import DATASETS
-from jobs.recipes import Recipe, Training
+from jobs.recipe import Recipe, Training
 from jobs.steps import Chain
 from pipelines.artifacts import Artifact
 from pipelines.budget import amounts, budget_table, nominal_tokens, tokens_of
@@ -12,13 +12,15 @@ from pipelines.budget import amounts, budget_table, nominal_tokens, tokens_of
 
 def budgets(made: Chain) -> str:
     """One table for each training of a recipe's chain, the detector's left out."""
-    return "\n\n".join(_built(made, training) for training in made.recipe.trainings)
+    return "\n\n".join(_built(made, training) for training in made.recipe.trainings if training.config.steps)
 
 
 def published_budgets(recipe: Recipe) -> str:
     """The same from published counts alone, for datasets that are not on this machine."""
     tables = []
     for training in recipe.trainings:
+        if not training.config.steps:
+            continue
         available = {source: _published(recipe, *source.split("/")) for source in training.mix}
         tables.append(_table(training, available, {}))
     return "\n\n".join(tables)

@@ -9,7 +9,7 @@ from dataset_builders import BuildOptions
 from fo1_model.detectors.configs import from_canonical, leaves, name_of, with_selection
 from jobs.arguments import parse_arguments
 from jobs.detectors import DetectorChoice, parse_detector
-from jobs.recipes import Recipe
+from jobs.recipe import Recipe
 from jobs.runs import find_run
 from jobs.steps import Chain, evaluation_steps, existing
 from pipelines.artifacts import Artifact

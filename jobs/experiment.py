@@ -46,7 +46,8 @@ def experiment(words: list[str], runtime: RuntimeConfig) -> None:
     results: list[Result] = []
     for number, (label, made) in enumerate(chains.items(), 1):
         print(f"({number}/{len(chains)}) {label}", flush=True)
-        execute([step for step in made.steps.values() if step.artifact.status() != "done"], runtime)
+        answers = [item.predictions for item in made.evaluated if item.run is made.runs[-1]]
+        execute([step for step in made.closure(answers) if step.artifact.status() != "done"], runtime)
         for item in made.evaluated:
             if item.run is made.runs[-1]:
                 coco = BENCHMARKS[item.benchmark].coco_ap

@@ -135,10 +135,14 @@ PAPER_STAGE2: Mix = with_rejection(
 """Table 10, stage 2. Weights are ours. OmChat-SFT was never released: LLaVA, The Cauldron and CogVLM stand
 in."""
 
+PAPER_OPN: Mix = _shared(1.0, coco_train__detection=2, objects365__detection=3, v3det__detection=2)
+"""The detection data of stage 1. What the authors trained OPN on is not published; ours."""
+
 MIXES: dict[str, Mix] = {
     "drawn_stage1": STAGE1,
     "drawn_stage2": STAGE2,
     "coco": COCO,
+    "opn": PAPER_OPN,
     "stage1": PAPER_STAGE1,
     "stage2": PAPER_STAGE2,
 }

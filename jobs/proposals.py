@@ -76,7 +76,7 @@ def diff(words: list[str], runtime: RuntimeConfig) -> None:
 
 def import_boxes(words: list[str], runtime: RuntimeConfig) -> None:
     """Make a cache of the boxes in a file, which a recipe finds done under ``detector=file:FILE``."""
-    from jobs.recipes import Recipe
+    from jobs.recipe import Recipe
     from jobs.steps import Chain, cache_step
     from jobs.verbs import execute
     from pipelines.proposals import ProposalsConfig

@@ -15,7 +15,7 @@ from fo1_model.detectors.configs import Leaf, leaves, name_of
 from jobs.benchmarks import BENCHMARKS, Benchmark
 from jobs.exclusion import Exclusion
 from jobs.mixes import datasets_of
-from jobs.recipes import Recipe, Training
+from jobs.recipe import Recipe, Training
 from jobs.runs import find_run
 from pipelines import proposals, samples, shards
 from pipelines.artifacts import Artifact, fingerprint
@@ -87,6 +87,17 @@ class Chain:
         step = Step(verb=verb, artifact=artifact, inputs=tuple(inputs), execute=execute)
         return self.steps.setdefault(artifact.path, step)
 
+    def closure(self, wanted: Iterable[Step]) -> list[Step]:
+        """Steps that the wanted ones need, themselves included, in an order in which they can run."""
+        paths: set[str] = set()
+        waiting = list(wanted)
+        while waiting:
+            step = waiting.pop()
+            if step.artifact.path not in paths:
+                paths.add(step.artifact.path)
+                waiting += step.inputs
+        return [step for path, step in self.steps.items() if path in paths]
+
     @cached_property
     def folders(self) -> DataFolders:
         """Where the datasets lie on this machine."""
@@ -115,7 +126,7 @@ class Chain:
 def chain(recipe: Recipe, runtime: RuntimeConfig) -> Chain:
     """Every step of a recipe. ValueError for an unknown dataset, task or benchmark, or a missing file."""
     made = Chain(recipe=recipe, runtime=runtime)
-    _check_names(recipe)
+    check_names(recipe)
     if recipe.detector_training is not None:
         boxes = {
             name: _box_shards(made, DATASETS[name]) for name in datasets_of(recipe.detector_training.mix)
@@ -218,7 +229,8 @@ def _truth_of(recipe: Recipe, source: ImageSource, spec: DatasetSpec) -> Dataset
     return next(s for s in DATASETS.values() if s.name in used and source in (*s.images, *s.optional_images))
 
 
-def _check_names(recipe: Recipe) -> None:
+def check_names(recipe: Recipe) -> None:
+    """ValueError for a dataset, task or benchmark that there is not."""
     trainings = [training for training in (recipe.detector_training, *recipe.trainings) if training]
     mixes = [training.mix for training in trainings] + [dict.fromkeys(t.validation, 1.0) for t in trainings]
     for name in {*recipe.datasets, *(name for mix in mixes for name in datasets_of(mix))}:
@@ -293,7 +305,7 @@ def _training(
 ) -> Step:
     used = {name: sources[name] for name in datasets_of(training.mix)}
     parent = previous if training.learner.continues else None
-    weights = find_weights(training.weights) if training.weights else None
+    weights = next((find_weights(named) for named in training.weights.values()), None)
     job = TrainJob(
         name=training.name,
         learner=training.learner,

@@ -83,7 +83,7 @@ def check_words(sent: Sequence[str]) -> None:
     from jobs.__main__ import parse  # here, because that module imports this one
     from jobs.benchmarks import BENCHMARKS
     from jobs.experiment import EXPERIMENTS
-    from jobs.steps import _check_names
+    from jobs.steps import check_names
     from jobs.verbs import named_recipe
 
     for text in (*sent, *sent_environment().values()):
@@ -111,7 +111,7 @@ def check_words(sent: Sequence[str]) -> None:
         name, settings = EXPERIMENTS[words[0]]
         recipes = [[name, *words[1:], *own] for own in settings.values()]
     for named in recipes:
-        _check_names(named_recipe(named))
+        check_names(named_recipe(named))
 
 
 def entrypoint(sent: Sequence[str]) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from dataset_builders import DATASETS, DatasetSpec
 from jobs.arguments import describe_arguments, parse_arguments
-from jobs.recipes import RECIPES, Recipe, find_recipe
+from jobs.recipe import Recipe
+from jobs.recipes import RECIPES, find_recipe
 from jobs.steps import Chain, Step, chain
 from pipelines.artifacts import check_writable
 from pipelines.cluster import RuntimeConfig
@@ -31,6 +32,7 @@ class Options:
     force: bool
     tracking_uri: str | None
     max_reject_fraction: float
+    loader_processes: int
 
     def runtime(self, *, force: bool = False) -> RuntimeConfig:
         """Where things run; `force` only for the verb's own artifacts."""
@@ -43,6 +45,7 @@ class Options:
             force=force,
             tracking_uri=self.tracking_uri,
             max_reject_fraction=self.max_reject_fraction,
+            loader_processes=self.loader_processes,
         )
 
 
@@ -50,6 +53,7 @@ def list_all(words: list[str], options: Options) -> None:
     """Print every name that the other verbs understand, or those of one part, or one dataset."""
     parts: dict[str, Callable[[Options], None]] = {
         "recipes": _list_recipes,
+        "sizes": _list_sizes,
         "datasets": _list_datasets,
         "detectors": _list_detectors,
         "mixes": _list_mixes,
@@ -69,6 +73,15 @@ def _list_recipes(_: Options) -> None:
     print("recipes (name, arguments with their defaults)")
     for name, recipe in RECIPES.items():
         print(f"  {name:<14}{(recipe.__doc__ or '').splitlines()[0]}\n{'':16}{describe_arguments(recipe)}")
+    print("  none: what fo1 list sizes says for the size")
+
+
+def _list_sizes(_: Options) -> None:
+    from jobs.settings import describe_sizes
+
+    print("sizes (what a recipe's argument is where it is left at none; whose values: jobs/settings.py)")
+    for line in describe_sizes():
+        print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 16))
 
 
 def _list_datasets(_: Options) -> None:
@@ -200,23 +213,16 @@ def proposals(words: list[str], options: Options) -> None:
 
 def import_release(words: list[str], _: Options) -> None:
     """The released checkpoint as a model folder of ours."""
-    from jobs.releases import import_folder
+    from jobs.model_folders import import_release as import_folder
 
     import_folder(words)
 
 
 def export(words: list[str], options: Options) -> None:
-    """A finished run's model in a folder of its own."""
-    from jobs.export import export as export_model
+    """A model in a folder of its own, in Hugging Face's or the release's layout."""
+    from jobs.model_folders import export as export_model
 
     export_model(words, options.runtime())
-
-
-def export_release(words: list[str], options: Options) -> None:
-    """A finished run or a model folder as the released code reads it."""
-    from jobs.releases import export_run
-
-    export_run(words, options.runtime())
 
 
 def run(words: list[str], options: Options) -> None:

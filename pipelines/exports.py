@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from pipelines.artifacts import Artifact, filesystem_of
+from pipelines.artifacts import Artifact, filesystem_of, json_bytes
+from pipelines.train_job import TrainJob
 
 BEST = "best"
 """Folder of the candidates: ``best/step_STEP``."""
@@ -37,6 +38,16 @@ def write_export(export: Callable[[Path], None], uri: str) -> None:
         filesystem, path = _empty(uri)
         local = pafs.LocalFileSystem()
         pafs.copy_files(folder, path, source_filesystem=local, destination_filesystem=filesystem)
+
+
+def write_start(job: TrainJob, output: Artifact) -> None:
+    """Write what a run of no steps leaves: the model as its learner makes it."""
+    with local_export(job.parent) as parent:
+        start = parent if job.weights is None else Path(job.weights)
+        trainee = job.learner.build(start, seed=job.config.seed)
+    write_export(trainee.export, output.uri("export"))
+    output.write_bytes("outcome.json", json_bytes({"exported_step": 0, "skipped_steps": []}))
+    output.write_bytes("history.json", json_bytes([]))
 
 
 class BestExports:

@@ -21,7 +21,7 @@ class TrainConfig:
     """How a model is trained. All of it is hashed into the run's fingerprint."""
 
     steps: int
-    """Optimizer steps."""
+    """Optimizer steps; 0 exports the model as it is before any."""
     batch_size: int
     """Examples a step, over all workers."""
     micro_batch_size: int = 16
@@ -86,7 +86,9 @@ class TrainConfig:
     """Steps between records of the history."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch_size", "checkpoint_every", "log_every", "keep_last"):
+        if self.steps < 0:
+            raise ValueError(f"TrainConfig.steps={self.steps}: use at least 0")
+        for name in ("batch_size", "micro_batch_size", "checkpoint_every", "log_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name}={getattr(self, name)}: use at least 1")
         if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 1:
@@ -162,7 +164,7 @@ class TrainJob:
     config: TrainConfig
     """How."""
     mix: dict[str, float]
-    """Weight of each source ``dataset/task``."""
+    """Weight of each source ``dataset/task``; empty for a run of no steps."""
     shards: dict[str, Artifact]
     """Shards of each dataset in the mix."""
     weights: str | None = None
@@ -177,7 +179,8 @@ class TrainJob:
     """MLflow server; None for a database under the root. Not hashed; it may hold a password, so not shown."""
 
     def __post_init__(self) -> None:
-        check_weights(self.mix)
+        if self.config.steps:
+            check_weights(self.mix)
         if unknown := sorted({source.split("/")[0] for source in self.mix} - set(self.shards)):
             raise ValueError(f"mix names {', '.join(unknown)}, whose shards are not given")
         if self.validation and not self.config.validate_every:

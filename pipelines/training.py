@@ -34,6 +34,7 @@ from typing import Any, Literal
 
 from pipelines.artifacts import Artifact, json_bytes
 from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes
+from pipelines.exports import write_start
 from pipelines.following import Follower
 from pipelines.loader import held_out_sources, make_plan, open_sources
 from pipelines.train_job import VERSION, TrainConfig, TrainJob
@@ -83,7 +84,9 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with stop_on_sigterm() as stop:
-            if runtime.workers == 0:
+            if job.config.steps == 0:
+                write_start(job, output)
+            elif runtime.workers == 0:
                 _run_here(job, output, runtime, follower, stop)
             else:
                 _run_on_ray(job, output, runtime, follower, stop)
@@ -111,14 +114,14 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
             "inputs": job.inputs(),
             "ledger": {"steps": job.config.steps, "examples": examples, "skipped_steps": skipped},
             "exported_step": outcome["exported_step"],
-            "metrics": history[-1],
+            "metrics": history[-1] if history else {},
         }
     )
 
 
 def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
     world_size = max(1, runtime.workers or 0)
-    if job.config.batch_size < world_size:
+    if job.config.steps and job.config.batch_size < world_size:
         raise ValueError(
             f"batch_size={job.config.batch_size} is less than the {world_size} workers: raise it or use fewer"
         )
@@ -131,7 +134,8 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
             )
     if runtime.workers == 0 and "://" in output.root:
         raise ValueError(f"root={output.root!r} needs workers: training without Ray writes to local folders")
-    make_plan(open_sources(job.shards, job.mix), job.mix, job.config)
+    if job.config.steps:
+        make_plan(open_sources(job.shards, job.mix), job.mix, job.config)
     held_out_sources(job.validation)
 
 

@@ -37,7 +37,7 @@ def test_help_names_every_verb(capsys):
 def test_list_shows_arguments_layouts_and_licences(capsys):
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    assert "learning_rate=0.001" in shown
+    assert "learning_rate=0.001 warmup_steps=50" in shown
     assert "CC BY 4.0" in shown
     assert main(["list", "datasets", "drawn_train"]) == 0
     assert "annotations/instances_train.json" in capsys.readouterr().out
@@ -49,7 +49,7 @@ def test_list_shows_arguments_layouts_and_licences(capsys):
         (["plan", "stage3"], "unknown recipe 'stage3'; known: opn, stage1"),
         (["plan"], "name a recipe first"),
         (["plan", "stage2", "step=3"], "unknown argument 'step' of stage2; did you mean 'steps'?"),
-        (["plan", "stage2", "mix=none"], "unknown mix 'none'"),
+        (["plan", "stage2", "mix=nothing"], "unknown mix 'nothing'"),
         (["plan", "my_module:my_recipe"], "No module named 'my_module'"),
         (["build", "coco_sample", "coco_root=/nowhere"], "/nowhere/annotations/instances_train2017.json"),
         (["train", "coco_sample", "coco_root=/nowhere", "batch_size=0"], "batch_size=0"),

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from dataset_builders.synthetic import WorldSettings, write_world
-from jobs.recipes import Recipe, stage2
+from jobs.recipe import Recipe
+from jobs.recipes import stage2
 from jobs.steps import chain
 from pipelines.cluster import RuntimeConfig
 from pipelines.evaluation import evaluate
