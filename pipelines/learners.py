@@ -30,6 +30,19 @@ if TYPE_CHECKING:
     from pipelines.train_job import TrainConfig
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchLoss:
+    """What a forward pass gives."""
+
+    total: Tensor
+    """float32[]: the loss, summed over the batch."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Parts of it for the log, summed likewise."""
+    by_example: Tensor | None = None
+    """float64[examples, 2]: what each example of the batch adds to the loss, and to what it is divided by
+    (`Collator.weigh`), without gradient. None where the loss does not come apart."""
+
+
 class Trainee(Protocol):
     """A module in training, and what is particular to it."""
 
@@ -44,10 +57,13 @@ class Trainee(Protocol):
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         """Freeze what does not train; return groups ``{name, params, lr, weight_decay}`` of the rest."""
 
-    def loss(self, forward: Callable[..., Any], batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """Summed loss of a batch, float32[], and its parts for the log, summed likewise.
+    def loss(self, forward: Callable[..., Any], batch: Any) -> BatchLoss:
+        """Loss of a batch. forward: calls the module."""
 
-        forward: calls the module.
+    def flops(self, batch: Any) -> float | None:
+        """FLOPs of a forward and backward pass (`fo1_model.flops`); None where nobody counts them.
+
+        batch: as the collator made it, on the CPU.
         """
 
     def judge(self, examples: Sequence[Example], device: Any) -> list[Any]:
@@ -147,10 +163,13 @@ class _OPNTrainee:
             {"name": "opn_no_decay", "params": vectors, "lr": config.learning_rate, "weight_decay": 0.0},
         ]
 
-    def loss(self, forward: Callable[..., Any], batch: Any) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, forward: Callable[..., Any], batch: Any) -> BatchLoss:
         outputs = forward(batch.pixels, batch.prompts, batch.boxes, batch.seeds)
         loss_sum, _, logs = self._criterion(outputs, batch)
-        return loss_sum, logs
+        return BatchLoss(total=loss_sum, parts=logs)
+
+    def flops(self, batch: Any) -> None:
+        """Not counted."""
 
     def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[Scene, Proposed]]:
         from fo1_model.detectors.configs import Selection
@@ -278,8 +297,14 @@ class _FO1Trainee:
             learning_rates=self._learner.learning_rates,
         )
 
-    def loss(self, forward: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        return forward(batch).loss_sum, {}
+    def loss(self, forward: Callable[..., Any], batch: Batch) -> BatchLoss:
+        output = forward(batch)
+        return BatchLoss(total=output.loss_sum, by_example=output.by_sample)
+
+    def flops(self, batch: Batch) -> float | None:
+        from fo1_model.flops import train_flops
+
+        return train_flops(self.module, batch)
 
     def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[float, float]]:
         judged = []

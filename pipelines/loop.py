@@ -24,6 +24,7 @@ from pipelines.exports import BestExports, local_export, write_export
 from pipelines.learners import Trainee
 from pipelines.loader import Loader, held_out_sources, make_plan, open_sources
 from pipelines.recovery import RunState
+from pipelines.speed import SpeedMeter
 from pipelines.steps import take_step
 from pipelines.tars import ShardSet
 from pipelines.validation import validate
@@ -119,20 +120,22 @@ class _Run:
         config, state = self._config, self._state
         # Records before the checkpoint go out again: the driver may have died before it logged them.
         unsent, messages = list(state.history), list[str]()
-        since, waited, counted_from = time.monotonic(), 0.0, state.step
+        meter = SpeedMeter(self._engine.device, batch_size=config.batch_size, precision=config.precision)
         for data in loader.steps(state.step, config.steps):
             done = data.step + 1
             is_last = done == config.steps
-            waited += data.wait_s
+            began = time.monotonic()
             result = take_step(
                 self._engine,
                 self._trainee,
                 data,
                 config,
                 state,
+                sources=loader.sources,
                 logs=done % config.log_every == 0 or is_last,
-                is_due=self._is_due(since),
+                is_due=self._is_due(meter.seconds),
             )
+            meter.count(result.cost, time.monotonic() - began)
             state.step = done
             if result.message:
                 messages.append(result.message)
@@ -148,17 +151,14 @@ class _Run:
             checkpoints = done % config.checkpoint_every == 0 or is_last or notice > Notice.NONE
             if not (checkpoints or result.is_due):
                 continue
-            seconds = max(time.monotonic() - since, 1e-9)
-            rate = (done - counted_from) * config.batch_size / seconds
             stops = notice is Notice.STOP and not is_last
-            report = _report(
-                done, records=unsent, messages=messages, rate=rate, wait=waited / seconds, stopped=stops
-            )
+            speed = meter.figures()
+            report = _report(done, records=unsent, messages=messages, speed=speed, stopped=stops)
             self._report(report, checkpoints=checkpoints)
             if stops:
                 return False
             unsent, messages = [], []
-            since, waited, counted_from = time.monotonic(), 0.0, done
+            meter.restart()
         return True
 
     def export(self) -> None:
@@ -176,8 +176,8 @@ class _Run:
             self._output.write_bytes(OUTCOME, json_bytes(outcome))
             self._output.write_bytes("history.json", json_bytes(self._state.history))
 
-    def _is_due(self, since: float) -> bool:
-        is_time = self._worker.rank == 0 and time.monotonic() - since > REPORT_EVERY_S
+    def _is_due(self, seconds: float) -> bool:
+        is_time = self._worker.rank == 0 and seconds > REPORT_EVERY_S
         return is_time or self._worker.noticed()
 
     def _notice(self) -> Notice:
@@ -227,21 +227,19 @@ def _report(
     *,
     records: list[dict[str, float]] | None = None,
     messages: list[str] | None = None,
-    rate: float = 0.0,
-    wait: float = 0.0,
+    speed: dict[str, float] | None = None,
     stopped: bool = False,
 ) -> dict[str, Any]:
     """What rank 0 tells the driver.
 
-    step: steps done. records, messages: since the last report. rate: examples a second. wait: share of the
-    time that data were waited for. stopped: whether the run ends here, as it was told to.
+    step: steps done. records, messages: since the last report. speed: figures of the steps since then
+    (`SpeedMeter.figures`). stopped: whether the run ends here, as it was told to.
     """
     return {
         "step": step,
         "records": records or [],
         "messages": messages or [],
-        "rate": rate,
-        "wait": wait,
+        "speed": speed or {},
         "stopped": stopped,
     }
 

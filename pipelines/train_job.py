@@ -199,6 +199,12 @@ class TrainJob:
             raise ValueError("TrainConfig.compile: this learner has no layers to compile; leave it out")
         self.learner.check(has_parent=self.parent is not None or self.weights is not None)
 
+    def artifacts(self) -> list[Artifact]:
+        """The artifacts it is made from: shards of the mix, held-out shards, the parent run."""
+        names = sorted({source.split("/")[0] for source in self.mix})
+        parent = [self.parent] if self.parent is not None else []
+        return [*(self.shards[name] for name in names), *self.validation.values(), *parent]
+
     def inputs(self) -> dict[str, str]:
         """Fingerprint of each input, by name."""
         datasets = sorted({source.split("/")[0] for source in self.mix})

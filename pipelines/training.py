@@ -9,6 +9,7 @@ A run is an artifact of kind ``runs``::
     export/           the model folder
     outcome.json      step that was exported, steps that were skipped
     history.json      one record for each logged step
+    speed.json        how fast it was, a record for each report; differs from run to run
     manifest.json     written last, with the final figures
 
 Whatever is killed, starting the job again resumes from the last committed checkpoint and ends in the same
@@ -37,6 +38,7 @@ from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes
 from pipelines.exports import write_start
 from pipelines.following import Follower
 from pipelines.loader import held_out_sources, make_plan, open_sources
+from pipelines.provenance import code_state, upstream
 from pipelines.train_job import VERSION, TrainConfig, TrainJob
 from pipelines.workers import LocalWorker, Notice, checkpoint_name, committed_here, newest, stop_on_sigterm
 
@@ -49,6 +51,7 @@ MAX_FAILURES = 3
 STOPPED = 143
 """Exit status of a run that was told to stop and has a checkpoint: that of a process ended by SIGTERM."""
 STOP_FILE = "stop.json"
+SPEED_FILE = "speed.json"
 
 
 def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, Any]:
@@ -79,8 +82,9 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
         experiment=EXPERIMENT,
         params=job.description(),
         inputs=job.inputs(),
+        tags=_provenance(job),
     )
-    follower = Follower(job, tracker.log)
+    follower = Follower(job, tracker)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with stop_on_sigterm() as stop:
@@ -101,6 +105,8 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
             raise SystemExit(STOPPED)
         history = json.loads(output.read_bytes("history.json"))
         tracker.log(history)
+        tracker.link("export", output.uri("export"))
+        output.write_bytes(SPEED_FILE, json_bytes(tracker.speed()))
         status = "FINISHED"
     finally:
         tracker.finish(status)
@@ -119,14 +125,19 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
     )
 
 
+def _provenance(job: TrainJob) -> dict[str, str]:
+    """Tags that say what a run was made from, beyond its direct inputs."""
+    lineage = {f"lineage.{name}": fingerprint for name, fingerprint in upstream(job.artifacts()).items()}
+    return lineage | {f"code.{name}": value for name, value in code_state().items()}
+
+
 def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
     world_size = max(1, runtime.workers or 0)
     if job.config.steps and job.config.batch_size < world_size:
         raise ValueError(
             f"batch_size={job.config.batch_size} is less than the {world_size} workers: raise it or use fewer"
         )
-    needed = [job.shards[name] for name in sorted({source.split("/")[0] for source in job.mix})]
-    for artifact in [*needed, *job.validation.values(), *([job.parent] if job.parent else [])]:
+    for artifact in job.artifacts():
         if artifact.status() != "done":
             verb = "train" if artifact.kind == "runs" else "shard"
             raise ValueError(
@@ -280,6 +291,7 @@ def _relay(reports: Path) -> Any:
     class Relay(UserCallback):
         def after_report(self, run_context: Any, metrics: list[Any], checkpoint: Any) -> None:  # noqa: ARG002
             with reports.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(metrics[0]) + "\n")
+                committed = {} if checkpoint is None else {"checkpoint": checkpoint.path}
+                stream.write(json.dumps({**metrics[0], **committed}) + "\n")
 
     return Relay()

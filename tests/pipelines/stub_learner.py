@@ -17,6 +17,7 @@ from torch import nn
 
 from pipelines.artifacts import Artifact
 from pipelines.collators import Example, batch_of
+from pipelines.learners import BatchLoss
 from pipelines.loader import seed_of
 from pipelines.records import RegionExample
 from pipelines.tars import TarWriter
@@ -28,6 +29,8 @@ class StubBatch:
     inputs: torch.Tensor
     labels: torch.Tensor
     seeds: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+    """Boxes of each example."""
 
     def to(self, device: Any) -> StubBatch:
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
@@ -86,7 +89,8 @@ class StubCollator:
         boxes = np.concatenate([example.record.boxes for example in encoded])
         wide = boxes[:, 2] - boxes[:, 0] > boxes[:, 3] - boxes[:, 1]
         seeds = tuple(example.seed for example in encoded)
-        return StubBatch(torch.from_numpy(boxes), torch.from_numpy(wide.astype(np.int64)), seeds)
+        counts = tuple(len(example.record.boxes) for example in encoded)
+        return StubBatch(torch.from_numpy(boxes), torch.from_numpy(wide.astype(np.int64)), seeds, counts)
 
     def weigh(self, batch: StubBatch) -> float:
         return float(len(batch.labels))
@@ -113,13 +117,20 @@ class StubTrainee:
             {"name": "rest", "params": rest, "lr": config.learning_rate / 2, "weight_decay": 0.01},
         ]
 
-    def loss(self, forward: Callable[..., Any], batch: StubBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(self, forward: Callable[..., Any], batch: StubBatch) -> BatchLoss:
         self._calls += 1
         self._obey()
         self._note(batch)
         logits = forward(batch.inputs)
         right = float((logits.argmax(1) == batch.labels).sum())
-        return nn.functional.cross_entropy(logits, batch.labels, reduction="sum"), {"accuracy": right}
+        total = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        each = nn.functional.cross_entropy(logits.detach(), batch.labels, reduction="none").double()
+        pieces = each.split(batch.counts)
+        by_example = torch.stack([torch.tensor([piece.sum(), len(piece)]).double() for piece in pieces])
+        return BatchLoss(total=total, parts={"accuracy": right}, by_example=by_example)
+
+    def flops(self, batch: StubBatch) -> None:
+        pass
 
     def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[str, float]]:
         judged = []

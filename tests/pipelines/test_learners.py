@@ -66,7 +66,7 @@ def few_steps(trainee: Trainee, examples: list[Example]) -> tuple[float, float]:
     batch = batch_of(trainee.collator, examples)
     losses = []
     for _ in range(8):
-        loss, _ = trainee.loss(trainee.module, batch)
+        loss = trainee.loss(trainee.module, batch).total
         losses.append(float(loss.detach()) / trainee.collator.weigh(batch))
         optimizer.zero_grad()
         (loss / trainee.collator.weigh(batch)).backward()
@@ -89,9 +89,9 @@ def test_opn_batches_leave_ignored_boxes_out_of_the_weight() -> None:
     batch = batch_of(trainee.collator, [example(0), example(1, boxes=3, ignore=(False, True, False))])
     assert trainee.collator.weigh(batch) == 4
     assert [len(boxes) for boxes in batch.ignore_boxes] == [0, 1]
-    loss, logs = trainee.loss(trainee.module, batch_of(trainee.collator, [example(0, boxes=0)]))
-    assert torch.isfinite(loss)
-    assert logs
+    loss = trainee.loss(trainee.module, batch_of(trainee.collator, [example(0, boxes=0)]))
+    assert torch.isfinite(loss.total)
+    assert loss.parts
 
 
 def test_opn_augmentation_follows_the_example_not_the_batch() -> None:

@@ -43,8 +43,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, passes: set[int], factor: float) -> 
     loss = StubTrainee.loss
 
     def poisoned(self: StubTrainee, forward: Any, batch: Any) -> Any:
-        value, parts = loss(self, forward, batch)
-        return (value * factor if self._calls in passes else value), parts
+        result = loss(self, forward, batch)
+        return replace(result, total=result.total * factor) if self._calls in passes else result
 
     monkeypatch.setattr(StubTrainee, "loss", poisoned)
 
@@ -154,11 +154,11 @@ def test_an_infinite_gradient_of_a_finite_loss_is_a_bad_step(
     loss = StubTrainee.loss
 
     def poisoned(self: StubTrainee, forward: Any, batch: Any) -> Any:
-        value, parts = loss(self, forward, batch)
+        result = loss(self, forward, batch)
         if self._calls == 9:
             root = (self.module.head.weight * 0).sum().abs().sqrt()  # 0, whose derivative is infinite
-            value = value + root
-        return value, parts
+            result = replace(result, total=result.total + root)
+        return result
 
     monkeypatch.setattr(StubTrainee, "loss", poisoned)
     output = run(stub_job(write_stub_shards(tmp_path), max_skipped_steps=1), tmp_path)

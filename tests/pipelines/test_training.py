@@ -95,7 +95,8 @@ def test_trains_exports_and_logs(root: Path, capfd: pytest.CaptureFixture[str]) 
     assert [record["step"] for record in history] == list(range(1, 61))
     assert sum(r["loss"] for r in history[-10:]) < 0.9 * sum(r["loss"] for r in history[:10])
     assert set(history[0]) == {
-        *("step", "loss", "accuracy", "gradient_norm", "learning_rate/head", "learning_rate/rest")
+        *("step", "loss", "accuracy", "gradient_norm", "learning_rate/head", "learning_rate/rest"),
+        *("loss/drawn/counting", "loss/drawn/detection"),
     }
     assert history[0]["learning_rate/head"] == pytest.approx(1e-2 / 3)
     manifest = output.manifest()
