@@ -10,7 +10,7 @@ from fo1_model.detectors.configs import name_of
 from jobs.benchmarks import BENCHMARKS
 from jobs.steps import Chain, Evaluated, Step
 from pipelines.artifacts import filesystem_of
-from pipelines.train_job import VALIDATION
+from pipelines.train_job import SPEED_FILE, VALIDATION
 
 
 def report(made: Chain) -> None:
@@ -104,24 +104,32 @@ def facts_of(step: Step, *, name: str | None = None) -> Any:
     from pipelines.report import RunFacts
     from pipelines.tracking import flatten
 
-    manifest = step.artifact.manifest()
-    history: Sequence[dict[str, float]] = json.loads(step.artifact.read_bytes("history.json"))
+    artifact = step.artifact
+    manifest = artifact.manifest()
+    history: Sequence[dict[str, float]] = json.loads(artifact.read_bytes("history.json"))
+    # A run of before there was such a file is shown without.
+    speed = json.loads(artifact.read_bytes(SPEED_FILE)) if artifact.exists(SPEED_FILE) else []
+    by_source, mix = series_of(history, "loss/"), manifest["config"]["mix"]
     return RunFacts(
         run=name or step.artifact.name,
         config=flatten(manifest["config"]),
-        fingerprints={**manifest["inputs"], "run": step.artifact.fingerprint},
-        loss=[(record["step"], record["loss"]) for record in history if "loss" in record],
-        validation=_validation(history),
+        fingerprints={**manifest["inputs"], "run": artifact.fingerprint},
+        loss=series_of(history, "loss").get("", ()),
+        loss_by_source={s: by_source[s] for s in sorted(by_source, key=lambda s: (-mix[s], s))},
+        learning_rates=series_of(history, "learning_rate/"),
+        gradient_norm=series_of(history, "gradient_norm").get("", ()),
+        speed=series_of(speed, ""),
+        validation=series_of(history, VALIDATION),
     )
 
 
-def _validation(history: Sequence[dict[str, float]]) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) of each figure of the held-out examples."""
+def series_of(records: Sequence[dict[str, float]], prefix: str) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of the figures whose names begin so, by the rest of the name."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for record in history:
+    for record in records:
         for name, value in record.items():
-            if name.startswith(VALIDATION):
-                found.setdefault(name.removeprefix(VALIDATION), []).append((record["step"], value))
+            if name.startswith(prefix) and name != "step":
+                found.setdefault(name.removeprefix(prefix), []).append((record["step"], value))
     return found
 
 

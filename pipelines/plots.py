@@ -37,6 +37,14 @@ def curves(
     return figure_uri(figure)
 
 
+def neighbours(points: Sequence[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
+    """At most so many points, each the mean of as many neighbours, give or take one."""
+    if len(points) <= most:
+        return list(points)
+    groups = np.array_split(np.asarray(points, dtype=np.float64), most)
+    return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
+
+
 def histogram(counts: ArrayLike, edges: ArrayLike, *, x: str, y: str, logarithmic: bool = False) -> str:
     """Draw counts between edges, one more edge than counts; empty bins at both ends are cut off."""
     counts, edges = np.asarray(counts), np.asarray(edges)

@@ -14,6 +14,9 @@ VERSION = 1
 """Raised when the same inputs would give other weights."""
 VALIDATION = "validation/"
 """Before the names of held-out figures in a run's history."""
+SPEED_FILE = "speed.json"
+"""File of a finished run that says how fast it was: ``step`` and the figures of `pipelines.speed`, a record a
+report. Written from MLflow, so that it holds what came before a restart."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ from pipelines.exports import write_start
 from pipelines.following import Follower
 from pipelines.loader import held_out_sources, make_plan, open_sources
 from pipelines.provenance import code_state, upstream
-from pipelines.train_job import VERSION, TrainConfig, TrainJob
+from pipelines.train_job import SPEED_FILE, VERSION, TrainConfig, TrainJob
 from pipelines.workers import LocalWorker, Notice, checkpoint_name, committed_here, newest, stop_on_sigterm
 
 __all__ = ["TrainConfig", "TrainJob", "train"]
@@ -51,7 +51,6 @@ MAX_FAILURES = 3
 STOPPED = 143
 """Exit status of a run that was told to stop and has a checkpoint: that of a process ended by SIGTERM."""
 STOP_FILE = "stop.json"
-SPEED_FILE = "speed.json"
 
 
 def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, Any]:
