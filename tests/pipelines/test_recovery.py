@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from stub_learner import (
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.exports import BestExports
+from pipelines.loader import Loader, make_plan, open_sources
 from pipelines.recovery import FEWEST, WINDOW, RunState
 from pipelines.train_job import TrainConfig, TrainJob, best_rule
 from pipelines.training import STOPPED, train
@@ -292,6 +294,25 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainJo
     with pytest.raises(torch.multiprocessing.ProcessExitedException):
         on_ranks(2, run_job, job, job.artifact(str(root)))
     return root, job
+
+
+def test_losses_of_sources_add_up_over_ranks(interrupted: tuple[Path, TrainJob]) -> None:
+    """Of a run on two ranks, with the boxes that the plan holds of each source as weights."""
+    made, job = interrupted
+    sources = open_sources(job.shards, job.mix)
+    plan = make_plan(sources, job.mix, job.config)
+    loader = Loader(plan, sources, collator=StubTrainee.collator, batch_size=8, micro_batch_size=8)
+    history = history_of(replace(job, name="whole").artifact(str(made)))
+    assert len(history) == job.config.steps
+    for step, logged in enumerate(history):
+        (whole,) = loader.load(step).micro_batches
+        boxes: Counter[str] = Counter()
+        for source, count in zip(whole.sources, whole.batch.counts, strict=True):
+            boxes[source] += count
+        means = {name.removeprefix("loss/"): v for name, v in logged.items() if name.startswith("loss/")}
+        assert set(means) == set(boxes)
+        total = sum(means[source] * boxes[source] for source in boxes)
+        assert total == pytest.approx(logged["loss"] * boxes.total(), rel=1e-5)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +36,7 @@ from pipelines.cluster import RuntimeConfig
 from pipelines.tracking import local_uri
 from pipelines.train_job import TrainConfig, TrainJob
 from pipelines.training import train
-from pipelines.workers import committed_by_ray
+from pipelines.workers import committed_by_ray, committed_here
 
 ALONE = 0
 """Workers: none, the loop runs in the test's process."""
@@ -109,7 +111,16 @@ def test_trains_exports_and_logs(root: Path, capfd: pytest.CaptureFixture[str]) 
     assert steps_in_mlflow(root, logged.info.run_id) == list(range(1, 61))
     line = capfd.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("train stub: step 60/60, loss ")
-    assert "samples/s" in line
+    assert re.search(r", [\d.]+ samples/s, \d+ tokens/s, data wait \d+%, ", line)
+    tags = logged.data.tags
+    assert tags["checkpoint"] == str(committed_here(output))
+    assert tags["export"] == output.uri("export")
+    assert tags["lineage.shards/drawn"] == "0123456789abcdef"
+    assert re.fullmatch("[0-9a-f]{40}|unknown", tags["code.commit"])
+    speed = json.loads(output.read_bytes("speed.json"))
+    assert {25, 50, 60} <= {figures["step"] for figures in speed}
+    assert all(0 <= figures["data_wait_share"] <= 1 for figures in speed)
+    assert not any("speed" in name or "second" in name for name in history[0])
     assert train(job, output, runtime(root)) == manifest
     assert len(mlflow_runs(root)) == 1
 
@@ -150,6 +161,9 @@ def test_an_interrupted_run_ends_as_if_it_was_not(
     runs = mlflow_runs(root)
     assert [r.info.status for r in runs] == ["FINISHED"] * 2
     assert [steps_in_mlflow(root, r.info.run_id) for r in runs] == [list(range(1, 13))] * 2
+    speed = [figures["step"] for figures in json.loads(resumed.read_bytes("speed.json"))]
+    assert speed == sorted(set(speed))
+    assert {5, 10, 12} <= set(speed)  # those of before the restart too
 
 
 def test_a_resumed_run_logs_what_the_killed_driver_had_not(
