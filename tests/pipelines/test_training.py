@@ -393,6 +393,7 @@ def test_two_workers_equal_one(root: Path) -> None:
         assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
     for name, value in weights_of(together).items():
         torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-6)
+    assert mlflow_runs(root)[0].data.tags["checkpoint"] == str(committed_by_ray(together))
 
 
 @pytest.mark.cluster
