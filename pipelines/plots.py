@@ -24,7 +24,8 @@ def curves(
     figure, axes = _axes()
     for index, (name, points) in enumerate(series.items()):
         xs, ys = [p[0] for p in points], [p[1] for p in points]
-        axes.plot(xs, ys, label=name, color=_COLOURS[index % len(_COLOURS)], linewidth=1.4)
+        marker = "o" if len(points) == 1 else ""  # a line of one point would not be seen
+        axes.plot(xs, ys, label=name, color=_COLOURS[index % len(_COLOURS)], linewidth=1.4, marker=marker)
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
