@@ -272,7 +272,7 @@ def test_settings_are_refused_before_anything_starts(root: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"steps": 0}, "steps=0"),
+        ({"steps": -1}, "steps=-1"),
         ({"warmup_steps": 11}, "warmup_steps=11"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"precision": "fp16"}, "precision='fp16'"),
