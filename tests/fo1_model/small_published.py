@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fo1_model.config import VLMConfig, debug
+from fo1_model.model import FO1Model
 from fo1_model.tiny_tokenizer import tiny_tokenizer
 from fo1_model.vlms import build_family
 
@@ -81,3 +82,10 @@ def write_florence(folder: Path, **changes: Any) -> dict[str, Tensor]:
     (folder / "config.json").write_text(json.dumps({"model_type": "florence2", "vision_config": vision}))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return tensors
+
+
+def text_logits(model: FO1Model, ids: Tensor) -> Tensor:
+    """Of a text alone, float32[1, L, V]. ids: int64[1, L]."""
+    mask, positions = torch.ones_like(ids), model.family.positions(ids.shape[1], [])[:, None]
+    with torch.no_grad():
+        return model.logits(model.decode(model.embed_ids(ids), mask, positions))

@@ -16,7 +16,7 @@ from fo1_model.model import FO1Model
 from fo1_model.published import check_published, published_model
 from fo1_model.vlms import VLM_FAMILIES, VLMFamily
 from tests.fo1_model.small_families import small_tokenizer, small_vlm
-from tests.fo1_model.small_published import write_florence, write_vlm
+from tests.fo1_model.small_published import text_logits, write_florence, write_vlm
 
 QWEN_3B: dict[str, Any] = {  # config.json of Qwen/Qwen2.5-VL-3B-Instruct, the older, flat form
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -76,12 +76,6 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return set(one) == set(other) and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def text_logits(model: FO1Model, ids: torch.Tensor) -> torch.Tensor:
-    mask, positions = torch.ones_like(ids), model.family.positions(ids.shape[1], [])[:, None]
-    with torch.no_grad():
-        return model.logits(model.decode(model.embed_ids(ids), mask, positions))
 
 
 @pytest.mark.parametrize("layout", ["older", "present", "several_files"])
