@@ -50,17 +50,27 @@ class ModelOutput:
 class FO1Model(nn.Module):
     """A VLM that takes boxes and answers with region indices (paper 3).
 
-    config: shapes and choices. token_ids: from the processor that makes its batches.
+    config: shapes and choices. token_ids: from the processor that makes its batches. vlm, auxiliary: made
+    already, and taken as they are; without them they get random weights.
     """
 
-    def __init__(self, config: ModelConfig, token_ids: TokenIds) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        token_ids: TokenIds,
+        *,
+        vlm: nn.Module | None = None,
+        auxiliary: AuxiliaryTower | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.token_ids = token_ids
         self.family = build_family(config.vlm)
         family = self.family
-        self.vlm: Any = family.build()
-        self.auxiliary = AuxiliaryTower(config.auxiliary) if config.builds_auxiliary else None
+        self.vlm: Any = vlm or family.build()
+        self.auxiliary = auxiliary
+        if auxiliary is None and config.builds_auxiliary:
+            self.auxiliary = AuxiliaryTower(config.auxiliary)
         self.region_encoder = RegionEncoder(
             config.region,
             config.connector,

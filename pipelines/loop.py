@@ -20,7 +20,7 @@ from pipelines.artifacts import Artifact, json_bytes
 from pipelines.averaging import WeightAverage
 from pipelines.batching import num_micro_batches
 from pipelines.engine import Engine
-from pipelines.exports import BestExports, local_export, write_export
+from pipelines.exports import BestExports, build_trainee, write_export
 from pipelines.learners import Trainee
 from pipelines.loader import Loader, held_out_sources, make_plan, open_sources
 from pipelines.recovery import RunState
@@ -51,9 +51,7 @@ def run_worker(job: TrainJob, output: Artifact, worker: Worker, *, loader_proces
         torch.set_num_threads(1)
     config = job.config
     torch.manual_seed(config.seed)
-    with local_export(job.parent) as parent:
-        start = parent if job.weights is None else Path(job.weights)
-        trainee = job.learner.build(start, seed=config.seed)
+    trainee = build_trainee(job)
     sources = open_sources(job.shards, job.mix)
     plan = make_plan(sources, job.mix, config)
     loader = Loader(

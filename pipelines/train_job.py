@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.artifacts import Artifact, canonical, fingerprint
@@ -157,6 +159,16 @@ def best_rule(text: str) -> tuple[int, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights of others, on disk."""
+
+    path: str
+    """Folder or file, which every worker reads: on a cluster it is there on every machine. Not hashed."""
+    digest: str
+    """What it holds (`pipelines.supplies.content_digest`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainJob:
     """Everything a run is made from: small, picklable, and the same for any number of workers."""
 
@@ -170,10 +182,8 @@ class TrainJob:
     """Weight of each source ``dataset/task``; empty for a run of no steps."""
     shards: dict[str, Artifact]
     """Shards of each dataset in the mix."""
-    weights: str | None = None
-    """Folder of weights of others that a new model starts from; hashed by its digest."""
-    weights_digest: str | None = None
-    """What the folder holds (`pipelines.supplies.content_digest`)."""
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    """Weights of others that parts of a new model start from, by part; the learner says which it takes."""
     validation: dict[str, Artifact] = field(default_factory=dict)
     """Shards of held-out examples, by source ``dataset/task``, where the config validates."""
     parent: Artifact | None = None
@@ -192,15 +202,18 @@ class TrainJob:
             raise ValueError(
                 f"validate_every={self.config.validate_every}: give `validation` shards, or set 0"
             )
-        if (self.weights is None) != (self.weights_digest is None) or (self.weights and self.parent):
-            raise ValueError(f"weights={self.weights!r}: give them with their digest, and no parent run")
         towers = self.learner.towers
         if unknown := sorted(set(self.config.activation_checkpointing) - set(towers)):
             known = f"choose among {', '.join(towers)}" if towers else "this learner has none: leave it out"
             raise ValueError(f"TrainConfig.activation_checkpointing names {', '.join(unknown)}; {known}")
         if self.config.compile and not towers:
             raise ValueError("TrainConfig.compile: this learner has no layers to compile; leave it out")
-        self.learner.check(has_parent=self.parent is not None or self.weights is not None)
+        self.learner.check(has_parent=self.parent is not None, weights=self.weights)
+
+    @property
+    def weight_paths(self) -> dict[str, Path]:
+        """Where the weights of others are, by part."""
+        return {part: Path(weights.path) for part, weights in self.weights.items()}
 
     def artifacts(self) -> list[Artifact]:
         """The artifacts it is made from: shards of the mix, held-out shards, the parent run."""
@@ -214,8 +227,8 @@ class TrainJob:
         inputs = {f"shards/{self.shards[name].name}": self.shards[name].fingerprint for name in datasets}
         for source, shards in self.validation.items():
             inputs[f"validation/{source}"] = shards.fingerprint
-        if self.weights_digest is not None:
-            inputs["weights"] = self.weights_digest
+        for part, weights in self.weights.items():
+            inputs[f"weights/{part}"] = weights.digest
         if self.parent is not None:
             inputs[f"runs/{self.parent.name}"] = self.parent.fingerprint
         return inputs | dict(self.learner.inputs())

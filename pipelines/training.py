@@ -142,6 +142,8 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
             raise ValueError(
                 f"{artifact.kind}/{artifact.name} is {artifact.status()}: make it first, with fo1 {verb}"
             )
+    if job.weights:
+        job.learner.check_weights(job.weight_paths)
     if runtime.workers == 0 and "://" in output.root:
         raise ValueError(f"root={output.root!r} needs workers: training without Ray writes to local folders")
     if job.config.steps:

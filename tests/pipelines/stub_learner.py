@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,10 +66,12 @@ class StubLearner:
     def inputs(self) -> Mapping[str, str]:
         return {}
 
-    def check(self, *, has_parent: bool) -> None:
+    def check(self, *, has_parent: bool, weights: Collection[str] = ()) -> None:
         pass
 
-    def build(self, parent: Path | None, *, seed: int) -> StubTrainee:
+    def build(
+        self, parent: Path | None, weights: Any = None, *, seed: int, precision: str = "fp32"
+    ) -> StubTrainee:
         module = StubModule(self.dropout)
         if parent is not None:
             module.load_state_dict(torch.load(parent / "model.pt", weights_only=True))
