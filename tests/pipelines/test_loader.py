@@ -17,7 +17,7 @@ from stub_learner import record
 from pipelines.batching import group_by_tokens, num_micro_batches, split
 from pipelines.collators import Example
 from pipelines.loader import Loader, make_plan, permute_regions
-from pipelines.loader_processes import pack, unpack
+from pipelines.loader_processes import Packed, pack, unpack
 from pipelines.train_job import TrainConfig
 
 MIX = {"d/detection": 0.7, "d/counting": 0.3}
@@ -236,14 +236,20 @@ def test_what_is_packed_comes_out_as_it_was() -> None:
     packed = pack(value)
     assert packed.block.is_shared()
     assert b"half" in packed.skeleton
-    out = unpack(packed)
+    out = unpack(sent(packed))
     assert (out["texts"], list(out)) == (("a", None), list(value))
     for name, tensor in tensors.items():
         assert out["tensors"][name].dtype == tensor.dtype
         assert torch.equal(out["tensors"][name], tensor), name
         assert out["tensors"][name].data_ptr() % 64 == 0 or tensor.numel() == 0
     assert torch.equal(out["again"][0], tensors["ids"])
-    assert unpack(pack("no tensor")) == "no tensor"
+    assert unpack(sent(pack("no tensor"))) == "no tensor"
+
+
+def sent(packed: Packed) -> Packed:
+    """As it arrives in another process; queues pickle with `__reduce__`."""
+    make, arguments = packed.__reduce__()
+    return make(*arguments)
 
 
 def test_leaving_early_ends_the_thread() -> None:
