@@ -27,8 +27,8 @@ class Packed:
     """A value with its tensors taken out.
 
     The tensors are copied when this is pickled. A queue pickles in a thread of its own, so a process copies
-    one step while it loads the next. What may fail, the value's own pickle and the allocation, is done before,
-    for an error in that thread would reach no one.
+    one step while it loads the next. What may fail, the value's own pickle and the allocation, is done
+    before: an error in that thread would reach no one.
     """
 
     def __init__(self, skeleton: bytes, block: Tensor, uncopied: Sequence[tuple[int, Tensor]] = ()) -> None:
