@@ -142,7 +142,7 @@ class Trained:
             self.step()
         field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         events = profile.key_averages()
-        # On a GPU what is kept are kernels; their names are no operation's, which ranges of the CPU copy there.
+        # On a GPU kernels are kept; ranges of the CPU are listed there once more, under the same names.
         on_cpu = {event.key for event in events if event.device_type == torch.autograd.DeviceType.CPU}
         found = [
             (event.key, event.count, getattr(event, field) / 1e6)
