@@ -290,7 +290,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainJo
     on_ranks(2, run_job, whole, whole.artifact(str(root)))
     for file in control.glob("seen-*"):
         file.unlink()
-    (control / "crash").write_text("1 15")
+    (control / "crash").write_text("1 15 worker")
     with pytest.raises(torch.multiprocessing.ProcessExitedException):
         on_ranks(2, run_job, job, job.artifact(str(root)))
     return root, job
