@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from fo1_model.auxiliary_tower import AuxiliaryTower
 from fo1_model.batch import TokenIds
 from fo1_model.config import MODEL_TYPE, SIZES, ModelConfig
 from fo1_model.model import FO1Model
@@ -54,18 +55,21 @@ def new_model(
     *,
     tokenizer: PreTrainedTokenizerFast | None = None,
     base: dict[str, Tensor] | None = None,
+    vlm: nn.Module | None = None,
+    auxiliary: AuxiliaryTower | None = None,
 ) -> tuple[FO1Model, Processor]:
     """A model with fresh weights, the same for the same seed, and its processor.
 
     tokenizer: the base VLM's; the tiny one by default. base: weights ``vlm.*`` and ``auxiliary.*`` to start
-    from; both parts must be complete. New vocabulary rows start as ``ModelConfig.new_rows`` says.
+    from; both parts must be complete. vlm, auxiliary: parts of `FO1Model` that are made already; nothing is
+    drawn for them. New vocabulary rows start as ``ModelConfig.new_rows`` says.
 
     Raises ValueError when base lacks a weight, has one too many, or a shape differs.
     """
     processor = Processor(config, tokenizer if tokenizer is not None else tiny_tokenizer())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = FO1Model(config, processor.token_ids)
+        model = FO1Model(config, processor.token_ids, vlm=vlm, auxiliary=auxiliary)
         if base is not None:
             _load_base(model, base)
         generator = torch.Generator().manual_seed(seed)

@@ -39,6 +39,8 @@ class ModelOutput:
     """float32[]: cross entropy summed over supervised positions, each times its sample's loss weight."""
     num_tokens: Tensor
     """float32[]: the sum of those weights; with weights of 1, the number of supervised positions."""
+    by_sample: Tensor
+    """float64[samples, 2]: what each sample adds to ``loss_sum`` and to ``num_tokens``, without gradient."""
     logits: Tensor | None = None
     """float32[S, V] at supervised positions in reading order, when asked for."""
     targets: Tensor | None = None
@@ -48,17 +50,27 @@ class ModelOutput:
 class FO1Model(nn.Module):
     """A VLM that takes boxes and answers with region indices (paper 3).
 
-    config: shapes and choices. token_ids: from the processor that makes its batches.
+    config: shapes and choices. token_ids: from the processor that makes its batches. vlm, auxiliary: made
+    already, and taken as they are; without them they get random weights.
     """
 
-    def __init__(self, config: ModelConfig, token_ids: TokenIds) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        token_ids: TokenIds,
+        *,
+        vlm: nn.Module | None = None,
+        auxiliary: AuxiliaryTower | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.token_ids = token_ids
         self.family = build_family(config.vlm)
         family = self.family
-        self.vlm: Any = family.build()
-        self.auxiliary = AuxiliaryTower(config.auxiliary) if config.builds_auxiliary else None
+        self.vlm: Any = vlm or family.build()
+        self.auxiliary = auxiliary
+        if auxiliary is None and config.builds_auxiliary:
+            self.auxiliary = AuxiliaryTower(config.auxiliary)
         self.region_encoder = RegionEncoder(
             config.region,
             config.connector,
@@ -113,10 +125,11 @@ class FO1Model(nn.Module):
         supervised = targets != IGNORE
         logits = self.logits(hidden[:, :-1][supervised])
         weights = batch.loss_weights[:, 1:][supervised]
-        losses = F.cross_entropy(logits, targets[supervised], reduction="none")
+        losses = F.cross_entropy(logits, targets[supervised], reduction="none") * weights
         return ModelOutput(
-            loss_sum=(losses * weights).sum(),
+            loss_sum=losses.sum(),
             num_tokens=weights.sum(),
+            by_sample=_by_sample(batch, supervised, losses.detach(), weights),
             logits=logits if return_logits else None,
             targets=targets[supervised] if return_logits else None,
         )
@@ -264,6 +277,20 @@ class FO1Model(nn.Module):
         the base's own distribution, bit for bit.
         """
         return logits.index_fill(-1, self.new_rows.ids, float("-inf"))
+
+
+def _by_sample(batch: Batch, supervised: Tensor, *values: Tensor) -> Tensor:
+    """float64[samples, len(values)]: sums, over each sample, of values at supervised positions, float[S].
+
+    Masked sums, because adding by index has no fixed order on a GPU.
+    """
+    if batch.places is None:
+        samples = torch.arange(len(supervised), device=supervised.device)[:, None].expand_as(supervised)
+    else:
+        samples = (batch.places == 0).cumsum(dim=1)[:, 1:] - 1
+    owners = torch.arange(len(batch.sample_ids), device=supervised.device)[:, None]
+    own = samples[supervised] == owners
+    return torch.stack([torch.where(own, value.double(), 0.0).sum(dim=1) for value in values], dim=1)
 
 
 def _frozen(module: nn.Module) -> bool:

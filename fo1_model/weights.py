@@ -81,17 +81,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def open_weights(folder: Path) -> StoredWeights:
-    """The weights of a folder: the files its index names, or without an index all ``model*.safetensors``.
+def open_weights(path: Path) -> StoredWeights:
+    """The weights of a folder: the files its index names, or without an index all ``model*.safetensors``; or
+    those of one safetensors file.
 
     Raises ValueError when there are none, a file is missing or unreadable, a tensor is there twice, or index
     and files disagree.
     """
-    index = folder / INDEX
+    folder = path.parent if path.is_file() else path
+    index = path / INDEX
     listed: Mapping[str, str] | None = None
     if index.is_file():
         listed = read_json(index)["weight_map"]
-    found = {file.name for file in folder.glob("model*.safetensors")}
+    found = {path.name} if path.is_file() else {file.name for file in path.glob("model*.safetensors")}
     files = sorted(set(listed.values()) if listed else found)
     if not files:
         raise ValueError(f"{folder} holds no model*.safetensors")
@@ -211,8 +213,9 @@ class _LeaveParameters(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         fills = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-        if fills and args and isinstance(args[0], nn.Parameter):
-            return args[0]
+        filled = args[0] if args else (kwargs or {}).get("tensor")  # as torch.nn.init passes it on
+        if fills and isinstance(filled, nn.Parameter):
+            return filled
         return func(*args, **(kwargs or {}))
 
 

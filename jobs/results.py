@@ -10,8 +10,8 @@ from fo1_model.detectors.configs import name_of
 from jobs.benchmarks import BENCHMARKS
 from jobs.steps import Chain, Evaluated, Step
 from pipelines.artifacts import filesystem_of
-from pipelines.candidates import Figures, read_figures
-from pipelines.train_job import VALIDATION
+from pipelines.candidates import read_figures
+from pipelines.train_job import SPEED_FILE, VALIDATION
 
 
 def report(made: Chain) -> None:
@@ -105,24 +105,37 @@ def facts_of(step: Step, *, name: str | None = None) -> Any:
     from pipelines.report import RunFacts
     from pipelines.tracking import flatten
 
-    manifest = step.artifact.manifest()
-    history: Sequence[dict[str, float]] = json.loads(step.artifact.read_bytes("history.json"))
+    artifact = step.artifact
+    manifest = artifact.manifest()
+    history: Sequence[dict[str, float]] = json.loads(artifact.read_bytes("history.json"))
+    # A run of before there was such a file is shown without.
+    speed = json.loads(artifact.read_bytes(SPEED_FILE)) if artifact.exists(SPEED_FILE) else []
+    by_source, mix = series_of(history, "loss/"), manifest["config"]["mix"]
     return RunFacts(
         run=name or step.artifact.name,
         config=flatten(manifest["config"]),
-        fingerprints={**manifest["inputs"], "run": step.artifact.fingerprint},
-        loss=[(record["step"], record["loss"]) for record in history if "loss" in record],
-        validation=_validation(read_figures(step.artifact)),
+        fingerprints={**manifest["inputs"], "run": artifact.fingerprint},
+        loss=series_of(history, "loss").get("", ()),
+        loss_by_source={s: by_source[s] for s in sorted(by_source, key=lambda s: (-mix[s], s))},
+        learning_rates=series_of(history, "learning_rate/"),
+        gradient_norm=series_of(history, "gradient_norm").get("", ()),
+        speed=series_of(speed, ""),
+        validation=series_of(
+            [{"step": step, **figures} for step, figures in read_figures(artifact).items()], VALIDATION
+        ),
     )
 
 
-def _validation(judged: Mapping[int, Figures]) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) of each figure of the candidates."""
+def series_of(records: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of the figures whose names begin so, by the rest of the name.
+
+    Without values that are None, as a figure that is not finite is stored.
+    """
     found: dict[str, list[tuple[float, float]]] = {}
-    for step, figures in judged.items():
-        for name, value in figures.items():
-            if value is not None:
-                found.setdefault(name.removeprefix(VALIDATION), []).append((step, value))
+    for record in records:
+        for name, value in record.items():
+            if name.startswith(prefix) and name != "step" and value is not None:
+                found.setdefault(name.removeprefix(prefix), []).append((record["step"], value))
     return found
 
 

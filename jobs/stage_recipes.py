@@ -52,11 +52,8 @@ def stage1(
     weights = {
         name: given for name, given in {"vlm": vlm, "auxiliary": auxiliary}.items() if given is not None
     }
-    start = FO1Learner(
-        stage="stage1",
-        model=_model(settings, region_features, pyramid),
-        base="" if weights else settings.base,
-    )
+    model = _model(settings, region_features, pyramid)
+    start = FO1Learner(stage="stage1", model=model, base="" if weights else settings.base)
     training = stage_training(
         "stage1",
         settings,
@@ -78,7 +75,10 @@ def stage1(
         shuffled_regions=shuffled_regions,
         seed=seed,
     )
-    training = replace(training, weights={**settings.weights, **weights})
+    usual = {
+        part: name for part, name in settings.weights.items() if part != "auxiliary" or model.builds_auxiliary
+    }
+    training = replace(training, weights={**usual, **weights})
     untrained = replace(
         training,
         name="start",

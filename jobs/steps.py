@@ -23,7 +23,7 @@ from pipelines.cluster import RuntimeConfig
 from pipelines.inference import VERSION as PREDICT_VERSION
 from pipelines.inference import PredictConfig, predict, predict_inputs
 from pipelines.supplies import content_digest, find_weights
-from pipelines.train_job import Questions, TrainJob
+from pipelines.train_job import Questions, TrainJob, Weights
 
 VERBS = ("build", "propose", "shard", "train", "evaluate")
 """Verbs that make artifacts, in the order of their steps."""
@@ -308,15 +308,17 @@ def _training(
     used = {name: sources[name] for name in datasets_of(training.mix)}
     parent = previous if training.learner.continues else None
     asked, asked_steps = _questions(made, training.validation_benchmarks)
-    weights = next((find_weights(named) for named in training.weights.values()), None)
+    paths = {part: find_weights(named, part) for part, named in training.weights.items()}
     job = TrainJob(
         name=training.name,
         learner=training.learner,
         config=training.config,
         mix=training.mix,
         shards={name: step.artifact for name, step in used.items()},
-        weights=weights,
-        weights_digest=content_digest(Path(weights), made.digest_cache) if weights else None,
+        weights={
+            part: Weights(path=path, digest=content_digest(Path(path), made.digest_cache))
+            for part, path in paths.items()
+        },
         validation={source: step.artifact for source, step in held_out.items()},
         benchmarks=asked,
         parent=parent.artifact if parent else None,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from pipelines.artifacts import Artifact, filesystem_of, json_bytes
+from pipelines.learners import Trainee
 from pipelines.train_job import TrainJob
 
 OUTCOME = "outcome.json"
@@ -47,12 +48,16 @@ def write_export(export: Callable[[Path], None], uri: str) -> None:
         pafs.copy_files(folder, path, source_filesystem=local, destination_filesystem=filesystem)
 
 
+def build_trainee(job: TrainJob) -> Trainee:
+    """What a job trains, as it is before the first step."""
+    config = job.config
+    with local_export(job.parent) as parent:
+        return job.learner.build(parent, job.weight_paths, seed=config.seed, precision=config.precision)
+
+
 def write_start(job: TrainJob, output: Artifact) -> None:
     """Write what a run of no steps leaves: the model as its learner makes it."""
-    with local_export(job.parent) as parent:
-        start = parent if job.weights is None else Path(job.weights)
-        trainee = job.learner.build(start, seed=job.config.seed)
-    write_export(trainee.export, output.uri("export"))
+    write_export(build_trainee(job).export, output.uri("export"))
     output.write_bytes(OUTCOME, json_bytes({"skipped_steps": []}))
     output.write_bytes("history.json", json_bytes([]))
 

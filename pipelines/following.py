@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipelines.progress import duration
 from pipelines.train_job import TrainJob
@@ -18,16 +18,26 @@ from pipelines.train_job import TrainJob
 _FOLLOW_EVERY_S = 0.2
 
 
+class Log(Protocol):
+    """Where a run is logged: what the driver needs of `pipelines.tracking.Tracker`."""
+
+    def log(self, records: list[dict[str, float]]) -> None:
+        """Log the records of steps, in order."""
+
+    def log_speed(self, step: int, figures: dict[str, float]) -> None:
+        """Log how fast the steps up to `step` were."""
+
+    def link(self, name: str, uri: str) -> None:
+        """Say where something of the run lies."""
+
+
 class Follower:
     """Takes the reports of a run on the driver."""
 
     def __init__(
-        self,
-        job: TrainJob,
-        log: Callable[[list[dict[str, float]]], None],
-        validate: Callable[[dict[str, Any]], None] | None = None,
+        self, job: TrainJob, log: Log, validate: Callable[[dict[str, Any]], None] | None = None
     ) -> None:
-        """log: takes the records of the steps, in order. validate: takes each report, too."""
+        """log: of the run. validate: takes each report, too."""
         self._job, self._log, self._validate = job, log, validate
         self._record: dict[str, float] = {}
         self.stopped_at: int | None = None
@@ -35,23 +45,28 @@ class Follower:
 
     def receive(self, report: dict[str, Any]) -> None:
         """Handle one report."""
-        self._log(report["records"])
+        self._log.log(report["records"])
+        if "checkpoint" in report:
+            self._log.link("checkpoint", report["checkpoint"])
         for message in report["messages"]:
             print(f"train {self._job.name}: {message}", file=sys.stderr, flush=True)
         self._record = (report["records"] or [self._record])[-1]
-        step, steps, rate = report["step"], self._job.config.steps, report["rate"]
+        step, steps, speed = report["step"], self._job.config.steps, report["speed"]
         if report["stopped"]:
             self.stopped_at = step
         if self._validate is not None:
             self._validate(report)
-        if not rate:
+        if not speed:
             return
+        self._log.log_speed(step, speed)
         loss, lr = self._record.get("loss", math.nan), self._job.config.schedule(step - 1)
-        left = duration((steps - step) * self._job.config.batch_size / rate)
+        left = duration((steps - step) * speed["step_seconds"])
+        used = f", MFU {speed['flop_utilisation']:.1%}" if "flop_utilisation" in speed else ""
         print(
             f"train {self._job.name}: step {step}/{steps}, loss {loss:.4f}, "
-            f"lr {lr * self._job.config.learning_rate:.2e}, {rate:.1f} samples/s, "
-            f"data wait {report['wait']:.0%}, {left} left",
+            f"lr {lr * self._job.config.learning_rate:.2e}, {speed['samples_per_second']:.1f} samples/s, "
+            f"{speed['tokens_per_second']:.0f} tokens/s{used}, data wait {speed['data_wait_share']:.0%}, "
+            f"{left} left",
             file=sys.stderr,
             flush=True,
         )

@@ -9,10 +9,10 @@ makes learners too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 from fo1_model.config import SIZES, TOWERS, ModelConfig
 from fo1_model.opn.config import AugmentationConfig, OPNConfig, OPNCriterionConfig
@@ -26,6 +26,24 @@ if TYPE_CHECKING:
     from fo1_model.processing import Batch, Processor
     from pipelines.judges import Judge
     from pipelines.train_job import TrainConfig
+
+
+Precision = Literal["fp32", "bf16"]
+Folders = Mapping[str, Path]
+"""Part of a module -> folder or file of weights of others that it starts from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLoss:
+    """What a forward pass gives."""
+
+    total: Tensor
+    """float32[]: the loss, summed over the batch."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Parts of it for the log, summed likewise."""
+    by_example: Tensor | None = None
+    """float64[examples, 2]: what each example of the batch adds to the loss, and to what it is divided by
+    (`Collator.weigh`), without gradient. None where the loss does not come apart."""
 
 
 class Trainee(Protocol):
@@ -42,10 +60,13 @@ class Trainee(Protocol):
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         """Freeze what does not train; return groups ``{name, params, lr, weight_decay}`` of the rest."""
 
-    def loss(self, forward: Callable[..., Any], batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """Summed loss of a batch, float32[], and its parts for the log, summed likewise.
+    def loss(self, forward: Callable[..., Any], batch: Any) -> BatchLoss:
+        """Loss of a batch. forward: calls the module."""
 
-        forward: calls the module.
+    def flops(self, batch: Any) -> float | None:
+        """FLOPs of a forward and backward pass (`fo1_model.flops`); None where nobody counts them.
+
+        batch: as the collator made it, on the CPU.
         """
 
     def export(self, folder: Path) -> None:
@@ -70,11 +91,21 @@ class Learner(Protocol):
     def inputs(self) -> Mapping[str, str]:
         """Fingerprints of files that come with the package and that the weights start from."""
 
-    def check(self, *, has_parent: bool) -> None:
-        """Raise ValueError when the description and the presence of a parent run contradict each other."""
+    def check(self, *, has_parent: bool, weights: Collection[str] = ()) -> None:
+        """Raise ValueError when the description, the presence of a parent run and the parts that weights of
+        others are given for do not fit together."""
 
-    def build(self, parent: Path | None, *, seed: int) -> Trainee:
-        """Make the trainee, the same on every worker. parent: model folder of the run it goes on from."""
+    def check_weights(self, weights: Folders) -> None:
+        """Raise ValueError when what lies there is not what the description says; reads no weights."""
+
+    def build(
+        self, parent: Path | None, weights: Folders | None = None, *, seed: int, precision: Precision = "fp32"
+    ) -> Trainee:
+        """Make the trainee, the same on every worker.
+
+        parent: model folder of the run it goes on from. weights: part -> folder of weights of others.
+        precision: the least that its weights are read in; the engine converts what is wider.
+        """
 
     def judge(self, folder: Path, device: str) -> Judge:
         """The model that a trainee exported to `folder`, to be judged."""
@@ -102,26 +133,40 @@ class OPNLearner:
         """Nothing: OPN starts from random weights, or from some that the job names."""
         return {}
 
-    def check(self, *, has_parent: bool) -> None:
-        """Refuse a parent run, and a warm start without weights."""
-        if has_parent and not self.warm_start:
-            raise ValueError("OPN starts from random weights: leave out the parent run and the weights")
-        if self.warm_start and not has_parent:
+    def check(self, *, has_parent: bool, weights: Collection[str] = ()) -> None:
+        """Refuse a parent run, and weights of any part but a warm start's ``omdet``."""
+        if has_parent:
+            raise ValueError("OPN goes on from no run: leave out the parent run")
+        _check_parts("OPN", weights, ("omdet",) if self.warm_start else ())
+        if self.warm_start and not weights:
             raise ValueError("OPN, warm_start=True: name the folder of an OmDet-Turbo")
 
-    def build(self, parent: Path | None, *, seed: int) -> Trainee:
-        """A new network from `seed`, or from the OmDet-Turbo in the folder `parent`."""
-        self.check(has_parent=parent is not None)
-        if parent is None:
+    def check_weights(self, weights: Folders) -> None:
+        """Refuse an OmDet-Turbo of other sizes."""
+        from fo1_model.opn.warm_start import warm_start_config
+
+        if weights and (found := warm_start_config(weights["omdet"])) != self.network:
+            raise ValueError(f"{weights['omdet']} has other sizes than the run: {found}, not {self.network}")
+
+    def build(
+        self,
+        parent: Path | None,
+        weights: Folders | None = None,
+        *,
+        seed: int,
+        precision: Precision = "fp32",  # noqa: ARG002 - it is small
+    ) -> Trainee:
+        """A new network from `seed`, or from an OmDet-Turbo."""
+        weights = weights or {}
+        self.check(has_parent=parent is not None, weights=weights)
+        if not weights:
             from fo1_model.opn.network import new_opn
 
             return _OPNTrainee(new_opn(self.network, seed), self)
         from fo1_model.opn.warm_start import warm_start
 
-        network = warm_start(parent)
-        if network.config != self.network:
-            raise ValueError(f"{parent} has other sizes than the run: {network.config}, not {self.network}")
-        return _OPNTrainee(network, self)
+        self.check_weights(weights)
+        return _OPNTrainee(warm_start(weights["omdet"]), self)
 
     def judge(self, folder: Path, device: str) -> Judge:
         """As `Learner.judge`."""
@@ -154,10 +199,13 @@ class _OPNTrainee:
             {"name": "opn_no_decay", "params": vectors, "lr": config.learning_rate, "weight_decay": 0.0},
         ]
 
-    def loss(self, forward: Callable[..., Any], batch: Any) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, forward: Callable[..., Any], batch: Any) -> BatchLoss:
         outputs = forward(batch.pixels, batch.prompts, batch.boxes, batch.seeds)
         loss_sum, _, logs = self._criterion(outputs, batch)
-        return loss_sum, logs
+        return BatchLoss(total=loss_sum, parts=logs)
+
+    def flops(self, batch: Any) -> None:
+        """Not counted."""
 
     def export(self, folder: Path) -> None:
         from fo1_model.opn.network import save_opn
@@ -198,22 +246,50 @@ class FO1Learner:
             raise ValueError(f"base={self.base!r}: {file.name} is not among the package's assets")
         return {f"base/{self.base}": hashlib.sha256(file.read_bytes()).hexdigest()[:16]}
 
-    def check(self, *, has_parent: bool) -> None:
-        """Raise ValueError when ``model``, ``base`` and the parent run do not fit together."""
+    def check(self, *, has_parent: bool, weights: Collection[str] = ()) -> None:
+        """Raise ValueError when ``model``, ``base``, the parent run and weights of others do not fit
+        together. A new model takes both of its towers from others, or neither.
+        """
         if has_parent and self.model is not None:
             raise ValueError(f"{self.stage}: `model` makes a new one: leave out the parent run, or `model`")
         if not has_parent and self.model is None:
             raise ValueError(f"{self.stage}: name the run it continues, or give `model`")
         if self.base and (self.model is None or self.base not in SIZES):
             raise ValueError(f"{self.stage}, base={self.base!r}: needs `model`; one of {', '.join(SIZES)}")
+        if self.base and weights:
+            raise ValueError(f"{self.stage}, base={self.base!r}: leave it out, or the weights of others")
+        _check_parts(self.stage, weights, self._towers())
 
-    def build(self, parent: Path | None, *, seed: int) -> Trainee:
-        """The model at the start of the stage."""
+    def _towers(self) -> tuple[str, ...]:
+        """Parts of a new model that weights of others are for."""
+        if self.model is None:
+            return ()
+        return ("vlm", "auxiliary") if self.model.builds_auxiliary else ("vlm",)
+
+    def check_weights(self, weights: Folders) -> None:
+        """Refuse towers of other families and sizes, and folders that lack a file."""
+        from fo1_model.published import check_published
+
+        if weights:
+            check_published(cast("ModelConfig", self.model), weights)
+
+    def build(
+        self, parent: Path | None, weights: Folders | None = None, *, seed: int, precision: Precision = "fp32"
+    ) -> Trainee:
+        """The model at the start of the stage. Weights from folders are read in `precision`, others drawn
+        or kept in float32."""
+        import torch
+
         from fo1_model import checkpoint
+        from fo1_model.published import published_model
 
-        self.check(has_parent=parent is not None)
+        weights = weights or {}
+        self.check(has_parent=parent is not None, weights=weights)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         if parent is not None:
-            made = checkpoint.load_model(parent)
+            made = checkpoint.load_model(parent, dtype=dtype)
+        elif weights:
+            made = published_model(cast("ModelConfig", self.model), seed, weights, dtype=dtype)
         elif self.base:
             made = checkpoint.load_base(self.base, seed, config=self.model)
         else:
@@ -251,10 +327,27 @@ class _FO1Trainee:
             learning_rates=self._learner.learning_rates,
         )
 
-    def loss(self, forward: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        return forward(batch).loss_sum, {}
+    def loss(self, forward: Callable[..., Any], batch: Batch) -> BatchLoss:
+        output = forward(batch)
+        return BatchLoss(total=output.loss_sum, by_example=output.by_sample)
+
+    def flops(self, batch: Batch) -> float | None:
+        from fo1_model.flops import train_flops
+
+        return train_flops(self.module, batch)
 
     def export(self, folder: Path) -> None:
         from fo1_model.checkpoint import save_model
 
         save_model(self.module, self._processor, folder)
+
+
+def _check_parts(what: str, given: Collection[str], parts: tuple[str, ...]) -> None:
+    """Raise ValueError when weights are given, but not for just these parts."""
+    if unknown := sorted(set(given) - set(parts)):
+        named = f"it takes them for {', '.join(parts)}" if parts else "it takes none"
+        raise ValueError(f"{what}: weights of others are given for {', '.join(unknown)}; {named}")
+    if given and (missing := [part for part in parts if part not in given]):
+        raise ValueError(
+            f"{what}: weights of others are given for {', '.join(given)}; give {', '.join(missing)} too"
+        )

@@ -55,6 +55,8 @@ class MicroBatch:
     """What the learner's collator made."""
     weight: float
     """Its share in the normalisation of the loss; 0 for a filler."""
+    sources: tuple[str, ...] = ()
+    """Source in the mix of each example, in the batch's order; none for a filler."""
     filler: bool = False
     """Whether it only keeps this rank in step with the others, and its loss does not count."""
 
@@ -77,7 +79,7 @@ class StepData:
     def padded(self, count: int) -> list[MicroBatch]:
         """The micro-batches, and fillers up to `count`: the most that any rank has, so that all take part in
         each other's collectives."""
-        filler = dataclasses.replace(self.micro_batches[-1], weight=0.0, filler=True)
+        filler = dataclasses.replace(self.micro_batches[-1], weight=0.0, sources=(), filler=True)
         return self.micro_batches + [filler] * (count - len(self.micro_batches))
 
 
@@ -116,6 +118,11 @@ class Loader:
         self._shuffled_regions = shuffled_regions
         self._prefetch_steps, self._processes = prefetch_steps, processes
 
+    @property
+    def sources(self) -> list[str]:
+        """Sources of the mix, in the same order on every rank."""
+        return self._plan.sources
+
     def steps(self, start: int, stop: int) -> Iterator[StepData]:
         """Yield the data of the steps ``[start, stop)`` in order."""
         if self._processes and start < stop:
@@ -131,14 +138,17 @@ class Loader:
 
     def read(self, step: int) -> list[Example]:
         """Examples of this rank in `step`, in plan order."""
-        positions = rank_positions(
-            step, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size
-        )
-        draws = [self._plan[position] for position in positions]
+        draws = self._draws(step)
         if not any(source.is_remote for source in self._sources.values()):
             return [self._read_one(draw) for draw in draws]
         with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as threads:
             return list(threads.map(self._read_one, draws))
+
+    def _draws(self, step: int) -> list[Draw]:
+        positions = rank_positions(
+            step, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size
+        )
+        return [self._plan[position] for position in positions]
 
     def _read_one(self, draw: Draw) -> Example:
         source = self._sources[draw.source]
@@ -170,12 +180,14 @@ class Loader:
                 max_tokens=self._max_tokens,
                 packed=self._collator.packs,
             )
+        drawn_from = [draw.source for draw in self._draws(step)]
         micro_batches = []
         for piece in pieces:
             # A rank that is an example short still joins every collective, with a filler that does not count.
             batch = self._collator.collate([encoded[i] for i in piece or range(1)])
             weight = float(self._collator.weigh(batch)) if piece else 0.0
-            micro_batches.append(MicroBatch(batch=batch, weight=weight, filler=not piece))
+            sources = tuple(drawn_from[i] for i in piece)
+            micro_batches.append(MicroBatch(batch=batch, weight=weight, sources=sources, filler=not piece))
         return StepData(
             step=step,
             micro_batches=micro_batches,

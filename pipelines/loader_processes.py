@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -24,14 +23,25 @@ _ALIGNMENT = 64
 """Of each tensor in the block, in bytes: what vector instructions like, and every dtype's own."""
 
 
-@dataclass(frozen=True)
 class Packed:
-    """A value with its tensors taken out."""
+    """A value with its tensors taken out.
 
-    skeleton: bytes
-    """Pickle of the value, its tensors replaced by their place in the block."""
-    block: Tensor
-    """uint8[bytes of all tensors]."""
+    The tensors are copied when this is pickled. A queue pickles in a thread of its own, so a process copies
+    one step while it loads the next. What may fail, the value's own pickle and the allocation, is done
+    before: an error in that thread would reach no one.
+    """
+
+    def __init__(self, skeleton: bytes, block: Tensor, uncopied: Sequence[tuple[int, Tensor]] = ()) -> None:
+        self.skeleton = skeleton
+        """Pickle of the value, its tensors replaced by their place in the block."""
+        self.block = block
+        """uint8[bytes of all tensors], in shared memory."""
+        self._uncopied = uncopied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        for start, tensor in self._uncopied:
+            self.block[start : start + tensor.nbytes].copy_(tensor.view(-1).view(torch.uint8))
+        return Packed, (self.skeleton, self.block)
 
 
 def pack(value: Any) -> Packed:
@@ -50,10 +60,10 @@ def pack(value: Any) -> Packed:
 
     stream = io.BytesIO()
     Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
-    block = torch.empty(offsets[-1], dtype=torch.uint8).share_memory_()
-    for tensor, start in zip(tensors, offsets, strict=False):
-        block[start : start + tensor.nbytes].copy_(tensor.view(-1).view(torch.uint8))
-    return Packed(stream.getvalue(), block)
+    # Made shared, not moved there: a move would write all of it twice.
+    storage = torch.UntypedStorage._new_shared(offsets[-1])
+    block = torch.empty(0, dtype=torch.uint8).set_(storage)
+    return Packed(stream.getvalue(), block, list(zip(offsets, tensors, strict=False)))
 
 
 def unpack(packed: Packed) -> Any:

@@ -21,10 +21,11 @@ from pipelines.averaging import WeightAverage
 from pipelines.batching import num_micro_batches
 from pipelines.candidates import Candidates
 from pipelines.engine import Engine
-from pipelines.exports import OUTCOME, local_export, write_export
+from pipelines.exports import OUTCOME, build_trainee, write_export
 from pipelines.learners import Trainee
 from pipelines.loader import Loader, make_plan, open_sources
 from pipelines.recovery import RunState
+from pipelines.speed import SpeedMeter
 from pipelines.steps import take_step
 from pipelines.workers import Notice, Worker
 
@@ -47,9 +48,7 @@ def run_worker(job: TrainJob, output: Artifact, worker: Worker, *, loader_proces
         torch.set_num_threads(1)
     config = job.config
     torch.manual_seed(config.seed)
-    with local_export(job.parent) as parent:
-        start = parent if job.weights is None else Path(job.weights)
-        trainee = job.learner.build(start, seed=config.seed)
+    trainee = build_trainee(job)
     sources = open_sources(job.shards, job.mix)
     plan = make_plan(sources, job.mix, config)
     loader = Loader(
@@ -116,20 +115,22 @@ class _Run:
         config, state = self._config, self._state
         # Records before the checkpoint go out again: the driver may have died before it logged them.
         unsent, messages = list(state.history), list[str]()
-        since, waited, counted_from = time.monotonic(), 0.0, state.step
+        meter = SpeedMeter(self._engine.device, batch_size=config.batch_size, precision=config.precision)
         for data in loader.steps(state.step, config.steps):
             done = data.step + 1
             is_last = done == config.steps
-            waited += data.wait_s
+            began = time.monotonic()
             result = take_step(
                 self._engine,
                 self._trainee,
                 data,
                 config,
                 state,
+                sources=loader.sources,
                 logs=done % config.log_every == 0 or is_last,
-                is_due=self._is_due(since),
+                is_due=self._is_due(meter.seconds),
             )
+            meter.count(result.cost, time.monotonic() - began)
             state.step = done
             if result.message:
                 messages.append(result.message)
@@ -145,15 +146,12 @@ class _Run:
             checkpoints = done % config.checkpoint_every == 0 or is_last or notice > Notice.NONE
             if not (checkpoints or validates or result.is_due):
                 continue
-            seconds = max(time.monotonic() - since, 1e-9)
-            rate = (done - counted_from) * config.batch_size / seconds
             stops = notice is Notice.STOP and not is_last
             report = _report(
                 done,
                 records=unsent,
                 messages=messages,
-                rate=rate,
-                wait=waited / seconds,
+                speed=meter.figures(),
                 candidate=done if validates else None,
                 stopped=stops,
             )
@@ -161,7 +159,7 @@ class _Run:
             if stops:
                 return False
             unsent, messages = [], []
-            since, waited, counted_from = time.monotonic(), 0.0, done
+            meter.restart()
         return True
 
     def finish(self) -> None:
@@ -178,8 +176,8 @@ class _Run:
             self._output.write_bytes(OUTCOME, json_bytes({"skipped_steps": self._state.skipped}))
             self._output.write_bytes("history.json", json_bytes(self._state.history))
 
-    def _is_due(self, since: float) -> bool:
-        is_time = self._worker.rank == 0 and time.monotonic() - since > REPORT_EVERY_S
+    def _is_due(self, seconds: float) -> bool:
+        is_time = self._worker.rank == 0 and seconds > REPORT_EVERY_S
         return is_time or self._worker.noticed()
 
     def _notice(self) -> Notice:
@@ -217,23 +215,21 @@ def _report(
     *,
     records: list[dict[str, float]] | None = None,
     messages: list[str] | None = None,
-    rate: float = 0.0,
-    wait: float = 0.0,
+    speed: dict[str, float] | None = None,
     candidate: int | None = None,
     stopped: bool = False,
 ) -> dict[str, Any]:
     """What rank 0 tells the driver.
 
-    step: steps done. records, messages: since the last report. rate: examples a second. wait: share of the
-    time that data were waited for. candidate: step of one that was written.
-    stopped: whether the run ends here, as it was told to.
+    step: steps done. records, messages: since the last report. speed: figures of the steps since then
+    (`SpeedMeter.figures`). candidate: step of one that was written. stopped: whether the run ends here, as it
+    was told to.
     """
     return {
         "step": step,
         "records": records or [],
         "messages": messages or [],
-        "rate": rate,
-        "wait": wait,
+        "speed": speed or {},
         "candidate": candidate,
         "stopped": stopped,
     }

@@ -24,7 +24,8 @@ def curves(
     figure, axes = _axes()
     for index, (name, points) in enumerate(series.items()):
         xs, ys = [p[0] for p in points], [p[1] for p in points]
-        axes.plot(xs, ys, label=name, color=_COLOURS[index % len(_COLOURS)], linewidth=1.4)
+        marker = "o" if len(points) == 1 else ""  # a line of one point would not be seen
+        axes.plot(xs, ys, label=name, color=_COLOURS[index % len(_COLOURS)], linewidth=1.4, marker=marker)
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -35,6 +36,14 @@ def curves(
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)
     return figure_uri(figure)
+
+
+def neighbours(points: Sequence[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
+    """At most so many points, each the mean of as many neighbours, give or take one."""
+    if len(points) <= most:
+        return list(points)
+    groups = np.array_split(np.asarray(points, dtype=np.float64), most)
+    return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
 
 
 def histogram(counts: ArrayLike, edges: ArrayLike, *, x: str, y: str, logarithmic: bool = False) -> str:

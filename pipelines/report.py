@@ -29,7 +29,7 @@ from pipelines.pictures import (
     picture_uri,
     region_colour,
 )
-from pipelines.plots import curves
+from pipelines.plots import curves, neighbours
 from pipelines.records import RegionExample
 
 COLUMNS: Mapping[str, str] = {
@@ -49,6 +49,12 @@ COLUMNS: Mapping[str, str] = {
     "valid_answers": "readable",
 }
 """Figures shown in tables, in order, with their heading; all are shares, shown in percent."""
+MOST_SOURCES = 8
+"""Sources whose losses are drawn in one plot: as many as there are colours."""
+TRAINING = (
+    "What each run logged. Of many steps, a point is the mean over neighbouring ones; the loss of "
+    "a source is over its own examples."
+)
 LEGEND = (
     "Boxes: green chosen rightly, red chosen wrongly, dashed orange true but not chosen, dashed grey don't "
     "care, thin white offered and not chosen."
@@ -89,6 +95,14 @@ class RunFacts:
     """What it was made from."""
     loss: Sequence[tuple[float, float]] = ()
     """(step, loss)."""
+    loss_by_source: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    """(step, loss) of each source of the mix, the one with the largest weight first."""
+    learning_rates: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    """(step, rate) of each parameter group."""
+    gradient_norm: Sequence[tuple[float, float]] = ()
+    """(step, norm before clipping)."""
+    speed: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    """(step, value) of each figure of `pipelines.speed`."""
     validation: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     """(step, value) of each figure of the held-out examples."""
 
@@ -123,10 +137,8 @@ def make_report(
     sections = [
         Section(title=name, intro="Shares in percent.", blocks=[table]) for name, table in tables.items()
     ]
-    losses = {run.run: run.loss for run in runs if run.loss}
-    if losses:
-        plots = [(name, curves({name: points}, x="step", y="loss")) for name, points in losses.items()]
-        sections.append(Section(title="Loss", blocks=[Plots(plots=plots)]))
+    if trained := [Plots(plots=plots) for run in runs if (plots := _training_plots(run))]:
+        sections.append(Section(title="Training", intro=TRAINING, blocks=trained))
     sections += _validation_sections(runs)
     recalls = recall_table(detectors or {})
     if detectors:
@@ -146,6 +158,40 @@ def make_report(
     if detectors:
         texts.append(f"proposals\n{text_table(recalls.header, recalls.rows)}")
     return Report(html=render_page(title, sections, intro=intro), text="\n\n".join(texts))
+
+
+def _training_plots(run: RunFacts) -> list[tuple[str, str]]:
+    """Captions and plots of what a run logged; of many sources those with the largest weights."""
+    first = list(run.loss_by_source.items())[:MOST_SOURCES]
+    shown = {name: neighbours(points, most=40) for name, points in first}
+    some = (
+        f", {len(shown)} largest of {len(run.loss_by_source)}" if len(shown) < len(run.loss_by_source) else ""
+    )
+    waits = [(step, 100 * share) for step, share in run.speed.get("data_wait_share", ())]
+    wanted: list[tuple[str, Mapping[str, Sequence[tuple[float, float]]], str]] = [
+        ("loss", {"loss": run.loss}, "loss"),
+        (f"loss by source{some}", shown, "loss"),
+        ("learning rate", _joined(run.learning_rates), "learning rate"),
+        ("gradient norm", {"norm": run.gradient_norm}, "norm before clipping"),
+        ("tokens per second", {"tokens": run.speed.get("tokens_per_second", ())}, "tokens/s"),
+        ("waiting for data", {"wait": waits}, "percent of the time"),
+    ]
+    plots = []
+    for caption, series, y in wanted:
+        filled = {name: neighbours(points) for name, points in series.items() if points}
+        if filled:
+            plots.append((f"{run.run}: {caption}", curves(filled, x="step", y=y)))
+    return plots
+
+
+def _joined(
+    rates: Mapping[str, Sequence[tuple[float, float]]],
+) -> dict[str, Sequence[tuple[float, float]]]:
+    """Parameter groups of one and the same rate as one line, with and without weight decay under one name."""
+    names: dict[tuple[tuple[float, float], ...], list[str]] = {}
+    for name, points in rates.items():
+        names.setdefault(tuple(points), []).append(name.removesuffix("_no_decay"))
+    return {", ".join(dict.fromkeys(own)): points for points, own in names.items()}
 
 
 def _validation_sections(runs: Sequence[RunFacts]) -> list[Section]:

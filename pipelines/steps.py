@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,8 +10,9 @@ import torch.distributed as dist
 
 from pipelines.engine import Engine
 from pipelines.learners import Trainee
-from pipelines.loader import StepData, seed_of
+from pipelines.loader import MicroBatch, StepData, seed_of
 from pipelines.recovery import RunState
+from pipelines.speed import StepCost
 from pipelines.train_job import TrainConfig
 
 
@@ -23,6 +24,8 @@ class StepResult:
     """Whether the weights changed."""
     is_due: bool
     """Whether the ranks should look up from their work: a report is due, or one of them has a notice."""
+    cost: StepCost
+    """What the step took."""
     record: dict[str, float] = field(default_factory=dict)
     """What is logged; empty for a step that is not, or that was left out."""
     message: str = ""
@@ -36,12 +39,14 @@ def take_step(
     config: TrainConfig,
     state: RunState,
     *,
+    sources: Sequence[str],
     logs: bool,
     is_due: bool,
 ) -> StepResult:
     """Do the step of `data`: one update, or none when its loss or gradient is unusual.
 
-    state: takes the loss, or the step that was left out. logs: whether there is a record.
+    state: takes the loss, or the step that was left out. sources: of the mix, in the same order on every
+    rank. logs: whether there is a record.
     is_due: of this rank; the result has what any rank says.
 
     FloatingPointError for more steps without an update than ``config.max_skipped_steps``.
@@ -49,13 +54,19 @@ def take_step(
     # Random numbers of a step depend on nothing that happened before it, so a resumed run draws the same.
     torch.manual_seed(seed_of("step", config.seed, data.step, dist.get_rank()))
     rates = engine.set_learning_rate(config.schedule(data.step))
-    weight, due = _over_ranks(
-        [sum(micro.weight for micro in data.micro_batches), float(is_due)], engine.device
+    micro_batches = data.micro_batches
+    flops = sum(trainee.flops(micro.batch) or 0.0 for micro in micro_batches if not micro.filler)
+    weight, due, tokens, flops, wait_s = _over_ranks(
+        [sum(m.weight for m in micro_batches), float(is_due), data.num_tokens, flops, data.wait_s],
+        engine.device,
     )
+    cost = StepCost(tokens=tokens, flops=flops, wait_s=wait_s / dist.get_world_size())
     total = max(weight, 1.0)
-    grouped = config.max_tokens_per_micro_batch is not None
-    sums = _passes(engine, trainee, data, total, grouped=grouped, logs=logs)
-    values = dict(zip(sums, (v / total for v in _over_ranks(sums.values(), engine.device)), strict=True))
+    if config.max_tokens_per_micro_batch is not None:  # ranks may have different numbers of passes
+        micro_batches = data.padded(_most(len(micro_batches), engine.device))
+    sums, by_source = _passes(engine, trainee, micro_batches, total, sources if logs else ())
+    reduced = _over_ranks([*sums.values(), *by_source.flatten()], engine.device)
+    values = {name: value / total for name, value in zip(sums, reduced, strict=False)}
     reason = state.problem(values["loss"], config.spike_factor)
     updated = engine.finish_step(discard=bool(reason))
     if not updated:
@@ -64,44 +75,61 @@ def take_step(
         dist.all_gather_object(gathered, data.sample_ids)
         samples = [name for own in gathered for name in own]
         message = state.skip(data.step + 1, reason, samples, config.max_skipped_steps)
-        return StepResult(updated=False, is_due=True, message=message)
+        return StepResult(updated=False, is_due=True, cost=cost, message=message)
     state.take(values["loss"])
     if not logs:
-        return StepResult(updated=True, is_due=bool(due))
+        return StepResult(updated=True, is_due=bool(due), cost=cost)
     record = {
         "step": data.step + 1,
         **values,
+        **_means(sources, reduced[len(sums) :]),
         "gradient_norm": engine.gradient_norm(),
         **{f"learning_rate/{name}": rate for name, rate in zip(engine.names, rates, strict=True)},
     }
     if state.skipped:
         record["skipped_steps"] = len(state.skipped)
-    return StepResult(updated=True, is_due=bool(due), record=record)
+    return StepResult(updated=True, is_due=bool(due), cost=cost, record=record)
 
 
 def _passes(
-    engine: Engine, trainee: Trainee, data: StepData, total: float, *, grouped: bool, logs: bool
-) -> dict[str, torch.Tensor]:
-    """Forward and backward passes of this rank; sums of the loss and its parts. The step is left open.
+    engine: Engine,
+    trainee: Trainee,
+    micro_batches: Sequence[MicroBatch],
+    total: float,
+    sources: Sequence[str],
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Forward and backward passes of this rank. The step is left open.
 
-    grouped: whether batches are grouped by tokens, and ranks may have different numbers of them.
+    sources: those whose losses are wanted apart; none when the step is not logged.
+
+    Returns sums of the loss and, in a step that is logged, its parts; and float64[sources, 2], the sum of the
+    loss and of the weight of each source's examples.
     """
     sums = {"loss": torch.zeros((), dtype=torch.float64, device=engine.device)}
-    micro_batches = data.micro_batches
-    if grouped:
-        micro_batches = data.padded(_most(len(micro_batches), engine.device))
+    by_source = torch.zeros((len(sources), 2), dtype=torch.float64, device=engine.device)
     for number, micro in enumerate(micro_batches, start=1):
         is_last = number == len(micro_batches)
         engine.ends_step(is_last)
-        loss_sum, parts = trainee.loss(engine, micro.batch.to(engine.device))
-        loss = loss_sum / total
+        result = trainee.loss(engine, micro.batch.to(engine.device))
+        loss = result.total / total
         engine.backward(loss * 0.0 if micro.filler else loss)
         if not is_last:
             engine.micro_step()
-        own: dict[str, torch.Tensor | float] = {"loss": loss_sum.detach(), **(parts if logs else {})}
+        own: dict[str, torch.Tensor | float] = {"loss": result.total.detach()}
+        own |= result.parts if sources else {}
         for name, value in own.items():
             sums[name] = sums.get(name, torch.zeros_like(sums["loss"])) + (0.0 if micro.filler else value)
-    return sums
+        if sources and result.by_example is not None and not micro.filler:
+            # A product, because adding by index has no fixed order on a GPU.
+            belongs = [[float(source == drawn) for drawn in micro.sources] for source in sources]
+            by_source += by_source.new_tensor(belongs) @ result.by_example
+    return sums, by_source
+
+
+def _means(sources: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
+    """``loss/SOURCE`` of each source that a step held. sums: of its loss and of its weight, in turn."""
+    pairs = zip(sources, sums[::2], sums[1::2], strict=True)
+    return {f"loss/{source}": loss / weight for source, loss, weight in pairs if weight}
 
 
 def _most(count: int, device: torch.device) -> int:

@@ -15,7 +15,7 @@ from pipelines.artifacts import Artifact, file_digest
 
 Supply = Artifact | str | None
 """Samples or a run; the path of weights or of a box file; None for a detector that needs nothing."""
-_SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".pth", ".pt"}
+_SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".pth", ".pt", ".bin"}
 """Files of a folder of weights that count: weights, configs, tokenizers."""
 
 
@@ -66,25 +66,24 @@ def supply_for(detector: DetectorConfig, supplies: Sequence[Supply], need: str) 
     return next((supply for leaf, supply in parts if leaf.needs == need), None)
 
 
-def find_weights(name: str) -> str:
-    """Local path of weights: a folder or file as it is, or a model of the hub (``PekingU/rtdetr_r18vd``).
+def find_weights(name: str, field: str = "weights") -> str:
+    """Local path of weights: a folder or file as it is, or a model of the hub (``PekingU/rtdetr_r18vd``) that
+    is in this machine's cache. The network is not asked: a plan must not fetch gigabytes.
 
-    Raises ValueError when there is no such path and the hub has it neither here nor within reach.
+    field: what the user calls it. Raises ValueError when there is no such path and the cache lacks the model.
     """
     if Path(name).exists():
         return str(Path(name).absolute())
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"weights={name}: there is no such folder or file")
+        raise ValueError(f"{field}={name}: there is no such folder or file")
     from huggingface_hub import snapshot_download
 
-    patterns = [f"*{suffix}" for suffix in (".safetensors", ".json", ".txt", ".model")]
     try:
-        return snapshot_download(name, allow_patterns=patterns)
-    except Exception as error:  # its many kinds of errors; the first line says what happened
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return snapshot_download(name, local_files_only=True)
+    except (OSError, ValueError) as error:  # not there, or no name
         raise ValueError(
-            f"weights={name}: no such folder, and the Hugging Face hub did not give it ({cause}); "
-            "download it elsewhere and give the folder"
+            f"{field}={name}: there is no such folder, and no such model in the Hugging Face cache of this "
+            f"machine; fetch it with `hf download {name}`, or give a folder"
         ) from error
 
 

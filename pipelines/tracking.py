@@ -4,8 +4,10 @@ The driver creates the run, keeps its id in ``mlflow_run.json`` inside the artif
 started again, and ends it. Workers know nothing of MLflow: they report records, and the driver logs them,
 each step once even if a step was computed twice. Without a server the database is ``<root>/mlflow.db``.
 
-Logged are the hashed description of the run as parameters, the fingerprints of what it was made from as tags
-and as MLflow inputs, and metrics by step. A tracking URI may hold a password; it is never logged or stored.
+Logged are the hashed description of the run as parameters; the fingerprints of what it was made from, all
+the way up, and of the code as tags; its data as MLflow inputs; where its last checkpoint and its export lie;
+and metrics by step: what the history holds, and apart from it how fast the run was (``speed/``). A tracking
+URI may hold a password; it is never logged or stored.
 """
 
 from __future__ import annotations
@@ -28,12 +30,19 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 
 from pipelines.artifacts import Artifact, json_bytes
+from pipelines.provenance import public_uri
+from pipelines.train_job import VALIDATION
 
 RUN_FILE = "mlflow_run.json"
 STEP_KEY = "loss"
 """Metric that every record has; its last step says which records are in."""
+SPEED = "speed/"
+"""Before the names of figures of speed."""
+SPEED_KEY = f"{SPEED}step_seconds"
+"""Figure that every report of speed has; its last step says which reports are in."""
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
+_TAGS_PER_CALL = 100
 _PARAM_CHARACTERS = 6000
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 """Characters that MLflow refuses in a name, such as the brackets of our tokens."""
@@ -50,21 +59,22 @@ class Tracker:
         experiment: str,
         params: Mapping[str, Any],
         inputs: Mapping[str, str],
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         """Create the run of `output`, or open it again.
 
         uri: a tracking server or database; None for ``<root>/mlflow.db``.
         params: the description that is hashed. inputs: fingerprint of each input, by name.
+        tags: others, said anew each time that the run is opened.
         ValueError when there is no `uri` and the root is not a local folder.
         """
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._client = MlflowClient(tracking_uri=uri or local_uri(output.root))
         self.run_id = self._open(output) or self._create(output, experiment)
-        self._describe(output, params, inputs)
+        self._describe(output, params, inputs, tags or {})
         self._client.update_run(self.run_id, status="RUNNING")
-        history = self._client.get_metric_history(self.run_id, STEP_KEY)
-        self._last_step = max((metric.step for metric in history), default=-1)
+        self._last_steps = {key: self._last_step(key) for key in (STEP_KEY, SPEED_KEY)}
         self._logged_at: dict[str, set[int]] = {}
 
     def log(self, records: Iterable[Mapping[str, float]]) -> None:
@@ -72,20 +82,45 @@ class Tracker:
 
         records: in the order of their ``step``; every other value is a metric, and `STEP_KEY` is among them.
         """
+        self._log(records, STEP_KEY)
+
+    def log_speed(self, step: int, figures: Mapping[str, float]) -> None:
+        """Log the figures of speed of the steps up to `step`, unless a report of that step or a later one is
+        in: steps that were done again after a restart count once.
+
+        figures: of `pipelines.speed`, by name.
+        """
+        self._log([{"step": step, **{f"{SPEED}{name}": value for name, value in figures.items()}}], SPEED_KEY)
+
+    def speed(self) -> list[dict[str, float]]:
+        """Every report of speed that was logged, also before restarts: ``step`` and figures by name."""
+        by_step: dict[int, dict[str, float]] = {}
+        for key in sorted(self._client.get_run(self.run_id).data.metrics):
+            if key.startswith(SPEED):
+                for metric in self._client.get_metric_history(self.run_id, key):
+                    by_step.setdefault(metric.step, {"step": metric.step})[key[len(SPEED) :]] = metric.value
+        return [by_step[step] for step in sorted(by_step)]
+
+    def link(self, name: str, uri: str) -> None:
+        """Say in a tag where something of the run lies; user, password and query of a URI are left out."""
+        self._client.set_tag(self.run_id, name, public_uri(uri))
+
+    def _log(self, records: Iterable[Mapping[str, float]], step_key: str) -> None:
+        """Log records whose step is after the last one that has `step_key`."""
         now = int(time.time() * 1000)
         metrics: list[Metric] = []
         for record in records:
             step = int(record["step"])
-            if step <= self._last_step:
+            if step <= self._last_steps[step_key]:
                 continue
             named = {_metric_name(key): float(value) for key, value in record.items() if key != "step"}
             new = [Metric(name, value, now, step) for name, value in named.items()]
             if len(metrics) + len(new) > _METRICS_PER_CALL:
-                self._send(metrics)
+                self._send(metrics, step_key)
                 metrics = []
             metrics += new
         if metrics:
-            self._send(metrics)
+            self._send(metrics, step_key)
 
     def log_at(self, step: int, figures: Mapping[str, float]) -> None:
         """Log figures of one step that come after it; those that are logged already are not repeated."""
@@ -106,10 +141,14 @@ class Tracker:
         """End the run."""
         self._client.set_terminated(self.run_id, status)
 
-    def _send(self, metrics: list[Metric]) -> None:
+    def _send(self, metrics: list[Metric], step_key: str) -> None:
         # One call is one transaction and ends at a whole step: killed here, the run resumes after that step.
         self._client.log_batch(self.run_id, metrics=metrics)
-        self._last_step = metrics[-1].step
+        self._last_steps[step_key] = metrics[-1].step
+
+    def _last_step(self, key: str) -> int:
+        history = self._client.get_metric_history(self.run_id, key)
+        return max((metric.step for metric in history), default=-1)
 
     def _open(self, output: Artifact) -> str | None:
         if not output.exists(RUN_FILE):
@@ -130,11 +169,19 @@ class Tracker:
         output.write_bytes(RUN_FILE, json_bytes({"run_id": run_id}))
         return run_id
 
-    def _describe(self, output: Artifact, params: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    def _describe(
+        self,
+        output: Artifact,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        tags: Mapping[str, str],
+    ) -> None:
         """Log parameters, tags and inputs; saying the same again changes nothing."""
-        tags = {"fingerprint": output.fingerprint, "artifact": f"{output.kind}/{output.name}"}
-        tags |= {f"input.{name}": fingerprint for name, fingerprint in inputs.items()}
-        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        all_tags = {"fingerprint": output.fingerprint, "artifact": f"{output.kind}/{output.name}"}
+        all_tags |= {f"input.{name}": fingerprint for name, fingerprint in inputs.items()}
+        named = [RunTag(_NOT_IN_NAMES.sub("_", key), value) for key, value in (all_tags | dict(tags)).items()]
+        for start in range(0, len(named), _TAGS_PER_CALL):
+            self._client.log_batch(self.run_id, tags=named[start : start + _TAGS_PER_CALL])
         flat = [
             Param(_NOT_IN_NAMES.sub("_", key), value[:_PARAM_CHARACTERS])
             for key, value in flatten(params).items()
@@ -146,7 +193,7 @@ class Tracker:
                 Dataset(
                     name=name, digest=fingerprint, source_type="artifact", source=f"{name}/{fingerprint}"
                 ),
-                tags=[InputTag("mlflow.data.context", "train")],
+                tags=[InputTag("mlflow.data.context", _context(name))],
             )
             for name, fingerprint in inputs.items()
         ]
@@ -186,9 +233,14 @@ def log_figures(run: Artifact, figures: Mapping[str, float], *, uri: str | None)
         client.log_batch(run_id, metrics=new)
 
 
+def _context(name: str) -> str:
+    """What an input is to the run."""
+    return "validation" if name.startswith(VALIDATION) else "train"
+
+
 def _metric_name(name: str) -> str:
-    """MLflow takes letters, digits and _-./ in names; "ar@100" is not among them."""
-    return name.replace("@", "_at_")
+    """MLflow takes letters, digits and _-. :/ in names; "ar@100" is not among them."""
+    return _NOT_IN_NAMES.sub("_", name.replace("@", "_at_"))
 
 
 def local_uri(root: str) -> str:

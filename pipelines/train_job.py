@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.artifacts import Artifact, canonical, fingerprint
@@ -16,6 +18,9 @@ VERSION = 1
 """Raised when the same inputs would give other weights."""
 VALIDATION = "validation/"
 """Before the names of held-out figures."""
+SPEED_FILE = "speed.json"
+"""File of a finished run that says how fast it was: ``step`` and the figures of `pipelines.speed`, a record a
+report. Written from MLflow, so that it holds what came before a restart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +165,16 @@ def best_rule(text: str) -> tuple[int, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights of others, on disk."""
+
+    path: str
+    """Folder or file, which every worker reads: on a cluster it is there on every machine. Not hashed."""
+    digest: str
+    """What it holds (`pipelines.supplies.content_digest`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Questions:
     """A benchmark that candidates are asked a slice of."""
 
@@ -194,10 +209,8 @@ class TrainJob:
     """Weight of each source ``dataset/task``; empty for a run of no steps."""
     shards: dict[str, Artifact]
     """Shards of each dataset in the mix."""
-    weights: str | None = None
-    """Folder of weights of others that a new model starts from; hashed by its digest."""
-    weights_digest: str | None = None
-    """What the folder holds (`pipelines.supplies.content_digest`)."""
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    """Weights of others that parts of a new model start from, by part; the learner says which it takes."""
     validation: dict[str, Artifact] = field(default_factory=dict)
     """Shards of held-out examples, by source ``dataset/task``, where the config validates."""
     benchmarks: dict[str, Questions] = field(default_factory=dict)
@@ -227,15 +240,25 @@ class TrainJob:
             )
         if self.config.keep_best:
             self._check_keep_best()
-        if (self.weights is None) != (self.weights_digest is None) or (self.weights and self.parent):
-            raise ValueError(f"weights={self.weights!r}: give them with their digest, and no parent run")
         towers = self.learner.towers
         if unknown := sorted(set(self.config.activation_checkpointing) - set(towers)):
             known = f"choose among {', '.join(towers)}" if towers else "this learner has none: leave it out"
             raise ValueError(f"TrainConfig.activation_checkpointing names {', '.join(unknown)}; {known}")
         if self.config.compile and not towers:
             raise ValueError("TrainConfig.compile: this learner has no layers to compile; leave it out")
-        self.learner.check(has_parent=self.parent is not None or self.weights is not None)
+        self.learner.check(has_parent=self.parent is not None, weights=self.weights)
+
+    @property
+    def weight_paths(self) -> dict[str, Path]:
+        """Where the weights of others are, by part."""
+        return {part: Path(weights.path) for part, weights in self.weights.items()}
+
+    def artifacts(self) -> list[Artifact]:
+        """The artifacts it is made from: shards of the mix, what it is validated by, the parent run."""
+        names = sorted({source.split("/")[0] for source in self.mix})
+        parent = [self.parent] if self.parent is not None else []
+        asked = [artifact for q in self.benchmarks.values() for artifact in (q.shards, q.samples)]
+        return [*(self.shards[name] for name in names), *self.validation.values(), *asked, *parent]
 
     def _check_keep_best(self) -> None:
         """What can be known of the figure before there is one: a benchmark's is ``NAME.figure``."""
@@ -258,9 +281,11 @@ class TrainJob:
         for source, shards in self.validation.items():
             inputs[f"validation/{source}"] = shards.fingerprint
         for name, asked in self.benchmarks.items():
-            inputs |= {f"benchmark/{name}/{part}": mark for part, mark in asked.fingerprints().items()}
-        if self.weights_digest is not None:
-            inputs["weights"] = self.weights_digest
+            inputs |= {
+                f"{VALIDATION}benchmark/{name}/{part}": mark for part, mark in asked.fingerprints().items()
+            }
+        for part, weights in self.weights.items():
+            inputs[f"weights/{part}"] = weights.digest
         if self.parent is not None:
             inputs[f"runs/{self.parent.name}"] = self.parent.fingerprint
         return inputs | dict(self.learner.inputs())

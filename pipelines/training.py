@@ -10,6 +10,7 @@ A run is an artifact of kind ``runs``::
     export/           the model folder
     outcome.json      step that was exported, steps that were skipped
     history.json      one record for each logged step
+    speed.json        how fast it was, a record for each report; differs from run to run
     manifest.json     written last, with the final figures
 
 Whatever is killed, starting the job again resumes from the last committed checkpoint and ends in the same
@@ -32,7 +33,7 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,8 +44,9 @@ from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes
 from pipelines.exports import OUTCOME, write_start
 from pipelines.following import Follower
 from pipelines.loader import make_plan, open_sources
-from pipelines.train_job import VERSION, TrainConfig, TrainJob
-from pipelines.validation import Validator, check_tasks, make_validator
+from pipelines.provenance import code_state, upstream
+from pipelines.train_job import SPEED_FILE, VERSION, TrainConfig, TrainJob
+from pipelines.validation import check_tasks, make_validator
 from pipelines.workers import LocalWorker, Notice, checkpoint_name, committed_here, newest, stop_on_sigterm
 
 __all__ = ["TrainConfig", "TrainJob", "train"]
@@ -87,6 +89,7 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
         experiment=EXPERIMENT,
         params=job.description(),
         inputs=job.inputs(),
+        tags=_provenance(job),
     )
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
@@ -94,7 +97,7 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
             validator = make_validator(
                 job, output, runtime, max_retries=MAX_FAILURES, log=tracker.log_at, stop=stop
             )
-            follower = Follower(job, tracker.log, validator.receive if validator else None)
+            follower = Follower(job, tracker, validator.receive if validator else None)
             if job.config.steps == 0:
                 write_start(job, output)
             elif runtime.workers == 0:
@@ -114,7 +117,11 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
             raise SystemExit(STOPPED)
         history = json.loads(output.read_bytes("history.json"))
         tracker.log(history)
-        manifest = _finish(job, output, validator, history)
+        exported = validator.publish() if validator else job.config.steps
+        tracker.link("export", output.uri("export"))
+        output.write_bytes(SPEED_FILE, json_bytes(tracker.speed()))
+        metrics = {**(history[-1] if history else {}), **(validator.last_figures() if validator else {})}
+        manifest = _finish(job, output, exported, metrics)
         status = "FINISHED"
         return manifest
     finally:
@@ -122,10 +129,9 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
 
 
 def _finish(
-    job: TrainJob, output: Artifact, validator: Validator | None, history: list[dict[str, float]]
+    job: TrainJob, output: Artifact, exported: int, metrics: Mapping[str, float | None]
 ) -> dict[str, Any]:
-    """Export what the validation chose, and write the manifest."""
-    exported = validator.publish() if validator else job.config.steps
+    """Write the outcome and the manifest of a run whose export is there. exported: its step."""
     outcome = json.loads(output.read_bytes(OUTCOME))
     output.write_bytes(OUTCOME, json_bytes({**outcome, "exported_step": exported}))
     examples = job.config.steps * job.config.batch_size
@@ -137,14 +143,17 @@ def _finish(
             "inputs": job.inputs(),
             "ledger": {"steps": job.config.steps, "examples": examples, "skipped_steps": skipped},
             "exported_step": exported,
-            "metrics": {
-                **(history[-1] if history else {}),
-                **(validator.last_figures() if validator else {}),
-            },
+            "metrics": dict(metrics),
         }
     )
     Candidates(output).clear()
     return manifest
+
+
+def _provenance(job: TrainJob) -> dict[str, str]:
+    """Tags that say what a run was made from, beyond its direct inputs."""
+    lineage = {f"lineage.{name}": fingerprint for name, fingerprint in upstream(job.artifacts()).items()}
+    return lineage | {f"code.{name}": value for name, value in code_state().items()}
 
 
 def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
@@ -153,15 +162,14 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
         raise ValueError(
             f"batch_size={job.config.batch_size} is less than the {world_size} workers: raise it or use fewer"
         )
-    needed = [job.shards[name] for name in sorted({source.split("/")[0] for source in job.mix})]
-    needed += [*job.validation.values(), *([job.parent] if job.parent else [])]
-    needed += [artifact for asked in job.benchmarks.values() for artifact in (asked.shards, asked.samples)]
-    for artifact in needed:
+    for artifact in job.artifacts():
         if artifact.status() != "done":
             verb = {"runs": "train", "samples": "build"}.get(artifact.kind, "shard")
             raise ValueError(
                 f"{artifact.kind}/{artifact.name} is {artifact.status()}: make it first, with fo1 {verb}"
             )
+    if job.weights:
+        job.learner.check_weights(job.weight_paths)
     if runtime.workers == 0 and "://" in output.root:
         raise ValueError(f"root={output.root!r} needs workers: training without Ray writes to local folders")
     if job.config.steps:
@@ -310,6 +318,7 @@ def _relay(reports: Path) -> Any:
     class Relay(UserCallback):
         def after_report(self, run_context: Any, metrics: list[Any], checkpoint: Any) -> None:  # noqa: ARG002
             with reports.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(metrics[0]) + "\n")
+                committed = {} if checkpoint is None else {"checkpoint": checkpoint.path}
+                stream.write(json.dumps({**metrics[0], **committed}) + "\n")
 
     return Relay()

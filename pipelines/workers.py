@@ -97,6 +97,7 @@ class LocalWorker:
             kept = sorted(self._folder.glob("checkpoint_*"))[-self._keep_last :]
             for folder in set(self._folder.iterdir()) - set(kept):
                 shutil.rmtree(folder, ignore_errors=True)
+            report = {**report, "checkpoint": str(arrived)}
         self._receive(report)
 
     def settle(self) -> None:

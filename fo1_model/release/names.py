@@ -59,7 +59,7 @@ def released_name(own: str, bare: Collection[str] = ()) -> str:
     Raises ValueError for a tensor that the release has no place for.
     """
     if own.startswith("auxiliary.model."):
-        return AUXILIARY + _davit_name(own.removeprefix("auxiliary.model."))
+        return AUXILIARY + davit_name(own.removeprefix("auxiliary.model."))
     for ours, released in _PREFIXES:
         if own.startswith(ours):
             rest = own.removeprefix(ours)
@@ -67,8 +67,9 @@ def released_name(own: str, bare: Collection[str] = ()) -> str:
     raise ValueError(f"the release has no place for {own}")
 
 
-def _davit_name(timm_name: str) -> str:
-    """The release's name of a DaViT tensor; an image enters a stage through its convolution."""
+def davit_name(timm_name: str) -> str:
+    """The release's name of a DaViT tensor, which is Florence-2's: an image enters a stage through its
+    convolution."""
     if found := _BLOCK.fullmatch(timm_name):
         stage, block, kind, part, rest = found.groups()
         part = _HALF[part].format(kind="window" if kind == "spatial" else "channel")

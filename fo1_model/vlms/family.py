@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 Grid = tuple[int, int]
 """What a family has to know of an image's shape: (rows, columns) of its vision tower's patches, but (height,
@@ -22,6 +23,10 @@ width) in pixels where tiles depend on them (LLaVA-OneVision). Only the family r
 class VLMFamily(ABC):
     """One family of vision-language models; instances are light and hold no weights."""
 
+    model_class: type[PreTrainedModel]
+    """Class of the transformers model."""
+    config: PreTrainedConfig
+    """Its config."""
     image_token: str
     """Token repeated once for every image token of the language model."""
     image_start: tuple[str, ...]
@@ -63,9 +68,9 @@ class VLMFamily(ABC):
     tied: bool
     """Whether input embedding and output head share one matrix."""
 
-    @abstractmethod
     def build(self) -> nn.Module:
         """The transformers model with fresh weights."""
+        return self.model_class(self.config)
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:

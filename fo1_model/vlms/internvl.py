@@ -20,6 +20,7 @@ class InternVL(VLMFamily):
     the tile covers the whole image (squashed) and the image costs as many tokens as one tile does.
     """
 
+    model_class = InternVLForConditionalGeneration
     image_token = "<IMG_CONTEXT>"  # noqa: S105
     image_start = ("<img>",)
     image_end = ("</img>",)
@@ -48,10 +49,6 @@ class InternVL(VLMFamily):
             image_mean=[0.485, 0.456, 0.406],
             image_std=[0.229, 0.224, 0.225],
         )
-
-    def build(self) -> nn.Module:
-        """The transformers model with fresh weights."""
-        return InternVLForConditionalGeneration(self.config)
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:
         """Squashed to the tile (bicubic), ImageNet mean and deviation; one row."""

@@ -30,6 +30,7 @@ class LlavaOnevision(VLMFamily):
     tokens, are a matter of ``image_grid_pinpoints`` in the config.
     """
 
+    model_class = LlavaOnevisionForConditionalGeneration
     image_token = "<image>"  # noqa: S105
     image_start = ()
     image_end = ()
@@ -69,10 +70,6 @@ class LlavaOnevision(VLMFamily):
             image_mean=[0.5, 0.5, 0.5],
             image_std=[0.5, 0.5, 0.5],
         )
-
-    def build(self) -> nn.Module:
-        """The transformers model with fresh weights."""
-        return LlavaOnevisionForConditionalGeneration(self.config)
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:
         """Thumbnail and tiles (bicubic), SigLIP's mean and deviation; a row a tile."""

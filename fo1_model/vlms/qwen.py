@@ -160,6 +160,7 @@ class QwenVL(VLMFamily):
 class Qwen2VL(QwenVL):
     """Qwen2-VL: full attention, no windows."""
 
+    model_class = Qwen2VLForConditionalGeneration
     system = "You are a helpful assistant."
 
     def parse(self, config: VLMConfig) -> Any:
@@ -170,14 +171,11 @@ class Qwen2VL(QwenVL):
         """Here ``hidden_size`` is the width of image tokens and ``embed_dim`` the tower's."""
         return self._vision.embed_dim, "hidden_size"
 
-    def build(self) -> nn.Module:
-        """The transformers model with fresh weights."""
-        return Qwen2VLForConditionalGeneration(self.config)
-
 
 class Qwen25VL(QwenVL):
     """Qwen2.5-VL (the family of the release): most blocks attend within windows."""
 
+    model_class = Qwen2_5_VLForConditionalGeneration
     system = "You are a helpful assistant."
 
     def parse(self, config: VLMConfig) -> Any:
@@ -187,10 +185,6 @@ class Qwen25VL(QwenVL):
     def levels(self) -> Sequence[int]:
         """The blocks with full attention (release)."""
         return self._vision.fullatt_block_indexes
-
-    def build(self) -> nn.Module:
-        """The transformers model with fresh weights."""
-        return Qwen2_5_VLForConditionalGeneration(self.config)
 
     def natural_order(self, units: Tensor, grid_thw: Tensor) -> Tensor:
         """Undo the permutation into attention windows."""
@@ -207,6 +201,7 @@ class Qwen3VL(QwenVL):
     An image token is hidden_size wide for the decoder's input, then once more for every such layer.
     """
 
+    model_class = Qwen3VLForConditionalGeneration
     processor_kwargs: ClassVar[dict[str, Any]] = {
         "min_pixels": 65_536,
         "max_pixels": 16_777_216,
@@ -217,10 +212,6 @@ class Qwen3VL(QwenVL):
     def parse(self, config: VLMConfig) -> Any:
         """The transformers config."""
         return Qwen3VLConfig(**config.config)
-
-    def build(self) -> nn.Module:
-        """The transformers model with fresh weights."""
-        return Qwen3VLForConditionalGeneration(self.config)
 
     def image_tokens(self, output: Any) -> Tensor:
         """Merged tokens, then the deepstack features of every layer, side by side."""

@@ -21,6 +21,7 @@ class SmolVLM(VLMFamily):
     that the tile covers the whole image (squashed). The prompt is the base's for an image that is not split.
     """
 
+    model_class = SmolVLMForConditionalGeneration
     image_token = "<image>"  # noqa: S105
     image_start = ("<fake_token_around_image>", "<global-img>")
     image_end = ("<fake_token_around_image>",)
@@ -49,10 +50,6 @@ class SmolVLM(VLMFamily):
             max_image_size={"longest_edge": self._side},
             do_image_splitting=False,
         )
-
-    def build(self) -> nn.Module:
-        """The transformers model with fresh weights."""
-        return SmolVLMForConditionalGeneration(self.config)
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:
         """Squashed to the tile (Lanczos), mean and deviation 0.5; one row."""

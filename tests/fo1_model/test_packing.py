@@ -41,6 +41,23 @@ def test_packed_samples_give_what_they_give_apart(family):
     assert (mixed.logits - apart.logits).abs().max() > 1e-3
 
 
+def test_the_loss_comes_apart_by_sample():
+    """Padded and packed, each sample has what it has alone; the parts add up."""
+    model, processor = small_model("qwen2_5_vl")
+    model.eval()
+    samples = three(processor)
+    with torch.no_grad():
+        alone = [model(processor.collate([sample])) for sample in samples]
+    wanted = torch.tensor([[float(one.loss_sum), float(one.num_tokens)] for one in alone]).double()
+    assert len({float(loss) for loss in wanted[:, 0]}) == 3
+    for batch in (processor.collate(samples), processor.pack(samples)):
+        output = model(batch)
+        assert not output.by_sample.requires_grad
+        torch.testing.assert_close(output.by_sample, wanted, rtol=1e-5, atol=1e-5)
+        whole = torch.stack([output.loss_sum, output.num_tokens]).double()
+        torch.testing.assert_close(output.by_sample.sum(dim=0), whole.detach(), rtol=1e-6, atol=0)
+
+
 def test_a_sample_sees_nothing_of_its_neighbours_in_the_row():
     model, processor = small_model("qwen2_5_vl")
     model.eval()

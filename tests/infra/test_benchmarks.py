@@ -1,6 +1,7 @@
 """The benchmark scripts in a setting of seconds: they run, and what they print is a table of sane figures."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import torch
 from fo1_model.checkpoint import new_model
 from fo1_model.config import debug
 from fo1_model.generation import GenerationConfig, generate
+from fo1_model.stages import parameter_groups
 
 BENCHMARKS = Path(__file__).parents[2] / "infra/benchmarks"
+sys.path.append(str(BENCHMARKS))  # scripts share some functions
 
 
 def script(name: str):
@@ -187,3 +190,93 @@ def test_loaders_are_compared_over_the_same_examples(tmp_path):
     assert len(matched) == 32
     for image, boxes, text in theirs:
         assert torch.equal(matched[text + str(boxes.tolist())], image)
+
+
+SMALL_STEP = ["--model", "debug", "--side", "112", "--boxes", "8", "--steps", "1", "--passes", "2"]
+SMALL_STEP += ["--variants", "ours", "both"]
+
+
+def test_train_step(monkeypatch, capsys):
+    """Both stages, here in one process: each of its own takes seconds to start."""
+    benchmark = script("train_step")
+
+    def measured(given, stage, variant):
+        return json.loads(json.dumps(benchmark.measure(given, stage, variant)))
+
+    monkeypatch.setattr(benchmark, "in_own_process", measured)
+    benchmark.main(SMALL_STEP)
+    text = capsys.readouterr().out
+    assert "2 passes of 1 samples a step; attention sdpa; recomputed: nothing" in text
+    against, ours, phases, *operations = (table(part) for part in text.split("\n## ")[1:])
+    assert [(row["stage"], row["variant"]) for row in against] == [
+        (stage, variant) for stage in ("stage1", "stage2") for variant in ("ours", "both")
+    ]
+    losses = [float(row["loss"]) for row in against]
+    assert losses == pytest.approx([losses[0]] * 2 + [losses[2]] * 2, abs=2e-5)
+    assert losses[0] != losses[2]
+    for row in ours:
+        assert int(row["tokens a sample"]) > int(row["of them supervised"]) > 0
+        assert float(row["samples/s"]) > 0
+        assert row["utilisation, %"] == ""
+    assert [row["phase"] for row in phases] == list(benchmark.PHASES)
+    for stage in ("stage1", "stage2"):
+        assert sum(float(row[stage]) for row in phases) == pytest.approx(100, abs=0.5)
+        assert all(float(row[stage]) > -1 for row in phases)
+    assert [len(rows) for rows in operations] == [12, 12]
+
+
+def test_train_step_on_a_gpu_that_is_full(monkeypatch, capsys):
+    """A variant that does not fit is said to; utilisation is that of the device."""
+    benchmark = script("train_step")
+    one = {
+        "seconds": 2.0,
+        "losses": [3.0],
+        "resting": 60 * 2**30,
+        "peak": 10 * 2**30,
+        "tokens": 8000,
+        "supervised": 80.0,
+        "flops": 890.1e12,
+        "peak_flops": 989e12,
+        "phases": dict.fromkeys(benchmark.PHASES, 0.25),
+        "operations": [["gemm", 4, 0.5]],
+    }
+    found = {"ours": one, "both": None}
+    monkeypatch.setattr(benchmark, "in_own_process", lambda _given, _stage, variant: found[variant])
+    words = [*SMALL_STEP, "--batch", "8", "--passes", "1", "--stages", "stage2"]
+    benchmark.main(words)
+    against, ours, _, operations = (table(part) for part in capsys.readouterr().out.split("\n## ")[1:])
+    assert [row["s a step"] for row in against] == ["2.000", "out of memory"]
+    assert (ours[0]["utilisation, %"], ours[0]["samples/s"], ours[0]["tokens/s"]) == (
+        "**45.0**",
+        "4.00",
+        "4,000",
+    )
+    assert operations == [{"operation": "`gemm`", "calls": "4", "ms": "500.0", "% of a step": "25.0"}]
+    found["both"] = one | {"losses": [3.1]}
+    with pytest.raises(ArithmeticError, match="differ"):
+        benchmark.main(words)
+
+
+def test_train_step_on_a_gpu_takes_the_released_size():
+    benchmark = script("train_step")
+    given = benchmark.arguments(["--device", "cuda"])
+    assert (given.model, given.precision, given.batch) == ("qwen2_5_vl_3b", "bf16", 8)
+    assert given.recompute == ["language", "auxiliary"]
+
+
+@pytest.mark.parametrize("variant", ["full logits", "upsampled map", "both"])
+def test_what_is_undone_changes_no_gradient(variant):
+    variants = script("train_variants")
+    model, processor = new_model(debug(), 0)
+    parameter_groups(model, "stage2", 1.0)
+    batch = processor.collate(variants.samples(processor, 2, 112, 40))
+    gradients = []
+    for name in ("ours", variant):
+        model.zero_grad()
+        with variants.computed_as(name):
+            found = model(batch)
+        found.loss_sum.backward()
+        gradients.append((float(found.num_tokens), [p.grad for p in model.parameters() if p.requires_grad]))
+    assert gradients[0][0] == gradients[1][0]
+    for ours, other in zip(gradients[0][1], gradients[1][1], strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5)

@@ -119,6 +119,24 @@ def test_other_weights_touch_only_runs_and_answers(runtime):
     assert changed == {name for name in TRAINED if not name.endswith("start")}
 
 
+def test_published_weights_count_by_what_they_hold(runtime, tmp_path):
+    for part in ("vlm", "auxiliary"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "model.safetensors").write_text(part)
+
+    def planned(vlm="vlm", auxiliary="auxiliary"):
+        return plan(runtime, vlm=str(tmp_path / vlm), auxiliary=str(tmp_path / auxiliary))
+
+    finish(planned())
+    (tmp_path / "vlm").rename(tmp_path / "moved")
+    assert unfinished(planned("moved")) == set()
+    (tmp_path / "moved" / "model.safetensors").write_text("another")
+    reached = TRAINED | {"runs/start"}
+    assert unfinished(planned("moved")) == reached
+    with pytest.raises(ValueError, match=r"^auxiliary=.*gone: there is no such folder"):
+        planned("moved", "gone")
+
+
 def test_workers_and_places_change_nothing(runtime, tmp_path):
     finish(plan(runtime))
     other = RuntimeConfig(root=runtime.root, data=runtime.data, workers=5)

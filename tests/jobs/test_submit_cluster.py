@@ -118,9 +118,11 @@ def test_stage1_on_a_cluster(head: str, shards: list[str], environment: dict[str
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{shards[1]}/mlflow.db")
-    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert run.info.status == "FINISHED"
-    assert run.info.run_name.startswith("stage1-")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    named = {run.info.run_name.split("-")[0]: run for run in runs}
+    assert named.keys() == {"start", "stage1"}
+    run = named["stage1"]
     assert run.data.metrics["loss"] > 0
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,8 @@ from torch import nn
 
 from pipelines.artifacts import Artifact
 from pipelines.collators import Example, batch_of
-from pipelines.loader import seed_of
+from pipelines.learners import BatchLoss
+from pipelines.loader import make_plan, open_sources, seed_of
 from pipelines.records import RegionExample
 from pipelines.tars import TarWriter
 from pipelines.train_job import TrainConfig, TrainJob
@@ -27,7 +29,10 @@ from pipelines.train_job import TrainConfig, TrainJob
 class StubBatch:
     inputs: torch.Tensor
     labels: torch.Tensor
-    seeds: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    """Of the examples, as `name_of` makes them."""
+    counts: tuple[int, ...] = ()
+    """Boxes of each example."""
 
     def to(self, device: Any) -> StubBatch:
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
@@ -57,17 +62,18 @@ class StubLearner:
     towers: ClassVar[tuple[str, ...]] = ()
     answers: ClassVar[bool] = False
     control: str = ""
-    """Folder in which a test may leave ``crash`` (lines ``rank calls``, taken in turn) and ``slow``
-    (seconds a pass), and where each process notes the examples of its passes."""
+    """Folder of the `Control`."""
     dropout: float = 0.1
 
     def inputs(self) -> Mapping[str, str]:
         return {}
 
-    def check(self, *, has_parent: bool) -> None:
+    def check(self, *, has_parent: bool, weights: Collection[str] = ()) -> None:
         pass
 
-    def build(self, parent: Path | None, *, seed: int) -> StubTrainee:
+    def build(
+        self, parent: Path | None, weights: Any = None, *, seed: int, precision: str = "fp32"
+    ) -> StubTrainee:
         module = StubModule(self.dropout)
         if parent is not None:
             module.load_state_dict(torch.load(parent / "model.pt", weights_only=True))
@@ -91,8 +97,9 @@ class StubCollator:
     def collate(self, encoded: Sequence[Example]) -> StubBatch:
         boxes = np.concatenate([example.record.boxes for example in encoded])
         wide = boxes[:, 2] - boxes[:, 0] > boxes[:, 3] - boxes[:, 1]
-        seeds = tuple(example.seed for example in encoded)
-        return StubBatch(torch.from_numpy(boxes), torch.from_numpy(wide.astype(np.int64)), seeds)
+        names = tuple(map(name_of, encoded))
+        counts = tuple(len(example.record.boxes) for example in encoded)
+        return StubBatch(torch.from_numpy(boxes), torch.from_numpy(wide.astype(np.int64)), names, counts)
 
     def weigh(self, batch: StubBatch) -> float:
         return float(len(batch.labels))
@@ -103,12 +110,8 @@ class StubTrainee:
 
     def __init__(self, module: StubModule, learner: StubLearner) -> None:
         self.module = module
-        self._learner = learner
         self._calls = 0
-        start = [time.time_ns()]
-        if learner.control:  # of the first rank: one number for all processes of a start
-            dist.broadcast_object_list(start)
-        self._start = start[0]
+        self._control = Control(learner.control) if learner.control else None
 
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         self.module.frozen.requires_grad_(False)
@@ -119,36 +122,70 @@ class StubTrainee:
             {"name": "rest", "params": rest, "lr": config.learning_rate / 2, "weight_decay": 0.01},
         ]
 
-    def loss(self, forward: Callable[..., Any], batch: StubBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(self, forward: Callable[..., Any], batch: StubBatch) -> BatchLoss:
         self._calls += 1
-        self._obey()
-        self._note(batch)
+        if self._control:
+            self._control.take_pass(batch.names)
         logits = forward(batch.inputs)
         right = float((logits.argmax(1) == batch.labels).sum())
-        return nn.functional.cross_entropy(logits, batch.labels, reduction="sum"), {"accuracy": right}
+        total = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        each = nn.functional.cross_entropy(logits.detach(), batch.labels, reduction="none").double()
+        pieces = each.split(batch.counts)
+        by_example = torch.stack([torch.tensor([piece.sum(), len(piece)]).double() for piece in pieces])
+        return BatchLoss(total=total, parts={"accuracy": right}, by_example=by_example)
+
+    def flops(self, batch: StubBatch) -> None:
+        pass
 
     def export(self, folder: Path) -> None:
         torch.save(self.module.state_dict(), folder / "model.pt")
 
-    def _obey(self) -> None:
-        if not self._learner.control:
-            return
-        crash, slow = (Path(self._learner.control, name) for name in ("crash", "slow"))
+
+class Control:
+    """A folder through which a test rules the processes of a run, and learns what they did.
+
+    The test may leave there ``crash`` (lines ``rank passes whom`` taken in turn, whom being worker, driver
+    or both), ``driver`` (its process id) and ``slow`` (seconds a pass). Each process notes the
+    examples of its passes.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._passes, self._orphaned = Path(folder), 0, False
+        start = [time.time_ns()]
+        dist.broadcast_object_list(start)  # of the first rank: one number for all processes of a start
+        self._notes = self._folder / f"seen-{start[0]:020d}-{dist.get_rank()}"
+
+    def take_pass(self, names: Sequence[str]) -> None:
+        """Before a pass over these examples."""
+        self._passes += 1
+        slow = self._folder / "slow"
         if slow.exists():
             time.sleep(float(slow.read_text()))
-        if crash.exists():
-            first, *others = crash.read_text().splitlines()
-            if tuple(map(int, first.split())) == (dist.get_rank(), self._calls):
-                crash.with_suffix(".next").write_text("\n".join(others))
-                crash.with_suffix(".next").replace(crash) if others else crash.unlink()
-                os._exit(1)
+        if self._orphaned:
+            time.sleep(1)  # time for Ray to notice, or the run would be over first
+        self._crash()
+        with self._notes.open("a") as stream:
+            stream.writelines(f"{name}\n" for name in names)
 
-    def _note(self, batch: StubBatch) -> None:
-        """Add the examples of a pass to the file of this process."""
-        if self._learner.control:
-            name = f"seen-{self._start:020d}-{dist.get_rank()}"
-            with Path(self._learner.control, name).open("a") as stream:
-                stream.writelines(f"{seed}\n" for seed in batch.seeds)
+    def _crash(self) -> None:
+        crash = self._folder / "crash"
+        if not crash.exists():
+            return
+        (rank, passes, whom), *others = map(str.split, crash.read_text().splitlines())
+        if (int(rank), int(passes)) != (dist.get_rank(), self._passes):
+            return
+        crash.with_suffix(".next").write_text("\n".join(map(" ".join, others)))
+        crash.with_suffix(".next").replace(crash) if others else crash.unlink()
+        if whom in ("driver", "both"):
+            os.kill(int((self._folder / "driver").read_text()), signal.SIGKILL)
+            self._orphaned = True
+        if whom in ("worker", "both"):
+            os._exit(1)
+
+
+def name_of(example: Example) -> str:
+    """Its seed, which tells the position in the plan, and its id."""
+    return f"{example.seed} {example.record.sample_id}"
 
 
 class StubJudge:
@@ -171,13 +208,17 @@ def consumed(control: Path, job: TrainJob) -> list[int]:
     """Positions in the plan whose update is in the final weights, by what the processes noted.
 
     Each start of the workers goes on from a checkpoint: what the starts before it did from its first step on
-    was lost with them.
+    was lost with them. KeyError for an example that is not what the plan has at its position.
     """
-    total = job.config.steps * job.config.batch_size
-    position = {seed_of("augment", job.config.seed, p): p for p in range(total)}
+    sources = open_sources(job.shards, job.mix)
+    plan = make_plan(sources, job.mix, job.config)
+    position = {}
+    for draw in map(plan.__getitem__, range(job.config.steps * job.config.batch_size)):
+        sample_id = sources[draw.source].sample_ids(draw.shard)[draw.index]
+        position[f"{seed_of('augment', plan.seed, draw.position)} {sample_id}"] = draw.position
     starts: dict[str, list[int]] = {}
     for file in sorted(control.glob("seen-*")):
-        seen = [position[int(line)] for line in file.read_text().split()]
+        seen = [position[line] for line in file.read_text().splitlines()]
         starts.setdefault(file.name.split("-")[1], []).extend(seen)
     kept: list[int] = []
     for seen in starts.values():

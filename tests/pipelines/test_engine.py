@@ -1,15 +1,22 @@
-"""DeepSpeed behind `Engine`, in one process: equal to plain torch, saves what trains, resumes exactly."""
+"""DeepSpeed behind `Engine`: equal to plain torch, saves what trains, resumes exactly."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from group_worker import on_ranks
 from stub_learner import StubLearner, StubModule, StubTrainee
+from test_learners import DEBUG, example
 from torch import nn
 
+from pipelines.collators import batch_of
 from pipelines.engine import Engine, deepspeed_config
+from pipelines.loader import MicroBatch, StepData
+from pipelines.recovery import RunState
+from pipelines.steps import take_step
 from pipelines.train_job import TrainConfig
 
 
@@ -196,6 +203,51 @@ def _sharded(settings: TrainConfig) -> Engine:
     return Engine(made.module, groups, settings, num_micro_batches=1, micro_batch_size=12)
 
 
+def _clipped() -> dict[str, list[float]]:
+    """Losses of ten steps of which each is clipped, by ZeRO stage."""
+    found = {}
+    for stage in (0, 1, 2, 3):
+        settings = config(zero_stage=stage, gradient_clip=0.01)
+        made = _sharded(settings)
+        found[str(stage)] = _losses(made, range(10), settings)
+        assert made.gradient_norm() > 0.02
+    return found
+
+
+LOGGED: dict[str, Any] = {"sources": ["drawn/detection"], "logs": True, "is_due": False}
+
+
+def _fo1() -> dict[str, list[float]]:
+    """Losses of ten steps of the debug model's second stage, by ZeRO stage; ranks have unlike examples."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    found = {}
+    for stage in (0, 1, 2, 3):
+        settings = config(zero_stage=stage, batch_size=2, weight_decay=0.1, gradient_clip=1e6)
+        trained = replace(DEBUG, stage="stage2").build(None, seed=0)
+        groups = trained.parameter_groups(settings)
+        made = Engine(trained.module, groups, settings, num_micro_batches=1, micro_batch_size=1)
+        trained.module.train()
+        state, records = RunState(plan="p"), []
+        for step in range(10):
+            number = world_size * step + rank
+            batch = batch_of(trained.collator, [example(number, boxes=number % 4)])
+            micro = MicroBatch(
+                batch=batch, weight=trained.collator.weigh(batch), sources=("drawn/detection",)
+            )
+            data = StepData(step=step, micro_batches=[micro], sample_ids=[], num_tokens=0)
+            records.append(take_step(made, trained, data, settings, state, **LOGGED).record)
+        assert max(record["gradient_norm"] for record in records) < 1e3
+        found[str(stage)] = [record["loss"] for record in records]
+    return found
+
+
+def _run_all(folder: Path) -> None:
+    _run_variants(folder, False)
+    found = (_clipped(), _fo1())
+    if dist.get_rank() == 0:
+        torch.save(found, folder / "others.pt")
+
+
 def _run_variants(folder: Path, resumes: bool) -> None:
     found = {}
     for stage, precision in VARIANTS:
@@ -223,12 +275,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Found]:
     folder = tmp_path_factory.mktemp("two")
     for stage, precision in VARIANTS:
         (folder / f"{stage}-{precision}").mkdir()
-    on_ranks(2, _run_variants, folder, False)
+    on_ranks(2, _run_all, folder)
     return folder, torch.load(folder / "found-2.pt", weights_only=True)
 
 
 def test_zero_stages_agree_to_the_last_digit_on_two_ranks(two_ranks: tuple[Path, Found]) -> None:
-    """As long as no gradient is clipped: its norm is summed in another order when it is sharded."""
     _, found = two_ranks
     losses, reference = found["0-fp32"]
     assert len(losses) == 10
@@ -237,6 +288,26 @@ def test_zero_stages_agree_to_the_last_digit_on_two_ranks(two_ranks: tuple[Path,
         for name, value in found[f"{stage}-fp32"][1].items():
             if name != "idle":  # sharded AdamW decays what has no gradient; plain AdamW leaves it
                 assert torch.equal(value, reference[name]), (stage, name)
+
+
+def test_zero_stages_agree_on_the_real_model(two_ranks: tuple[Path, Found]) -> None:
+    """To the last digit at stages 0, 1 and 2. (With several passes a step, stage 2 adds up ranks first.)
+
+    Stage 3 puts hooks around modules in the graph, also on one rank: gradients of a tensor's uses inside a
+    module are then added up before those outside it, in another order than without.
+    """
+    _, found = torch.load(two_ranks[0] / "others.pt", weights_only=True)
+    assert len(set(found["0"])) == 10
+    assert found["0"] == found["1"] == found["2"]
+    assert found["3"] == pytest.approx(found["0"], rel=1e-5)
+
+
+def test_where_clipping_acts_zero_stages_agree_up_to_rounding(two_ranks: tuple[Path, Found]) -> None:
+    """DeepSpeed sums the norm in float32 over what a rank holds: in one order at stage 0, another at 3."""
+    found, _ = torch.load(two_ranks[0] / "others.pt", weights_only=True)
+    assert found["1"] == found["2"]
+    for stage in ("0", "3"):
+        assert found[stage] == pytest.approx(found["2"], rel=1e-6)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -1,6 +1,7 @@
 """OPN and the stages as the training loop sees them: groups, batches, weights, losses, exports."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from fo1_model.checkpoint import load_model
-from fo1_model.config import SIZES
+from fo1_model.config import SIZES, RegionConfig
 from fo1_model.opn.config import OPN_SIZES, AugmentationConfig
 from fo1_model.opn.network import load_opn
 from pipelines import judges
@@ -25,6 +26,9 @@ from pipelines.training import train
 CONFIG = TrainConfig(steps=2, batch_size=2, learning_rate=1e-3, weight_decay=0.1)
 DEBUG = FO1Learner(stage="stage1", model=SIZES["debug"]())
 TINY_OPN = OPNLearner(network=OPN_SIZES["tiny"]())
+PRIMARY = FO1Learner(
+    stage="stage1", model=replace(SIZES["debug"](), region=RegionConfig(features="primary", pyramid_dim=16))
+)
 
 
 def jpeg(seed: int) -> bytes:
@@ -67,7 +71,7 @@ def few_steps(trainee: Trainee, examples: list[Example]) -> tuple[float, float]:
     batch = batch_of(trainee.collator, examples)
     losses = []
     for _ in range(8):
-        loss, _ = trainee.loss(trainee.module, batch)
+        loss = trainee.loss(trainee.module, batch).total
         losses.append(float(loss.detach()) / trainee.collator.weigh(batch))
         optimizer.zero_grad()
         (loss / trainee.collator.weigh(batch)).backward()
@@ -113,9 +117,9 @@ def test_opn_batches_leave_ignored_boxes_out_of_the_weight() -> None:
     batch = batch_of(trainee.collator, [example(0), example(1, boxes=3, ignore=(False, True, False))])
     assert trainee.collator.weigh(batch) == 4
     assert [len(boxes) for boxes in batch.ignore_boxes] == [0, 1]
-    loss, logs = trainee.loss(trainee.module, batch_of(trainee.collator, [example(0, boxes=0)]))
-    assert torch.isfinite(loss)
-    assert logs
+    loss = trainee.loss(trainee.module, batch_of(trainee.collator, [example(0, boxes=0)]))
+    assert torch.isfinite(loss.total)
+    assert loss.parts
 
 
 def test_opn_augmentation_follows_the_example_not_the_batch() -> None:
@@ -164,18 +168,28 @@ def test_stage_one_trains_its_parts_alone_and_weighs_tokens(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("learner", "has_parent", "words"),
+    ("learner", "has_parent", "weights", "words"),
     [
-        (TINY_OPN, True, "leave out the parent"),
-        (DEBUG, True, "leave out the parent"),
-        (FO1Learner(stage="stage2"), False, "name the run it continues"),
-        (FO1Learner(stage="stage1", base="tiny"), True, "base='tiny': needs `model`"),
-        (FO1Learner(stage="stage1", base="huge", model=SIZES["debug"]()), False, "one of debug, tiny"),
+        (TINY_OPN, True, [], "leave out the parent"),
+        (TINY_OPN, False, ["omdet"], "given for omdet; it takes none"),
+        (replace(TINY_OPN, warm_start=True), False, [], "name the folder of an OmDet-Turbo"),
+        (replace(TINY_OPN, warm_start=True), False, ["vlm"], "given for vlm; it takes them for omdet"),
+        (DEBUG, True, [], "leave out the parent"),
+        (DEBUG, False, ["omdet", "vlm"], "given for omdet; it takes them for vlm, auxiliary"),
+        (DEBUG, False, ["vlm"], "given for vlm; give auxiliary too"),
+        (PRIMARY, False, ["vlm", "auxiliary"], "given for auxiliary; it takes them for vlm"),
+        (FO1Learner(stage="stage2"), False, [], "name the run it continues"),
+        (FO1Learner(stage="stage2"), True, ["vlm"], "given for vlm; it takes none"),
+        (FO1Learner(stage="stage1", base="tiny"), True, [], "base='tiny': needs `model`"),
+        (FO1Learner(stage="stage1", base="huge", model=SIZES["debug"]()), False, [], "one of debug, tiny"),
+        (replace(DEBUG, base="debug"), False, ["vlm", "auxiliary"], "base='debug': leave it out"),
     ],
 )
-def test_contradictions_are_refused(learner: FO1Learner, has_parent: bool, words: str) -> None:
+def test_contradictions_are_refused(
+    learner: FO1Learner, has_parent: bool, weights: list[str], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
-        learner.check(has_parent=has_parent)
+        learner.check(has_parent=has_parent, weights=weights)
 
 
 def test_the_base_is_an_input_by_its_content(tmp_path: Path) -> None:

@@ -4,20 +4,27 @@ import dataclasses
 import itertools
 import os
 import threading
+import tracemalloc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stub_learner import record
 
+from pipelines.artifacts import Artifact
 from pipelines.batching import group_by_tokens, num_micro_batches, split
 from pipelines.collators import Example
-from pipelines.loader import Loader, make_plan, permute_regions
-from pipelines.loader_processes import pack, unpack
+from pipelines.loader import Loader, StepData, make_plan, permute_regions
+from pipelines.loader_processes import Packed, pack, unpack
+from pipelines.mixing import MAX_CYCLE
+from pipelines.tars import OPEN_SHARDS, ShardSet, TarWriter
 from pipelines.train_job import TrainConfig
 
 MIX = {"d/detection": 0.7, "d/counting": 0.3}
@@ -80,46 +87,103 @@ def ids(loaded: Loader, start: int, stop: int) -> list[list[str]]:
 @given(
     batch_size=st.integers(1, 9),
     micro=st.integers(1, 4),
-    world=st.integers(1, 5),
-    start=st.integers(0, 4),
+    worlds=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=3),
     prefetch=st.integers(0, 3),
     max_tokens=st.one_of(st.none(), st.integers(1, 8)),
     seed=st.integers(0, 9),
-    share=st.sampled_from([0.5, 0.61, 0.9]),
+    share=st.floats(0.05, 0.95),
     shuffle_shards=st.integers(1, 3),
 )
 def test_union_over_ranks_is_the_plan(
-    batch_size, micro, world, start, prefetch, max_tokens, seed, share, shuffle_shards
+    batch_size, micro, worlds, prefetch, max_tokens, seed, share, shuffle_shards
 ) -> None:
-    world = min(world, batch_size)
+    """Of runs that are interrupted after some steps and go on with another number of ranks."""
     mix = {"d/detection": share, "d/counting": 1 - share}
     plan = make_plan(SOURCES, mix, dataclasses.replace(CONFIG, seed=seed, shuffle_shards=shuffle_shards))
     cut = {"batch_size": batch_size, "micro_batch_size": micro, "max_tokens": max_tokens}
-    ranks = [
-        list(loader(r, world, plan, prefetch_steps=prefetch, **cut).steps(start, 5)) for r in range(world)
-    ]
-    for step in range(start, 5):
-        data = [steps[step - start] for steps in ranks]
-        expected = [plan[p] for p in range(step * batch_size, (step + 1) * batch_size)]
-        read = [name for d in data for name in d.sample_ids]
-        assert [name.split(":")[1] for name in read] == [draw.source.split("/")[1] for draw in expected]
-        assert read == [
-            record(
-                SOURCES[d.source]._shards[SOURCES[d.source].shards[d.shard][0]][d.index],
-                task=d.source.split("/")[1],
-            ).sample_id
-            for d in expected
+    read, start = [], 0
+    for ranks, steps in worlds:
+        world = min(ranks, batch_size)
+        loaded = [
+            # what a rank works out ahead of the interruption is lost with it
+            list(
+                itertools.islice(
+                    loader(r, world, plan, prefetch_steps=prefetch, **cut).steps(start, 50), steps
+                )
+            )
+            for r in range(world)
         ]
-        most = max(len(d.micro_batches) for d in data)
-        assert max_tokens is not None or {len(d.micro_batches) for d in data} == {most}
-        for d in data:
-            counted = [m for m in d.padded(most) if not m.filler]
-            names = [e.record.sample_id for m in counted for e in m.batch]
-            assert names == d.sample_ids if max_tokens is None else sorted(names) == sorted(d.sample_ids)
-            assert len(d.padded(most)) == most
-            assert d.num_tokens == sum(len(e.record.boxes) for m in counted for e in m.batch)
-            assert all(1 <= len(m.batch) <= micro for m in d.padded(most))
-            assert all(m.weight == (0 if m.filler else len(m.batch)) for m in d.padded(most))
+        for data in zip(*loaded, strict=True):
+            assert {d.step for d in data} == {start}
+            start += 1
+            read += [name for d in data for name in d.sample_ids]
+            most = max(len(d.micro_batches) for d in data)
+            assert max_tokens is not None or {len(d.micro_batches) for d in data} == {most}
+            for d in data:
+                assert_holds_its_examples(d, most, micro, in_order=max_tokens is None)
+    expected = [plan[p] for p in range(start * batch_size)]
+    assert read == [
+        record(
+            SOURCES[d.source]._shards[SOURCES[d.source].shards[d.shard][0]][d.index],
+            task=d.source.split("/")[1],
+        ).sample_id
+        for d in expected
+    ]
+    counting = sum("counting" in name for name in read)
+    assert abs(counting - (1 - share) * len(read)) < 1 + len(read) / MAX_CYCLE
+
+
+def assert_holds_its_examples(data: StepData, most: int, micro: int, *, in_order: bool) -> None:
+    """Each once, in passes of at most `micro`, filled up to `most` passes that do not count."""
+    padded = data.padded(most)
+    counted = [m for m in padded if not m.filler]
+    names = [e.record.sample_id for m in counted for e in m.batch]
+    assert names == data.sample_ids if in_order else sorted(names) == sorted(data.sample_ids)
+    assert len(padded) == most
+    assert data.num_tokens == sum(len(e.record.boxes) for m in counted for e in m.batch)
+    assert all(1 <= len(m.batch) <= micro for m in padded)
+    assert all(m.weight == (0 if m.filler else len(m.batch)) for m in padded)
+
+
+def test_of_ten_thousand_shards_only_those_in_turn_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is opened once in an epoch, a few at a time; what is kept in memory does not grow."""
+    writer = TarWriter()
+    for number in range(6):
+        writer.add(record(number), b"image")
+    pieces, index = writer.finish()
+    opened: list[str] = []
+
+    def open_input(self: Artifact, name: str) -> pa.NativeFile:
+        opened.append(name)
+        return pa.BufferReader(b"".join(pieces))
+
+    artifact = Artifact(root=str(tmp_path), kind="shards", name="d", fingerprint="0" * 16)
+    artifact.commit({"files": {f"detection-{number:05d}.tar": {"rows": 6} for number in range(10_000)}})
+    source = ShardSet(artifact, "detection")
+    monkeypatch.setattr(Artifact, "open_input", open_input)
+    monkeypatch.setattr(Artifact, "read_table", lambda self, name: pq.read_table(pa.BufferReader(index)))
+    plan = make_plan(
+        {"d/detection": source}, {"d/detection": 1.0}, dataclasses.replace(CONFIG, shuffle_shards=4)
+    )
+    assert not opened
+    tracemalloc.start()
+    reading = Loader(
+        plan, {"d/detection": source}, collator=ListCollator(), batch_size=24, micro_batch_size=8
+    )
+    grown = []
+    for data in reading.steps(1000, 1100):
+        assert len(source._opened) <= OPEN_SHARDS
+        if data.step in (1050, 1099):
+            grown.append(tracemalloc.get_traced_memory()[0])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    turn = {source.shards[plan[position].shard][0] for position in range(24_000, 26_400)}
+    assert len(opened) == len(set(opened)) == 400
+    assert set(opened) == turn
+    assert peak < 30 * 2**20
+    assert grown[1] - grown[0] < 2**20
 
 
 def test_a_start_in_the_middle_gives_what_was_left() -> None:
@@ -236,14 +300,20 @@ def test_what_is_packed_comes_out_as_it_was() -> None:
     packed = pack(value)
     assert packed.block.is_shared()
     assert b"half" in packed.skeleton
-    out = unpack(packed)
+    out = unpack(sent(packed))
     assert (out["texts"], list(out)) == (("a", None), list(value))
     for name, tensor in tensors.items():
         assert out["tensors"][name].dtype == tensor.dtype
         assert torch.equal(out["tensors"][name], tensor), name
         assert out["tensors"][name].data_ptr() % 64 == 0 or tensor.numel() == 0
     assert torch.equal(out["again"][0], tensors["ids"])
-    assert unpack(pack("no tensor")) == "no tensor"
+    assert unpack(sent(pack("no tensor"))) == "no tensor"
+
+
+def sent(packed: Packed) -> Packed:
+    """As it arrives in another process; queues pickle with `__reduce__`."""
+    make, arguments = packed.__reduce__()
+    return make(*arguments)
 
 
 def test_leaving_early_ends_the_thread() -> None:

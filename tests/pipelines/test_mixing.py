@@ -39,11 +39,15 @@ def test_worked_order() -> None:
 @given(mixes, st.integers(0, 5), st.integers(1, 400))
 def test_every_prefix_is_within_one_of_the_shares(mix, seed: int, length: int) -> None:
     plan = SamplePlan(*mix, seed=seed)
+    total = sum(mix[1].values())
     counts: Counter[str] = Counter()
     for position in range(length):
         counts[plan[position].source] += 1
         for source, share in plan.shares.items():
             assert abs(counts[source] - share * (position + 1)) < 1
+            # of the weights themselves: they are rounded to a share of a cycle
+            wanted = mix[1][source] / total * (position + 1)
+            assert abs(counts[source] - wanted) < 1 + (position + 1) / MAX_CYCLE
     assert plan.counts(length) == {source: counts[source] for source in plan.sources}
 
 

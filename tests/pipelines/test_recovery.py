@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from stub_learner import (
 from pipelines.artifacts import Artifact
 from pipelines.candidates import Candidates, read_figures, write_figures
 from pipelines.cluster import RuntimeConfig
+from pipelines.loader import Loader, make_plan, open_sources
 from pipelines.recovery import FEWEST, WINDOW, RunState
 from pipelines.tracking import local_uri
 from pipelines.train_job import TrainJob
@@ -59,8 +61,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, passes: set[int], factor: float) -> 
     loss = StubTrainee.loss
 
     def poisoned(self: StubTrainee, forward: Any, batch: Any) -> Any:
-        value, parts = loss(self, forward, batch)
-        return (value * factor if self._calls in passes else value), parts
+        result = loss(self, forward, batch)
+        return replace(result, total=result.total * factor) if self._calls in passes else result
 
     monkeypatch.setattr(StubTrainee, "loss", poisoned)
 
@@ -132,11 +134,11 @@ def test_an_infinite_gradient_of_a_finite_loss_is_a_bad_step(
     loss = StubTrainee.loss
 
     def poisoned(self: StubTrainee, forward: Any, batch: Any) -> Any:
-        value, parts = loss(self, forward, batch)
+        result = loss(self, forward, batch)
         if self._calls == 9:
             root = (self.module.head.weight * 0).sum().abs().sqrt()  # 0, whose derivative is infinite
-            value = value + root
-        return value, parts
+            result = replace(result, total=result.total + root)
+        return result
 
     monkeypatch.setattr(StubTrainee, "loss", poisoned)
     output = run(stub_job(write_stub_shards(tmp_path), max_skipped_steps=1), tmp_path)
@@ -344,10 +346,29 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainJo
     on_ranks(2, run_job, whole, whole.artifact(str(root)))
     for file in control.glob("seen-*"):
         file.unlink()
-    (control / "crash").write_text("1 15")
+    (control / "crash").write_text("1 15 worker")
     with pytest.raises(torch.multiprocessing.ProcessExitedException):
         on_ranks(2, run_job, job, job.artifact(str(root)))
     return root, job
+
+
+def test_losses_of_sources_add_up_over_ranks(interrupted: tuple[Path, TrainJob]) -> None:
+    """Of a run on two ranks, with the boxes that the plan holds of each source as weights."""
+    made, job = interrupted
+    sources = open_sources(job.shards, job.mix)
+    plan = make_plan(sources, job.mix, job.config)
+    loader = Loader(plan, sources, collator=StubTrainee.collator, batch_size=8, micro_batch_size=8)
+    history = history_of(replace(job, name="whole").artifact(str(made)))
+    assert len(history) == job.config.steps
+    for step, logged in enumerate(history):
+        (whole,) = loader.load(step).micro_batches
+        boxes: Counter[str] = Counter()
+        for source, count in zip(whole.sources, whole.batch.counts, strict=True):
+            boxes[source] += count
+        means = {name.removeprefix("loss/"): v for name, v in logged.items() if name.startswith("loss/")}
+        assert set(means) == set(boxes)
+        total = sum(means[source] * boxes[source] for source in boxes)
+        assert total == pytest.approx(logged["loss"] * boxes.total(), rel=1e-5)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from small_evaluation import prediction_row, true_answer
@@ -6,8 +8,9 @@ from dataset_builders.synthetic import draw_scene, encode_jpeg
 from fo1_model.grammar import region_prompt
 from pipelines.evaluation import make_case
 from pipelines.pictures import MISSED, OFFERED, RIGHT, WRONG, region_colour
+from pipelines.plots import neighbours
 from pipelines.records import RegionExample
-from pipelines.report import Result, RunFacts, is_right, judged_cards, judged_marks, make_report
+from pipelines.report import Result, RunFacts, _joined, is_right, judged_cards, judged_marks, make_report
 
 IMAGE = encode_jpeg(draw_scene((1, 2)))
 # Region 3 covers region 0 with IoU 0.9: a double of it. Region 2 stands for nothing.
@@ -125,11 +128,39 @@ def test_settings_and_curves_are_on_the_page():
         config={"rate": "<0.1>"},
         fingerprints={"shards/a": "0" * 16},
         loss=[(1, 2.0), (2, 1.0)],
+        loss_by_source={f"drawn/{number}": [(1, 1.0)] for number in range(10)},
+        learning_rates={
+            "language": [(1, 0.1)],
+            "language_no_decay": [(1, 0.1)],
+            "new_rows_no_decay": [(1, 1.0)],
+        },
+        gradient_norm=[(1, 1.0)],
+        speed={"tokens_per_second": [(2, 100.0)], "step_seconds": [(2, 1.0)]},
     )
     html = make_report("t", [Result(benchmark="b", run="r", metrics={"f1": 1.0})], runs=[run]).html
     assert "&lt;0.1&gt;" in html
     assert "made from shards/a" in html
-    assert html.count("data:image/png") == 1
+    captions = re.findall(r"<figcaption>stage 1: (.*?)</figcaption>", html)
+    assert captions == [
+        "loss",
+        "loss by source, 8 largest of 10",
+        "learning rate",
+        "gradient norm",
+        "tokens per second",
+    ]
+    assert html.count("data:image/png") == 5
+
+
+def test_groups_of_one_rate_are_one_line():
+    first, second = [(1, 0.1), (2, 0.2)], [(1, 0.3)]
+    rates = {"language": first, "language_no_decay": first, "auxiliary": first, "new_rows_no_decay": second}
+    assert _joined(rates) == {"language, auxiliary": tuple(first), "new_rows": tuple(second)}
+
+
+def test_a_point_is_the_mean_of_its_neighbours():
+    points = [(1.0, 2.0), (2.0, 4.0), (3.0, 0.0), (4.0, 1.0), (5.0, 1.0)]
+    assert neighbours(points, most=5) == points
+    assert neighbours(points, most=2) == [(2.0, 2.0), (4.5, 1.0)]
 
 
 def test_nothing_evaluated_is_nothing_to_report():

@@ -97,6 +97,44 @@ def test_figures_of_earlier_steps_are_logged_once_in_any_order(output: Artifact)
     assert sorted(metric.step for metric in found) == [1, 2, 3]
 
 
+def test_how_fast_it_was_is_logged_once_and_read_back_whole(output: Artifact) -> None:
+    """A restart does steps again: what is in stays, and what the first start did is not lost."""
+    first = open_tracker(output)
+    first.log(records(1, 2, 3, 4))
+    first.log_speed(2, {"step_seconds": 0.5, "tokens_per_second": 100.0})
+    first.log_speed(4, {"step_seconds": 0.25, "tokens_per_second": 200.0, "flop_utilisation": 0.5})
+    second = open_tracker(output)
+    second.log_speed(3, {"step_seconds": 9.0, "tokens_per_second": 9.0})
+    second.log_speed(4, {"step_seconds": 9.0, "tokens_per_second": 9.0})
+    second.log(records(5))
+    second.log_speed(7, {"step_seconds": 1.0, "tokens_per_second": 50.0})
+    assert second.speed() == [
+        {"step": 2, "step_seconds": 0.5, "tokens_per_second": 100.0},
+        {"step": 4, "step_seconds": 0.25, "tokens_per_second": 200.0, "flop_utilisation": 0.5},
+        {"step": 7, "step_seconds": 1.0, "tokens_per_second": 50.0},
+    ]
+    history = client(output).get_metric_history(second.run_id, "speed/tokens_per_second")
+    assert [(metric.step, metric.value) for metric in history] == [(2, 100.0), (4, 200.0), (7, 50.0)]
+    assert [m.step for m in client(output).get_metric_history(second.run_id, "loss")] == [1, 2, 3, 4, 5]
+
+
+def test_where_things_lie_and_what_they_are_for(output: Artifact) -> None:
+    inputs = {**INPUTS, "validation/drawn/detection": "0" * 16}
+    tags = {f"lineage.samples/s{number}+a=b": "1" * 16 for number in range(120)}
+    tracker = open_tracker(output, inputs=inputs, tags={**tags, "code.commit": "abc"})
+    tracker.log([{"step": 1, "loss": 1.0, "loss/a+b=c/detection": 2.0, "ar@100": 3.0}])
+    for step in (5, 9):
+        tracker.link("checkpoint", f"s3://key:hunter2@bucket/train/checkpoint_{step}?secret_key=hunter2")
+    run = client(output).get_run(tracker.run_id)
+    assert run.data.tags["checkpoint"] == "s3://bucket/train/checkpoint_9"
+    assert run.data.tags["code.commit"] == "abc"
+    assert run.data.tags["lineage.samples/s119_a_b"] == "1" * 16
+    assert set(run.data.metrics) == {"loss", "loss/a_b_c/detection", "ar_at_100"}
+    contexts = {i.dataset.name: {tag.value for tag in i.tags} for i in run.inputs.dataset_inputs}
+    assert contexts["validation/drawn/detection"] == {"validation"}
+    assert contexts["shards/drawn"] == {"train"}
+
+
 def test_many_records_go_in_whole_steps(output: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = open_tracker(output)
     sent: list[list[int]] = []

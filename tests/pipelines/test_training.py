@@ -1,8 +1,10 @@
-"""Training: exact resume after any kill, one MLflow run, no step twice; wrong settings refused at once."""
+"""Training: exact resume, one MLflow run, no step twice; wrong settings refused at once."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,7 +38,7 @@ from pipelines.inference import PredictConfig
 from pipelines.tracking import local_uri
 from pipelines.train_job import Questions, TrainConfig, TrainJob
 from pipelines.training import train
-from pipelines.workers import committed_by_ray
+from pipelines.workers import committed_by_ray, committed_here
 
 ALONE = 0
 """Workers: none, the loop runs in the test's process."""
@@ -97,7 +99,8 @@ def test_trains_exports_and_logs(root: Path, capfd: pytest.CaptureFixture[str]) 
     assert [record["step"] for record in history] == list(range(1, 61))
     assert sum(r["loss"] for r in history[-10:]) < 0.9 * sum(r["loss"] for r in history[:10])
     assert set(history[0]) == {
-        *("step", "loss", "accuracy", "gradient_norm", "learning_rate/head", "learning_rate/rest")
+        *("step", "loss", "accuracy", "gradient_norm", "learning_rate/head", "learning_rate/rest"),
+        *("loss/drawn/counting", "loss/drawn/detection"),
     }
     assert history[0]["learning_rate/head"] == pytest.approx(1e-2 / 3)
     manifest = output.manifest()
@@ -110,7 +113,16 @@ def test_trains_exports_and_logs(root: Path, capfd: pytest.CaptureFixture[str]) 
     assert steps_in_mlflow(root, logged.info.run_id) == list(range(1, 61))
     line = capfd.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("train stub: step 60/60, loss ")
-    assert "samples/s" in line
+    assert re.search(r", [\d.]+ samples/s, \d+ tokens/s, data wait \d+%, ", line)
+    tags = logged.data.tags
+    assert tags["checkpoint"] == str(committed_here(output))
+    assert tags["export"] == output.uri("export")
+    assert tags["lineage.shards/drawn"] == "0123456789abcdef"
+    assert re.fullmatch("[0-9a-f]{40}|unknown", tags["code.commit"])
+    speed = json.loads(output.read_bytes("speed.json"))
+    assert {25, 50, 60} <= {figures["step"] for figures in speed}
+    assert all(0 <= figures["data_wait_share"] <= 1 for figures in speed)
+    assert not any("speed" in name or "second" in name for name in history[0])
     assert train(job, output, runtime(root)) == manifest
     assert len(mlflow_runs(root)) == 1
 
@@ -151,6 +163,9 @@ def test_an_interrupted_run_ends_as_if_it_was_not(
     runs = mlflow_runs(root)
     assert [r.info.status for r in runs] == ["FINISHED"] * 2
     assert [steps_in_mlflow(root, r.info.run_id) for r in runs] == [list(range(1, 13))] * 2
+    speed = [figures["step"] for figures in json.loads(resumed.read_bytes("speed.json"))]
+    assert speed == sorted(set(speed))
+    assert {5, 10, 12} <= set(speed)  # those of before the restart too
 
 
 def test_a_resumed_run_logs_what_the_killed_driver_had_not(
@@ -338,48 +353,6 @@ def test_recipes_can_be_read_without_torch_and_ray() -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(1800)  # four starts of workers, on a machine that may be busy
-def test_killed_workers_and_a_killed_driver_change_nothing(root: Path) -> None:
-    """Rank 1 dies in step 2, rank 0 right after its report of step 5, then driver and workers.
-
-    The run ends as the uninterrupted one, with the samples of the plan, each once.
-
-    Starts are what costs: one driver is killed, the other resumes and then makes the uninterrupted run too.
-    """
-    control = root / "control"
-    (control / "whole").mkdir(parents=True)
-    killed_job, whole_job = kill_jobs(root, control)
-    killed, whole = (job.artifact(str(root)) for job in (killed_job, whole_job))
-    # Two passes a step on each rank: the 11th follows the report of step 5, which may not be committed yet.
-    (control / "crash").write_text("1 3\n0 11")
-    (control / "slow").write_text("0.4")
-    driver = start_driver(root, control)
-    try:
-        wait_for(lambda: checkpoint_of(killed, 10), driver, seconds=300)
-    finally:
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-    assert not (control / "crash").exists()
-    assert killed.status() == "partial"
-    (control / "slow").unlink()
-    driver = start_driver(root, control)
-    try:
-        assert driver.wait(900) == 0
-    finally:
-        driver.kill()
-
-    assert_same_result(whole, killed)
-    assert consumed(control, killed_job) == list(range(12 * 8))
-    starts = {file.name.split("-")[1] for file in control.glob("seen-*")}
-    assert len(starts) >= 3  # the fourth is seen where the workers did not outlive their driver by two steps
-    runs = {run.info.run_name: run for run in mlflow_runs(root)}
-    assert set(runs) == {f"killed-{killed.fingerprint}", f"whole-{whole.fingerprint}"}
-    for run_of in runs.values():
-        assert run_of.info.status == "FINISHED"
-        assert steps_in_mlflow(root, run_of.info.run_id) == list(range(1, 13))
-
-
-@pytest.mark.cluster
 def test_two_workers_equal_one(root: Path) -> None:
     """Losses and gradients are normalised over all ranks: the world size changes the last bits only.
 
@@ -410,6 +383,7 @@ def test_two_workers_equal_one(root: Path) -> None:
         assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
     for name, value in weights_of(together).items():
         torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-6)
+    assert mlflow_runs(root)[0].data.tags["checkpoint"] == str(committed_by_ray(together))
 
 
 @pytest.mark.cluster
@@ -454,38 +428,3 @@ def test_a_stopped_run_goes_on_with_other_workers(root: Path) -> None:
             assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
         for name, value in weights_of(whole).items():
             torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
-
-
-def kill_jobs(root: Path, control: Path) -> list[TrainJob]:
-    """The job that is interrupted, and the same under another name."""
-    shards = write_stub_shards(root)
-    killed = stub_job(shards, learner=StubLearner(control=str(control)))
-    whole = stub_job(shards, learner=StubLearner(control=str(control / "whole")))
-    return [replace(killed, name="killed"), replace(whole, name="whole")]
-
-
-def start_driver(root: Path, control: Path) -> subprocess.Popen[bytes]:
-    """This file as a program: the interrupted job, in a process group of its own."""
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, __file__, str(root), str(control)]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
-
-
-def checkpoint_of(output: Artifact, step: int) -> bool:
-    pattern = "train/*/checkpoint_manager_snapshot.json"
-    return any(f"checkpoint_{step:09d}" in file.read_text() for file in Path(output.path).glob(pattern))
-
-
-def wait_for(condition: Any, driver: subprocess.Popen[bytes], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert driver.poll() is None, "the driver ended before the kill"
-        assert time.monotonic() < end, "the run did not get there in time"
-        time.sleep(0.1)
-
-
-if __name__ == "__main__":
-    main_root = Path(sys.argv[1])
-    for main_job in kill_jobs(main_root, Path(sys.argv[2])):
-        run(main_job, main_root, workers=2)
