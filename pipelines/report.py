@@ -49,6 +49,8 @@ COLUMNS: Mapping[str, str] = {
     "valid_answers": "readable",
 }
 """Figures shown in tables, in order, with their heading; all are shares, shown in percent."""
+SLICE = ("ap", "f1", "exact_match", "rejection_accuracy", "count_accuracy", "name_accuracy")
+"""Figures of a benchmark that are drawn over the steps of a run."""
 MOST_SOURCES = 8
 """Sources whose losses are drawn in one plot: as many as there are colours."""
 TRAINING = (
@@ -195,7 +197,8 @@ def _joined(
 
 
 def _validation_sections(runs: Sequence[RunFacts]) -> list[Section]:
-    """Curves of the held-out figures of each run: recalls at one budget, and the others, a plot each."""
+    """Curves of the held-out figures of each run: recalls at one budget, the main figures of a benchmark, and
+    the others, a plot each."""
     plots = []
     for run in runs:
         budgets = sorted({name.rpartition("@")[2] for name in run.validation if "@" in name}, key=int)
@@ -205,9 +208,16 @@ def _validation_sections(runs: Sequence[RunFacts]) -> list[Section]:
         plots += [
             (f"{run.run}, {name}", curves({name: points}, x="step", y=name))
             for name, points in run.validation.items()
-            if "@" not in name
+            if "@" not in name and "." not in name
         ]
-    intro = "Figures of held-out examples during training, of the averaged weights where there are any."
+        for benchmark in sorted({name.split(".")[0] for name in run.validation if "." in name}):
+            figures = {COLUMNS[n]: run.validation.get(f"{benchmark}.{n}") for n in SLICE}
+            series = {name: points for name, points in figures.items() if points}
+            plots.append((f"{run.run}, a slice of {benchmark}", curves(series, x="step", y="share")))
+    intro = (
+        "Figures of candidates during training, of the averaged weights where there are any: of held-out "
+        "examples, and of a few questions of benchmarks."
+    )
     return [Section(title="Held out", intro=intro, blocks=[Plots(plots=plots)])] if plots else []
 
 

@@ -136,6 +136,7 @@ def test_settings_and_curves_are_on_the_page():
         },
         gradient_norm=[(1, 1.0)],
         speed={"tokens_per_second": [(2, 100.0)], "step_seconds": [(2, 1.0)]},
+        validation={n: [(2, 0.5)] for n in ("loss", "ar@10", "r50@10", "val.f1", "val.ap", "val.samples")},
     )
     html = make_report("t", [Result(benchmark="b", run="r", metrics={"f1": 1.0})], runs=[run]).html
     assert "&lt;0.1&gt;" in html
@@ -148,7 +149,9 @@ def test_settings_and_curves_are_on_the_page():
         "gradient norm",
         "tokens per second",
     ]
-    assert html.count("data:image/png") == 5
+    held_out = re.findall(r"<figcaption>stage 1, (.*?)</figcaption>", html)
+    assert held_out == ["best 10 boxes", "loss", "a slice of val"]
+    assert html.count("data:image/png") == 8
 
 
 def test_groups_of_one_rate_are_one_line():
