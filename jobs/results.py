@@ -1,7 +1,7 @@
 """Pages and tables from artifacts that are done: the report of a recipe, inspection of its shards."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from fo1_model.detectors.configs import name_of
 from jobs.benchmarks import BENCHMARKS
 from jobs.steps import Chain, Evaluated, Step
 from pipelines.artifacts import filesystem_of
+from pipelines.candidates import Figures, read_figures
 from pipelines.train_job import SPEED_FILE, VALIDATION
 
 
@@ -119,7 +120,7 @@ def facts_of(step: Step, *, name: str | None = None) -> Any:
         learning_rates=series_of(history, "learning_rate/"),
         gradient_norm=series_of(history, "gradient_norm").get("", ()),
         speed=series_of(speed, ""),
-        validation=series_of(history, VALIDATION),
+        validation=_validation(read_figures(artifact)),
     )
 
 
@@ -130,6 +131,16 @@ def series_of(records: Sequence[dict[str, float]], prefix: str) -> dict[str, lis
         for name, value in record.items():
             if name.startswith(prefix) and name != "step":
                 found.setdefault(name.removeprefix(prefix), []).append((record["step"], value))
+    return found
+
+
+def _validation(judged: Mapping[int, Figures]) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of each figure of the candidates."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for step, figures in judged.items():
+        for name, value in figures.items():
+            if value is not None:
+                found.setdefault(name.removeprefix(VALIDATION), []).append((step, value))
     return found
 
 

@@ -23,7 +23,7 @@ from pipelines.cluster import RuntimeConfig
 from pipelines.inference import VERSION as PREDICT_VERSION
 from pipelines.inference import PredictConfig, predict, predict_inputs
 from pipelines.supplies import content_digest, find_weights
-from pipelines.train_job import TrainJob, Weights
+from pipelines.train_job import Questions, TrainJob, Weights
 
 VERBS = ("build", "propose", "shard", "train", "evaluate")
 """Verbs that make artifacts, in the order of their steps."""
@@ -243,9 +243,11 @@ def check_names(recipe: Recipe) -> None:
                 raise ValueError(
                     f"mix: {dataset} has no task {task!r}; it has {', '.join(DATASETS[dataset].tasks)}"
                 )
-    for name in recipe.benchmarks:
+    for name in (*recipe.benchmarks, *(name for t in trainings for name in t.validation_benchmarks)):
         if name not in BENCHMARKS:
             raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
+    if recipe.detector_training and recipe.detector_training.validation_benchmarks:
+        raise ValueError("validation_benchmarks: a detector answers no questions; use held-out sources")
 
 
 def _box_shards(made: Chain, spec: DatasetSpec, *, held_out: bool = False) -> Step:
@@ -305,6 +307,7 @@ def _training(
 ) -> Step:
     used = {name: sources[name] for name in datasets_of(training.mix)}
     parent = previous if training.learner.continues else None
+    asked, asked_steps = _questions(made, training.validation_benchmarks)
     paths = {part: find_weights(named, part) for part, named in training.weights.items()}
     job = TrainJob(
         name=training.name,
@@ -317,6 +320,7 @@ def _training(
             for part, path in paths.items()
         },
         validation={source: step.artifact for source, step in held_out.items()},
+        benchmarks=asked,
         parent=parent.artifact if parent else None,
         tracking_uri=made.runtime.tracking_uri,
     )
@@ -327,8 +331,25 @@ def _training(
 
         return train(job, output, runtime)
 
-    needed = [*used.values(), *held_out.values(), *([parent] if parent else [])]
+    needed = [*used.values(), *held_out.values(), *asked_steps, *([parent] if parent else [])]
     return made.add("train", output, needed, execute)
+
+
+def _questions(made: Chain, names: Iterable[str]) -> tuple[dict[str, Questions], list[Step]]:
+    """What candidates are asked, by benchmark, and the steps that make it."""
+    asked, steps = {}, list[Step]()
+    for name in names:
+        benchmark = BENCHMARKS[name]
+        spec = DATASETS[benchmark.dataset]
+        questions, truth = region_shards(made, spec, evaluation=True), build_step(made, spec)
+        asked[name] = Questions(
+            shards=questions.artifact,
+            samples=truth.artifact,
+            config=_predict_config(made, benchmark),
+            coco=benchmark.coco_ap,
+        )
+        steps += [questions, truth]
+    return asked, steps
 
 
 def evaluation_steps(made: Chain, name: str) -> None:
@@ -351,13 +372,7 @@ def evaluation_steps(made: Chain, name: str) -> None:
 
 def predict_step(made: Chain, name: str, benchmark: Benchmark, questions: Step, run: Step) -> Step:
     """Answers of a run to the questions of a benchmark."""
-    config = PredictConfig(
-        tasks=benchmark.tasks,
-        max_new_tokens=made.recipe.max_new_tokens or benchmark.max_new_tokens,
-        constraint=made.recipe.constraint,
-        score=made.recipe.score,
-        shuffled_regions=made.recipe.shuffled_regions,
-    )
+    config = _predict_config(made, benchmark)
     inputs = predict_inputs(questions.artifact, run.artifact)
     key = fingerprint(kind="predictions", version=PREDICT_VERSION, config=config, inputs=inputs)
     output = Artifact(
@@ -368,3 +383,14 @@ def predict_step(made: Chain, name: str, benchmark: Benchmark, questions: Step, 
         return predict(config, questions.artifact, run.artifact, output, runtime=runtime)
 
     return made.add("evaluate", output, (questions, run), execute)
+
+
+def _predict_config(made: Chain, benchmark: Benchmark) -> PredictConfig:
+    """How the recipe's models answer a benchmark."""
+    return PredictConfig(
+        tasks=benchmark.tasks,
+        max_new_tokens=made.recipe.max_new_tokens or benchmark.max_new_tokens,
+        constraint=made.recipe.constraint,
+        score=made.recipe.score,
+        shuffled_regions=made.recipe.shuffled_regions,
+    )

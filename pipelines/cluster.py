@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -178,6 +179,18 @@ def cluster_resources(runtime: RuntimeConfig) -> dict[str, float]:
     import ray
 
     return ray.cluster_resources()
+
+
+def start_task(function: Callable[..., Any], *args: Any, num_gpus: float, max_retries: int) -> Future[Any]:
+    """Call a function in a process of the cluster, as soon as a CPU and `num_gpus` are free there.
+
+    The process is connected already (`connect`). max_retries: times that the function is called again because
+    its process or node was lost; an error of its own is the future's at once.
+    """
+    import ray
+
+    task = ray.remote(function).options(num_cpus=1, num_gpus=num_gpus, max_retries=max_retries)
+    return task.remote(*args).future()
 
 
 def run_stages(

@@ -35,13 +35,38 @@ def evaluate(
     if not coco:
         return summarise(cases), cases
     scenes, names = load_scenes(samples)
+    return _with_coco(cases, scenes, names), cases
+
+
+def evaluate_slice(
+    examples: Sequence[RegionExample], rows: Sequence[Mapping[str, Any]], samples: Artifact, *, coco: bool
+) -> dict[str, float]:
+    """Compute the figures of some questions of a benchmark, and of their pictures alone.
+
+    rows: the answer to each (`PREDICTION_SCHEMA`). samples: what all its questions were made from. coco: as
+    for `evaluate`.
+    """
+    wanted = {_sample_id(example) for example in examples}
+    facts = {sample.sample_id: sample for sample in load_samples(samples) if sample.sample_id in wanted}
+    cases = [
+        make_case(example, row, facts.get(_sample_id(example)))
+        for example, row in zip(examples, rows, strict=True)
+    ]
+    if not coco:
+        return summarise(cases)
+    scenes, names = load_scenes(samples)
+    pictures = {case.image_id for case in cases}
+    return _with_coco(cases, [scene for scene in scenes if scene.image_id in pictures], names)
+
+
+def _with_coco(cases: Sequence[Case], scenes: Sequence[Scene], names: Sequence[str]) -> dict[str, float]:
     for case in cases:
         if case.task == DETECTION and set(case.asked or ()) != set(names):
             raise ValueError(
                 f"coco=True: picture {case.image_id} was asked for {len(case.asked or ())} of {len(names)} "
                 "names; use a benchmark that asks for all of them"
             )
-    return summarise(cases, scenes=scenes, names=names), cases
+    return summarise(cases, scenes=scenes, names=names)
 
 
 def evaluate_proposals(
@@ -68,8 +93,7 @@ def load_cases(predictions: Artifact, shards: Artifact, samples: Artifact) -> li
         row = answered.pop(example.sample_id, None)
         if row is None:
             raise RuntimeError(f"sample {example.sample_id} has no prediction in {predictions.path}")
-        sample = facts.get(example.sample_id.removesuffix(f"/{rejection.TASK}"))
-        cases.append(make_case(example, row, sample))
+        cases.append(make_case(example, row, facts.get(_sample_id(example))))
     if answered:
         raise RuntimeError(f"prediction of sample {min(answered)} has no question in {shards.path}")
     return cases
@@ -160,6 +184,11 @@ def read_examples(shards: Artifact, tasks: Sequence[str]) -> Iterator[tuple[Regi
         for name, count in source.shards:
             for row in range(count):
                 yield decode_member(source.read(name, row))
+
+
+def _sample_id(example: RegionExample) -> str:
+    """The sample that an example was made from."""
+    return example.sample_id.removesuffix(f"/{rejection.TASK}")
 
 
 def _rows(artifact: Artifact) -> Iterator[dict[str, Any]]:

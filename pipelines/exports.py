@@ -1,4 +1,4 @@
-"""Model folders of a run: where they go, how one is read, and the best ones while the run goes on."""
+"""Model folders of a run: how they are written, copied, and read from any storage."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipelines.artifacts import Artifact, filesystem_of, json_bytes
 from pipelines.learners import Trainee
 from pipelines.train_job import TrainJob
 
-BEST = "best"
-"""Folder of the candidates: ``best/step_STEP``."""
+OUTCOME = "outcome.json"
+"""File of a run that says which steps were skipped, and at its end which step was exported."""
 
 
 @contextlib.contextmanager
@@ -23,7 +23,14 @@ def local_export(run: Artifact | None) -> Iterator[Path | None]:
     if run is None:
         yield None
         return
-    filesystem, path = filesystem_of(run.uri("export"))
+    with local_folder(run.uri("export")) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def local_folder(uri: str) -> Iterator[Path]:
+    """The folder at `uri` itself where it is local, else a copy for the time of the block."""
+    filesystem, path = filesystem_of(uri)
     if isinstance(filesystem, pafs.LocalFileSystem):
         yield Path(path)
         return
@@ -51,43 +58,15 @@ def build_trainee(job: TrainJob) -> Trainee:
 def write_start(job: TrainJob, output: Artifact) -> None:
     """Write what a run of no steps leaves: the model as its learner makes it."""
     write_export(build_trainee(job).export, output.uri("export"))
-    output.write_bytes("outcome.json", json_bytes({"exported_step": 0, "skipped_steps": []}))
+    output.write_bytes(OUTCOME, json_bytes({"skipped_steps": []}))
     output.write_bytes("history.json", json_bytes([]))
 
 
-class BestExports:
-    """The best weights of a run, written when they are made and taken as its export at the end.
-
-    A run may go back to its last committed checkpoint and forget the newest best ones. So a folder stays as
-    long as the checkpoint before the last one names it.
-    """
-
-    def __init__(self, output: Artifact, saved: int | None) -> None:
-        """saved: the best step in the checkpoint that the run goes on from."""
-        self._output = output
-        self._saved = {saved}
-
-    def write(self, step: int, export: Callable[[Path], None]) -> None:
-        """Keep the weights of `step`."""
-        write_export(export, self._uri(step))
-
-    def prune(self, best: int | None) -> None:
-        """Remove what no committed checkpoint names. best: the best step in the checkpoint just written."""
-        kept = {self._uri(step).rsplit("/", 1)[1] for step in (*self._saved, best) if step is not None}
-        filesystem, path = filesystem_of(self._output.uri(BEST))
-        for info in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
-            if info.base_name not in kept:
-                filesystem.delete_dir(info.path)
-        self._saved = {best}
-
-    def publish(self, step: int) -> None:
-        """Make the weights of `step` the run's export."""
-        filesystem, source = filesystem_of(self._uri(step))
-        _, path = _empty(self._output.uri("export"))
-        pafs.copy_files(source, path, source_filesystem=filesystem, destination_filesystem=filesystem)
-
-    def _uri(self, step: int) -> str:
-        return self._output.uri(f"{BEST}/step_{step:09d}")
+def copy_export(source: str, uri: str) -> None:
+    """Copy a model folder of the same storage to `uri`, replacing what is there."""
+    filesystem, path = filesystem_of(source)
+    _, target = _empty(uri)
+    pafs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=filesystem)
 
 
 def _empty(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -34,9 +34,11 @@ class Log(Protocol):
 class Follower:
     """Takes the reports of a run on the driver."""
 
-    def __init__(self, job: TrainJob, log: Log) -> None:
-        """log: of the run."""
-        self._job, self._log = job, log
+    def __init__(
+        self, job: TrainJob, log: Log, validate: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        """log: of the run. validate: takes each report, too."""
+        self._job, self._log, self._validate = job, log, validate
         self._record: dict[str, float] = {}
         self.stopped_at: int | None = None
         """Step of the last checkpoint of a run that was told to stop and did."""
@@ -52,6 +54,8 @@ class Follower:
         step, steps, speed = report["step"], self._job.config.steps, report["speed"]
         if report["stopped"]:
             self.stopped_at = step
+        if self._validate is not None:
+            self._validate(report)
         if not speed:
             return
         self._log.log_speed(step, speed)

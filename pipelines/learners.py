@@ -9,15 +9,14 @@ makes learners too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 from fo1_model.config import SIZES, TOWERS, ModelConfig
 from fo1_model.opn.config import AugmentationConfig, OPNConfig, OPNCriterionConfig
-from pipelines.collators import Collator, Example, FO1Collator, OPNCollator, batch_of
-from pipelines.records import RegionExample
+from pipelines.collators import Collator, FO1Collator, OPNCollator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
     from fo1_model.model import FO1Model
     from fo1_model.opn.network import OPN
     from fo1_model.processing import Batch, Processor
-    from pipelines.metrics.cases import Scene
-    from pipelines.metrics.proposals import Proposed
+    from pipelines.judges import Judge
     from pipelines.train_job import TrainConfig
 
 
@@ -71,12 +69,6 @@ class Trainee(Protocol):
         batch: as the collator made it, on the CPU.
         """
 
-    def judge(self, examples: Sequence[Example], device: Any) -> list[Any]:
-        """What the module in evaluation mode makes of held-out examples, one plain picklable value each."""
-
-    def figures(self, judged: Sequence[Any]) -> dict[str, float]:
-        """Figures of a held-out set, by name, from what `judge` gave for each of its examples."""
-
     def export(self, folder: Path) -> None:
         """Write the model folder that evaluation, prediction and later stages read."""
 
@@ -91,6 +83,10 @@ class Learner(Protocol):
     @property
     def towers(self) -> tuple[str, ...]:
         """Names for ``TrainConfig.activation_checkpointing``; empty: nothing is recomputed or compiled."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether the model answers questions, so that benchmarks can be put to it."""
 
     def inputs(self) -> Mapping[str, str]:
         """Fingerprints of files that come with the package and that the weights start from."""
@@ -111,6 +107,9 @@ class Learner(Protocol):
         precision: the least that its weights are read in; the engine converts what is wider.
         """
 
+    def judge(self, folder: Path, device: str) -> Judge:
+        """The model that a trainee exported to `folder`, to be judged."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OPNLearner:
@@ -128,6 +127,7 @@ class OPNLearner:
     """Start from an OmDet-Turbo, whose sizes `network` has then (`fo1_model.opn.warm_start`)."""
     continues: ClassVar[bool] = False
     towers: ClassVar[tuple[str, ...]] = ()
+    answers: ClassVar[bool] = False
 
     def inputs(self) -> dict[str, str]:
         """Nothing: OPN starts from random weights, or from some that the job names."""
@@ -168,6 +168,13 @@ class OPNLearner:
         self.check_weights(weights)
         return _OPNTrainee(warm_start(weights["omdet"]), self)
 
+    def judge(self, folder: Path, device: str) -> Judge:
+        """As `Learner.judge`."""
+        from fo1_model.opn.network import load_opn
+        from pipelines.judges import OPNJudge
+
+        return OPNJudge(load_opn(folder), self.fine, device)
+
 
 class _OPNTrainee:
     def __init__(self, module: OPN, learner: OPNLearner) -> None:
@@ -200,52 +207,10 @@ class _OPNTrainee:
     def flops(self, batch: Any) -> None:
         """Not counted."""
 
-    def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[Scene, Proposed]]:
-        from fo1_model.detectors.configs import Selection
-        from fo1_model.detectors.postprocess import select
-        from pipelines.metrics.cases import Scene
-        from pipelines.metrics.proposals import BUDGETS, Proposed
-
-        collator = replace(self.collator, augmentation=None)
-        encoded = [collator.encode(example) for example in examples]
-        batch = collator.collate(encoded).to(device)
-        outputs = self.module(batch.pixels, batch.prompts)
-        scores = outputs.logits[-1].float().sigmoid().cpu().numpy()
-        judged = []
-        for row, (example, (shown, _)) in enumerate(zip(examples, encoded, strict=True)):
-            found = select(
-                batch.letterboxes[row].to_original(outputs.boxes[-1, row]),
-                scores[row],
-                width=shown.image.width,
-                height=shown.image.height,
-                selection=Selection(max_boxes=max(BUDGETS)),
-            )
-            name = example.record.sample_id
-            labels, ignore = _labels(example.record), tuple(shown.ignore.tolist())
-            scene = Scene(image_id=name, boxes=shown.boxes, labels=labels, ignore=ignore)
-            judged.append((scene, Proposed(image_id=name, boxes=found.boxes, scores=found.scores)))
-        return judged
-
-    def figures(self, judged: Sequence[tuple[Scene, Proposed]]) -> dict[str, float]:
-        from pipelines.metrics.proposals import proposal_figures
-
-        scenes, proposed = [scene for scene, _ in judged], [found for _, found in judged]
-        names = sorted({label for scene in scenes for label in scene.labels})
-        return proposal_figures(scenes, proposed, names)
-
     def export(self, folder: Path) -> None:
         from fo1_model.opn.network import save_opn
 
         save_opn(self.module, folder)
-
-
-def _labels(record: RegionExample) -> tuple[str, ...]:
-    """Category of each box of a detector's example."""
-    labels = ["object"] * len(record.boxes)
-    for target in record.targets:
-        for region in target["regions"]:
-            labels[region] = target["text"]
-    return tuple(labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +230,7 @@ class FO1Learner:
     """Put the examples of a forward pass end to end in one row, each attending to itself alone
     (``Processor.pack``), instead of padding them. Worth it with FlashAttention and a token budget."""
     towers: ClassVar[tuple[str, ...]] = TOWERS
+    answers: ClassVar[bool] = True
 
     @property
     def continues(self) -> bool:
@@ -330,6 +296,13 @@ class FO1Learner:
             made = checkpoint.new_model(cast("ModelConfig", self.model), seed)
         return _FO1Trainee(*made, self)
 
+    def judge(self, folder: Path, device: str) -> Judge:
+        """As `Learner.judge`."""
+        from fo1_model.checkpoint import load_model
+        from pipelines.judges import FO1Judge
+
+        return FO1Judge(*load_model(folder, device=device), device)
+
 
 class _FO1Trainee:
     def __init__(self, module: FO1Model, processor: Processor, learner: FO1Learner) -> None:
@@ -362,17 +335,6 @@ class _FO1Trainee:
         from fo1_model.flops import train_flops
 
         return train_flops(self.module, batch)
-
-    def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[float, float]]:
-        judged = []
-        for example in examples:
-            batch = batch_of(self.collator, [example])
-            loss = self.module(batch.to(device)).loss_sum
-            judged.append((float(loss), self.collator.weigh(batch)))
-        return judged
-
-    def figures(self, judged: Sequence[tuple[float, float]]) -> dict[str, float]:
-        return {"loss": sum(loss for loss, _ in judged) / max(sum(weight for _, weight in judged), 1e-9)}
 
     def export(self, folder: Path) -> None:
         from fo1_model.checkpoint import save_model

@@ -226,11 +226,6 @@ def open_sources(shards: Mapping[str, Artifact], mix: Mix) -> dict[str, ShardSet
     return {source: ShardSet(shards[source.split("/")[0]], source.split("/")[1]) for source in mix}
 
 
-def held_out_sources(shards: Mapping[str, Artifact]) -> dict[str, ShardSet]:
-    """Open held-out shards, given by source ``dataset/task``."""
-    return {source: ShardSet(artifact, source.split("/")[1]) for source, artifact in shards.items()}
-
-
 def make_plan(sources: Mapping[str, Source], mix: Mix, config: TrainConfig) -> SamplePlan:
     """Plan of a mix over opened sources, with no source repeated more than ``config.max_repeats`` times.
 

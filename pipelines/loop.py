@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,14 @@ import torch.distributed as dist
 from pipelines.artifacts import Artifact, json_bytes
 from pipelines.averaging import WeightAverage
 from pipelines.batching import num_micro_batches
+from pipelines.candidates import Candidates
 from pipelines.engine import Engine
-from pipelines.exports import BestExports, build_trainee, write_export
+from pipelines.exports import OUTCOME, build_trainee, write_export
 from pipelines.learners import Trainee
-from pipelines.loader import Loader, held_out_sources, make_plan, open_sources
+from pipelines.loader import Loader, make_plan, open_sources
 from pipelines.recovery import RunState
 from pipelines.speed import SpeedMeter
 from pipelines.steps import take_step
-from pipelines.tars import ShardSet
-from pipelines.validation import validate
 from pipelines.workers import Notice, Worker
 
 if TYPE_CHECKING:
@@ -35,15 +34,13 @@ if TYPE_CHECKING:
 
 REPORT_EVERY_S = 2.0
 """Between the reports that say how far a run is."""
-OUTCOME = "outcome.json"
-"""File of a run that says which step was exported and which steps were skipped."""
 
 
 def run_worker(job: TrainJob, output: Artifact, worker: Worker, *, loader_processes: int = 0) -> None:
     """Train on one rank from the last committed checkpoint, and export on rank 0.
 
     To the end, or until a notice says stop; then the last checkpoint is where the run goes on, and nothing is
-    exported.
+    exported. A run that is validated leaves candidates instead, of which the driver exports one.
 
     loader_processes: that load the data of this rank; 0 for a thread.
     """
@@ -90,8 +87,8 @@ def run_worker(job: TrainJob, output: Artifact, worker: Worker, *, loader_proces
         )
     trainee.module.train()
     run = _Run(job, output, worker, trainee, engine, average, state)
-    if run.do_steps(loader, held_out_sources(job.validation)):
-        run.export()
+    if run.do_steps(loader):
+        run.finish()
         worker.report(_report(config.steps))
     worker.settle()
 
@@ -111,9 +108,9 @@ class _Run:
     ) -> None:
         self._config, self._output, self._worker = job.config, output, worker
         self._trainee, self._engine, self._average, self._state = trainee, engine, average, state
-        self._best = BestExports(output, _best_step(state))
+        self._candidates = Candidates(output)
 
-    def do_steps(self, loader: Loader, held_out: Mapping[str, ShardSet]) -> bool:
+    def do_steps(self, loader: Loader) -> bool:
         """Do the steps that are left. Returns whether all are done: False when a notice said stop."""
         config, state = self._config, self._state
         # Records before the checkpoint go out again: the driver may have died before it logged them.
@@ -139,19 +136,25 @@ class _Run:
                 messages.append(result.message)
             if self._average is not None and result.updated:
                 self._average.update(done)
-            record = result.record
-            if held_out and (done % config.validate_every == 0 or is_last):
-                record = {"step": done, **record, **self._validate(held_out)}
-            if record:
-                state.history.append(record)
-                unsent.append(record)
+            if result.record:
+                state.history.append(result.record)
+                unsent.append(result.record)
+            validates = config.validate_every > 0 and (done % config.validate_every == 0 or is_last)
+            if validates:
+                self._write_candidate()
             notice = self._notice() if result.is_due else Notice.NONE
             checkpoints = done % config.checkpoint_every == 0 or is_last or notice > Notice.NONE
-            if not (checkpoints or result.is_due):
+            if not (checkpoints or validates or result.is_due):
                 continue
             stops = notice is Notice.STOP and not is_last
-            speed = meter.figures()
-            report = _report(done, records=unsent, messages=messages, speed=speed, stopped=stops)
+            report = _report(
+                done,
+                records=unsent,
+                messages=messages,
+                speed=meter.figures(),
+                candidate=done if validates else None,
+                stopped=stops,
+            )
             self._report(report, checkpoints=checkpoints)
             if stops:
                 return False
@@ -159,19 +162,18 @@ class _Run:
             meter.restart()
         return True
 
-    def export(self) -> None:
-        """Write the model folder and what came of the run; rank 0 does, every rank must call it."""
-        best = _best_step(self._state)
-        with self._final_weights():
-            if self._worker.rank != 0:
-                return
-            if best is None:
-                write_export(self._trainee.export, self._output.uri("export"))
-            else:
-                self._best.publish(best)
-            exported = self._config.steps if best is None else best
-            outcome = {"exported_step": exported, "skipped_steps": self._state.skipped}
-            self._output.write_bytes(OUTCOME, json_bytes(outcome))
+    def finish(self) -> None:
+        """Write what came of the run, and the model folder where the driver has no candidates to choose from.
+
+        Rank 0 does, every rank must call it.
+        """
+        is_first = self._worker.rank == 0
+        if not self._config.validate_every:
+            with self._final_weights():
+                if is_first:
+                    write_export(self._trainee.export, self._output.uri("export"))
+        if is_first:
+            self._output.write_bytes(OUTCOME, json_bytes({"skipped_steps": self._state.skipped}))
             self._output.write_bytes("history.json", json_bytes(self._state.history))
 
     def _is_due(self, seconds: float) -> bool:
@@ -184,21 +186,11 @@ class _Run:
         dist.all_reduce(notice, op=dist.ReduceOp.MAX)
         return Notice(int(notice))
 
-    def _validate(self, held_out: Mapping[str, ShardSet]) -> dict[str, float]:
-        """Figures of the weights as they would be exported, on rank 0; it keeps them if they are the best."""
-        config, worker, state = self._config, self._worker, self._state
+    def _write_candidate(self) -> None:
+        """Leave the weights as they would be exported, for the driver to have them judged."""
         with self._final_weights():
-            figures = validate(
-                self._trainee,
-                held_out,
-                config,
-                device=self._engine.device,
-                rank=worker.rank,
-                world_size=worker.world_size,
-            )
-            if config.keep_best and worker.rank == 0 and state.improves(state.step, figures, config):
-                self._best.write(state.step, self._trainee.export)
-        return figures
+            if self._worker.rank == 0:
+                self._candidates.write(self._state.step, self._trainee.export)
 
     def _report(self, report: dict[str, Any], *, checkpoints: bool) -> None:
         if not checkpoints:
@@ -209,8 +201,6 @@ class _Run:
         if self._worker.rank == 0 and self._average is not None:
             self._average.save(folder)
         self._worker.report(report, folder)
-        if self._worker.rank == 0 and self._config.keep_best:
-            self._best.prune(_best_step(self._state))
 
     @contextlib.contextmanager
     def _final_weights(self) -> Iterator[None]:
@@ -226,21 +216,20 @@ def _report(
     records: list[dict[str, float]] | None = None,
     messages: list[str] | None = None,
     speed: dict[str, float] | None = None,
+    candidate: int | None = None,
     stopped: bool = False,
 ) -> dict[str, Any]:
     """What rank 0 tells the driver.
 
     step: steps done. records, messages: since the last report. speed: figures of the steps since then
-    (`SpeedMeter.figures`). stopped: whether the run ends here, as it was told to.
+    (`SpeedMeter.figures`). candidate: step of one that was written. stopped: whether the run ends here, as it
+    was told to.
     """
     return {
         "step": step,
         "records": records or [],
         "messages": messages or [],
         "speed": speed or {},
+        "candidate": candidate,
         "stopped": stopped,
     }
-
-
-def _best_step(state: RunState) -> int | None:
-    return None if state.best is None else int(state.best["step"])

@@ -1,4 +1,4 @@
-"""What a run remembers from step to step and over restarts: records, skipped steps, recent losses, the best.
+"""What a run remembers from step to step and over restarts: records, skipped steps, recent losses.
 
 A step whose loss is not finite, or far above those before it, is left out: all ranks forget its gradients
 and the weights stay. Each such step is kept with the ids of its samples.
@@ -10,8 +10,6 @@ import math
 import statistics
 from dataclasses import dataclass, field
 from typing import Any
-
-from pipelines.train_job import TrainConfig, best_rule
 
 WINDOW = 50
 """Losses whose running median says what is usual. ours"""
@@ -33,8 +31,6 @@ class RunState:
     """Steps without an update: ``step``, ``reason``, ``sample_ids`` of all ranks."""
     recent: list[float] = field(default_factory=list)
     """Losses of the last `WINDOW` steps with an update."""
-    best: dict[str, float] | None = None
-    """``step`` and ``value`` of the best weights so far, where the run keeps them."""
 
     def problem(self, loss: float, spike_factor: float) -> str:
         """Why a step with this loss must not change the weights; empty for a usual loss.
@@ -63,18 +59,3 @@ class RunState:
         if len(self.skipped) > most:
             raise FloatingPointError(f"{message}; max_skipped_steps={most} lets no more steps be left out")
         return f"{message}; skipped"
-
-    def improves(self, step: int, figures: dict[str, float], config: TrainConfig) -> bool:
-        """Whether the weights after `step` are the best so far; if so they are noted as such.
-
-        Of equals the first is best. ValueError when the run has no figure of that name.
-        """
-        sign, name = best_rule(config.keep_best)
-        if name not in figures:
-            known = ", ".join(figures) or "none"
-            raise ValueError(f"TrainConfig.keep_best={config.keep_best!r}: held-out figures are {known}")
-        value = figures[name]
-        if math.isnan(value) or (self.best is not None and sign * value <= sign * self.best["value"]):
-            return False
-        self.best = {"step": step, "value": value}
-        return True

@@ -75,6 +75,7 @@ class Tracker:
         self._describe(output, params, inputs, tags or {})
         self._client.update_run(self.run_id, status="RUNNING")
         self._last_steps = {key: self._last_step(key) for key in (STEP_KEY, SPEED_KEY)}
+        self._logged_at: dict[str, set[int]] = {}
 
     def log(self, records: Iterable[Mapping[str, float]]) -> None:
         """Log the records of steps that are not logged yet.
@@ -120,6 +121,21 @@ class Tracker:
             metrics += new
         if metrics:
             self._send(metrics, step_key)
+
+    def log_at(self, step: int, figures: Mapping[str, float]) -> None:
+        """Log figures of one step that come after it; those that are logged already are not repeated."""
+        now = int(time.time() * 1000)
+        new = []
+        for name, value in figures.items():
+            key = _metric_name(name)
+            if key not in self._logged_at:
+                known = self._client.get_metric_history(self.run_id, key)
+                self._logged_at[key] = {metric.step for metric in known}
+            if step not in self._logged_at[key]:
+                new.append(Metric(key, float(value), now, step))
+                self._logged_at[key].add(step)
+        if new:
+            self._client.log_batch(self.run_id, metrics=new)
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End the run."""

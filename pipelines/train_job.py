@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.artifacts import Artifact, canonical, fingerprint
+from pipelines.inference import VERSION as PREDICT_VERSION
+from pipelines.inference import PredictConfig
 from pipelines.learners import Learner
 from pipelines.mixing import check_weights
 
 VERSION = 1
 """Raised when the same inputs would give other weights."""
 VALIDATION = "validation/"
-"""Before the names of held-out figures in a run's history."""
+"""Before the names of held-out figures."""
 SPEED_FILE = "speed.json"
 """File of a finished run that says how fast it was: ``step`` and the figures of `pipelines.speed`, a record a
 report. Written from MLflow, so that it holds what came before a restart."""
@@ -64,14 +66,18 @@ class TrainConfig:
     """Share of the averaged weights that a step keeps (`pipelines.averaging`); they are what is validated and
     exported. 0 = no average. 0.9999 for long runs (RT-DETR)."""
     validate_every: int = 0
-    """Steps between looks at the held-out examples, one more at the end; 0 = none."""
+    """Steps between candidates, one more at the end: model folders that are judged beside the training
+    (`pipelines.validation`); 0 = none. None is dropped: where judging takes longer than these steps, or no
+    GPU is free for it, they wait on disk, at most steps / validate_every folders of the model's size."""
     validation_examples: int = 200
-    """Most held-out examples that are looked at, of each source."""
+    """Most examples that a candidate is judged by, of each held-out source and of each task of a
+    benchmark."""
     keep_last: int = 1
     """Checkpoints that stay, the newest ones."""
     keep_best: str = ""
     """Which weights are exported: ``min:NAME`` or ``max:NAME`` of a held-out figure, such as
-    ``min:validation/loss``, looked at every ``validate_every`` steps; empty: those after the last step."""
+    ``min:validation/loss`` or ``max:validation/drawn_val.f1``, of the steps that are judged, of equals the
+    first; empty: those after the last step."""
     max_skipped_steps: int = 0
     """Steps that may be left out because their loss or gradient was not finite, or the loss a spike; one more
     ends the run."""
@@ -169,6 +175,27 @@ class Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Questions:
+    """A benchmark that candidates are asked a slice of."""
+
+    shards: Artifact
+    """Its questions."""
+    samples: Artifact
+    """Their truth."""
+    config: PredictConfig
+    """How they are answered."""
+    coco: bool
+    """Whether COCO AP is among the figures (`evaluation.evaluate`)."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of questions and truth, and of how they are asked."""
+        how = fingerprint(
+            kind="predictions", version=PREDICT_VERSION, config=self.config, inputs={"coco": str(self.coco)}
+        )
+        return {"questions": self.shards.fingerprint, "truth": self.samples.fingerprint, "asked": how}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainJob:
     """Everything a run is made from: small, picklable, and the same for any number of workers."""
 
@@ -186,6 +213,8 @@ class TrainJob:
     """Weights of others that parts of a new model start from, by part; the learner says which it takes."""
     validation: dict[str, Artifact] = field(default_factory=dict)
     """Shards of held-out examples, by source ``dataset/task``, where the config validates."""
+    benchmarks: dict[str, Questions] = field(default_factory=dict)
+    """Benchmarks that candidates are asked, by name, where the config validates."""
     parent: Artifact | None = None
     """Finished run whose model this one starts from."""
     tracking_uri: str | None = field(default=None, repr=False)
@@ -196,12 +225,21 @@ class TrainJob:
             check_weights(self.mix)
         if unknown := sorted({source.split("/")[0] for source in self.mix} - set(self.shards)):
             raise ValueError(f"mix names {', '.join(unknown)}, whose shards are not given")
-        if self.validation and not self.config.validate_every:
+        judged = {*self.validation, *self.benchmarks}
+        if judged and not self.config.validate_every:
             raise ValueError("validation: held-out shards are given; set TrainConfig.validate_every too")
-        if self.config.validate_every and not self.validation:
+        if self.config.validate_every and not judged:
             raise ValueError(
-                f"validate_every={self.config.validate_every}: give `validation` shards, or set 0"
+                f"validate_every={self.config.validate_every}: give `validation` shards or `benchmarks`, or "
+                "set 0"
             )
+        if self.benchmarks and not self.learner.answers:
+            raise ValueError(
+                f"validation asks {', '.join(self.benchmarks)}, but this learner answers no questions: leave "
+                "benchmarks out"
+            )
+        if self.config.keep_best:
+            self._check_keep_best()
         towers = self.learner.towers
         if unknown := sorted(set(self.config.activation_checkpointing) - set(towers)):
             known = f"choose among {', '.join(towers)}" if towers else "this learner has none: leave it out"
@@ -216,10 +254,25 @@ class TrainJob:
         return {part: Path(weights.path) for part, weights in self.weights.items()}
 
     def artifacts(self) -> list[Artifact]:
-        """The artifacts it is made from: shards of the mix, held-out shards, the parent run."""
+        """The artifacts it is made from: shards of the mix, held-out shards, benchmarks, the parent run."""
         names = sorted({source.split("/")[0] for source in self.mix})
         parent = [self.parent] if self.parent is not None else []
-        return [*(self.shards[name] for name in names), *self.validation.values(), *parent]
+        asked = [artifact for each in self.benchmarks.values() for artifact in (each.shards, each.samples)]
+        return [*(self.shards[name] for name in names), *self.validation.values(), *asked, *parent]
+
+    def _check_keep_best(self) -> None:
+        """What can be known of the figure before there is one: a benchmark's is ``NAME.figure``."""
+        name = best_rule(self.config.keep_best)[1].removeprefix(VALIDATION)
+        if "." in name and name.split(".")[0] not in self.benchmarks:
+            asked = ", ".join(self.benchmarks) or "none"
+            raise ValueError(
+                f"TrainConfig.keep_best={self.config.keep_best!r}: the run validates on benchmarks {asked}"
+            )
+        if "." not in name and not self.validation:
+            raise ValueError(
+                f"TrainConfig.keep_best={self.config.keep_best!r}: there are no held-out shards; name a "
+                f"figure of a benchmark, such as max:{VALIDATION}{next(iter(self.benchmarks))}.f1"
+            )
 
     def inputs(self) -> dict[str, str]:
         """Fingerprint of each input, by name."""
@@ -227,6 +280,8 @@ class TrainJob:
         inputs = {f"shards/{self.shards[name].name}": self.shards[name].fingerprint for name in datasets}
         for source, shards in self.validation.items():
             inputs[f"validation/{source}"] = shards.fingerprint
+        for name, asked in self.benchmarks.items():
+            inputs |= {f"benchmark/{name}/{part}": mark for part, mark in asked.fingerprints().items()}
         for part, weights in self.weights.items():
             inputs[f"weights/{part}"] = weights.digest
         if self.parent is not None:

@@ -5,7 +5,8 @@ A run is an artifact of kind ``runs``::
     train/            checkpoints (`pipelines.workers`)
     mlflow_run.json   id of the run in MLflow
     stop.json         the driver that told the workers to stop, if one did
-    best/             candidates for the export, where the best weights are kept
+    candidates/       model folders to be judged, while the run goes on (`pipelines.candidates`)
+    validation.json   figures of the candidates
     export/           the model folder
     outcome.json      step that was exported, steps that were skipped
     history.json      one record for each logged step
@@ -18,6 +19,10 @@ checkpoint holds everything else. With another number of workers the run goes on
 left; sums over ranks then differ in their last bits. On SIGTERM the driver lets the workers finish their
 step and checkpoint, and ends with `STOPPED`. Ray is imported where it is used, so that recipes can be read
 without it.
+
+Candidates are judged by plain tasks of the driver (`pipelines.validation`) and not by Ray Train's own: those
+are given checkpoints, which hold an optimizer's shards and no model, and one that fails leaves neither
+figures nor an error.
 """
 
 from __future__ import annotations
@@ -34,12 +39,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.artifacts import Artifact, json_bytes
+from pipelines.candidates import Candidates
 from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes
-from pipelines.exports import write_start
+from pipelines.exports import OUTCOME, write_start
 from pipelines.following import Follower
-from pipelines.loader import held_out_sources, make_plan, open_sources
+from pipelines.loader import make_plan, open_sources
 from pipelines.provenance import code_state, upstream
 from pipelines.train_job import SPEED_FILE, VERSION, TrainConfig, TrainJob
+from pipelines.validation import Validator, check_tasks, make_validator
 from pipelines.workers import LocalWorker, Notice, checkpoint_name, committed_here, newest, stop_on_sigterm
 
 __all__ = ["TrainConfig", "TrainJob", "train"]
@@ -63,6 +70,7 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
     than allowed had no finite loss. SystemExit with status `STOPPED` after SIGTERM.
     """
     if output.status() == "done" and not runtime.force:
+        Candidates(output).clear()  # of a driver that ended between the manifest and this
         return output.manifest()
     if runtime.gpus_per_worker is not None:  # a rank has a whole GPU, or none
         runtime = replace(runtime, gpus_per_worker=float(runtime.gpus_per_worker > 0))
@@ -83,45 +91,65 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
         inputs=job.inputs(),
         tags=_provenance(job),
     )
-    follower = Follower(job, tracker)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with stop_on_sigterm() as stop:
+            validator = make_validator(
+                job, output, runtime, max_retries=MAX_FAILURES, log=tracker.log_at, stop=stop
+            )
+            follower = Follower(job, tracker, validator.receive if validator else None)
             if job.config.steps == 0:
                 write_start(job, output)
             elif runtime.workers == 0:
                 _run_here(job, output, runtime, follower, stop)
             else:
                 _run_on_ray(job, output, runtime, follower, stop)
-        if follower.stopped_at is not None:
+            validated = validator is None or validator.finish()
+        if follower.stopped_at is not None or not validated:
             status = "KILLED"
+            step = job.config.steps if follower.stopped_at is None else follower.stopped_at
             print(
-                f"train {job.name}: told to stop; a checkpoint at step {follower.stopped_at} is written, the "
-                "same command goes on from there",
+                f"train {job.name}: told to stop; a checkpoint at step {step} is written, the same "
+                "command goes on from there",
                 file=sys.stderr,
                 flush=True,
             )
             raise SystemExit(STOPPED)
         history = json.loads(output.read_bytes("history.json"))
         tracker.log(history)
-        tracker.link("export", output.uri("export"))
         output.write_bytes(SPEED_FILE, json_bytes(tracker.speed()))
+        manifest = _finish(job, output, validator, history)
+        tracker.link("export", output.uri("export"))
         status = "FINISHED"
+        return manifest
     finally:
         tracker.finish(status)
-    outcome = json.loads(output.read_bytes("outcome.json"))
+
+
+def _finish(
+    job: TrainJob, output: Artifact, validator: Validator | None, history: list[dict[str, float]]
+) -> dict[str, Any]:
+    """Export what the validation chose, and write the manifest."""
+    exported = validator.publish() if validator else job.config.steps
+    outcome = json.loads(output.read_bytes(OUTCOME))
+    output.write_bytes(OUTCOME, json_bytes({**outcome, "exported_step": exported}))
     examples = job.config.steps * job.config.batch_size
     skipped = len(outcome["skipped_steps"])
-    return output.commit(
+    manifest = output.commit(
         {
             "version": VERSION,
             "config": job.description(),
             "inputs": job.inputs(),
             "ledger": {"steps": job.config.steps, "examples": examples, "skipped_steps": skipped},
-            "exported_step": outcome["exported_step"],
-            "metrics": history[-1] if history else {},
+            "exported_step": exported,
+            "metrics": {
+                **(history[-1] if history else {}),
+                **(validator.last_figures() if validator else {}),
+            },
         }
     )
+    Candidates(output).clear()
+    return manifest
 
 
 def _provenance(job: TrainJob) -> dict[str, str]:
@@ -138,7 +166,7 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
         )
     for artifact in job.artifacts():
         if artifact.status() != "done":
-            verb = "train" if artifact.kind == "runs" else "shard"
+            verb = {"runs": "train", "samples": "build"}.get(artifact.kind, "shard")
             raise ValueError(
                 f"{artifact.kind}/{artifact.name} is {artifact.status()}: make it first, with fo1 {verb}"
             )
@@ -148,7 +176,7 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
         raise ValueError(f"root={output.root!r} needs workers: training without Ray writes to local folders")
     if job.config.steps:
         make_plan(open_sources(job.shards, job.mix), job.mix, job.config)
-    held_out_sources(job.validation)
+    check_tasks(job)
 
 
 def _run_here(

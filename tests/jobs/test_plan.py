@@ -1,6 +1,7 @@
 """What `fo1 plan` calls stale: exactly what a change reaches, and nothing else."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,42 @@ def test_the_trained_detector_depends_on_the_training_annotations(runtime):
         "runs/start",
     }
     assert unfinished(plan(runtime)) == NAMES - untouched
+
+
+def validated(runtime: RuntimeConfig, *benchmarks: str, **changes) -> Chain:
+    """The plan of a recipe whose last stage asks candidates of these benchmarks."""
+    recipe = stage2(size="debug", detector="ground_truth_jitter", validate_every=0, **changes)
+    *first, last = recipe.trainings
+    last = replace(
+        last, config=replace(last.config, validate_every=2), validation_benchmarks=tuple(benchmarks)
+    )
+    return chain(replace(recipe, trainings=(*first, last)), runtime)
+
+
+def test_what_candidates_are_asked_is_an_input_of_the_run(runtime):
+    finish(validated(runtime, "drawn_val"))
+    file = Path(runtime.data, "drawn", "annotations", "instances_val.json")
+    made = validated(runtime, "drawn_val")
+    assert unfinished(made) == set()
+    steps = {f"{s.artifact.kind}/{s.artifact.name}": s for s in made.steps.values()}
+    needed = {f"{s.artifact.kind}/{s.artifact.name}" for s in steps["runs/stage2"].inputs}
+    assert needed >= {"shards/drawn_val/proposals_scored", "samples/drawn_val", "runs/stage1"}
+    assert not any("drawn_val" in s.artifact.name for s in steps["runs/stage1"].inputs)
+    file.write_text(file.read_text().replace('"bbox": [4,', '"bbox": [5,'))
+    changed = {name for name in unfinished(validated(runtime, "drawn_val")) if name.startswith("runs/")}
+    assert changed == {"runs/stage2"}
+    stage = {
+        "runs/stage2",
+        *(f"predictions/{n}/stage2" for n in ("drawn_val", "drawn_refs_val", "drawn_val_all")),
+    }
+    finish(validated(runtime, "drawn_val"))
+    assert unfinished(validated(runtime, "drawn_val", "drawn_refs_val")) == stage
+    with pytest.raises(ValueError, match="unknown benchmark 'cars'"):
+        validated(runtime, "cars")
+    recipe = opn(validate_every=2)
+    detector = replace(recipe.detector_training, validation_benchmarks=("drawn_val",))
+    with pytest.raises(ValueError, match="a detector answers no questions"):
+        chain(replace(recipe, detector_training=detector), runtime)
 
 
 def test_unknown_names_are_refused_before_anything_is_read(runtime):

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -60,6 +60,7 @@ class StubLearner:
     """Tells wide boxes from tall ones."""
 
     towers: ClassVar[tuple[str, ...]] = ()
+    answers: ClassVar[bool] = False
     control: str = ""
     """Folder of the `Control`."""
     dropout: float = 0.1
@@ -77,6 +78,11 @@ class StubLearner:
         if parent is not None:
             module.load_state_dict(torch.load(parent / "model.pt", weights_only=True))
         return StubTrainee(module, self)
+
+    def judge(self, folder: Path, device: str) -> StubJudge:
+        module = StubModule(self.dropout)
+        module.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        return StubJudge(module.to(device).eval(), device)
 
 
 class StubCollator:
@@ -131,17 +137,6 @@ class StubTrainee:
     def flops(self, batch: StubBatch) -> None:
         pass
 
-    def judge(self, examples: Sequence[Example], device: Any) -> list[tuple[str, float]]:
-        judged = []
-        for example in examples:
-            batch = batch_of(self.collator, [example]).to(device)
-            right = (self.module(batch.inputs).argmax(1) == batch.labels).float().mean()
-            judged.append((example.record.sample_id, float(right)))
-        return judged
-
-    def figures(self, judged: Sequence[tuple[str, float]]) -> dict[str, float]:
-        return {"accuracy": sum(value for _, value in judged) / len(judged), "examples": float(len(judged))}
-
     def export(self, folder: Path) -> None:
         torch.save(self.module.state_dict(), folder / "model.pt")
 
@@ -191,6 +186,22 @@ class Control:
 def name_of(example: Example) -> str:
     """Its seed, which tells the position in the plan, and its id."""
     return f"{example.seed} {example.record.sample_id}"
+
+
+class StubJudge:
+    """Accuracy, and the first weight of the head, which tells any two candidates apart."""
+
+    def __init__(self, module: StubModule, device: str) -> None:
+        self._module, self._device = module, device
+
+    @torch.no_grad()
+    def figures(self, examples: Iterable[Example]) -> dict[str, float]:
+        right = []
+        for example in examples:
+            batch = batch_of(StubTrainee.collator, [example]).to(self._device)
+            right.append(float((self._module(batch.inputs).argmax(1) == batch.labels).float().mean()))
+        weight = float(self._module.head.weight[0, 0])
+        return {"accuracy": sum(right) / len(right), "examples": float(len(right)), "weight": weight}
 
 
 def consumed(control: Path, job: TrainJob) -> list[int]:

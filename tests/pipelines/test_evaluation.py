@@ -16,6 +16,7 @@ from dataset_builders.records import Object, Part, Sample, Turn
 from pipelines.evaluation import (
     evaluate,
     evaluate_proposals,
+    evaluate_slice,
     grounded_text,
     load_scenes,
     make_case,
@@ -75,6 +76,18 @@ def test_coco_ap_of_true_answers_is_the_ceiling_of_their_boxes(world, tmp_path):
         answered(parts, lambda example: "None", tmp_path / "b", ["detection"]), *parts[2::-2], coco=True
     )
     assert silent["ap"] == 0.0
+
+
+def test_a_slice_is_judged_by_its_own_pictures(world, tmp_path):
+    samples, _, shards = chain(tmp_path, world, "drawn_val_all")
+    examples = [example for example, _ in read_examples(shards, ["detection"])]
+    rows = [prediction_row(example, true_answer(example)) for example in examples]
+    whole, _ = evaluate(predictions_artifact(samples, rows, ["detection"]), shards, samples, coco=True)
+    assert evaluate_slice(examples, rows, samples, coco=True) == whole
+    some = evaluate_slice(examples[::3], rows[::3], samples, coco=True)
+    assert some["samples"] == len(examples[::3]) < whole["samples"]
+    assert some["ap50"] == pytest.approx(1.0)  # pictures that nobody asked about would be missed objects
+    assert "ap" not in evaluate_slice(examples[::3], rows[::3], samples, coco=False)
 
 
 def test_coco_ap_refuses_questions_for_some_names_only(val, tmp_path):

@@ -13,6 +13,7 @@ from fo1_model.checkpoint import load_model
 from fo1_model.config import SIZES, RegionConfig
 from fo1_model.opn.config import OPN_SIZES, AugmentationConfig
 from fo1_model.opn.network import load_opn
+from pipelines import judges
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.collators import Example, batch_of
@@ -86,6 +87,29 @@ def test_opn_learns_and_exports(tmp_path: Path) -> None:
     exported = load_opn(tmp_path).state_dict()
     for name, value in trainee.module.state_dict().items():
         assert torch.equal(value, exported[name]), name
+
+
+def test_opn_is_judged_picture_by_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many are looked at side by side changes nothing; ignored boxes are no misses."""
+    TINY_OPN.build(None, seed=3).export(tmp_path)
+    judge = TINY_OPN.judge(tmp_path, "cpu")
+    examples = [example(seed, boxes=seed % 3) for seed in range(5)]
+    together = judge.figures(examples)
+    assert {"ar@10", "r50@100", "r75@300", "oracle_ap"} <= set(together)
+    monkeypatch.setattr(judges, "PICTURES", 2)
+    assert judge.figures(iter(examples)) == pytest.approx(together)
+    assert judge.figures([example(0, ignore=(True, True))]) == {}
+
+
+def test_the_loss_of_held_out_conversations_is_that_of_one_batch(tmp_path: Path) -> None:
+    trainee = DEBUG.build(None, seed=0)
+    trainee.export(tmp_path)
+    examples = [example(0), example(1, boxes=0), example(2)]
+    trainee.module.eval()
+    with torch.no_grad():
+        output = trainee.module(batch_of(trainee.collator, examples))
+    found = DEBUG.judge(tmp_path, "cpu").figures(iter(examples))
+    assert found == {"loss": pytest.approx(float(output.loss_sum / output.num_tokens), rel=1e-5)}
 
 
 def test_opn_batches_leave_ignored_boxes_out_of_the_weight() -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 from group_worker import on_ranks, run_job
+from mlflow import MlflowClient
 from stub_learner import (
+    StubJudge,
     StubLearner,
     StubTrainee,
     consumed,
@@ -25,13 +27,27 @@ from stub_learner import (
 )
 
 from pipelines.artifacts import Artifact
+from pipelines.candidates import Candidates, read_figures, write_figures
 from pipelines.cluster import RuntimeConfig
-from pipelines.exports import BestExports
 from pipelines.loader import Loader, make_plan, open_sources
 from pipelines.recovery import FEWEST, WINDOW, RunState
-from pipelines.train_job import TrainConfig, TrainJob, best_rule
+from pipelines.tracking import local_uri
+from pipelines.train_job import TrainJob
 from pipelines.training import STOPPED, train
 from pipelines.workers import committed_by_ray, committed_here
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables: making them takes seconds."""
+    root = tmp_path_factory.mktemp("mlflow")
+    MlflowClient(tracking_uri=local_uri(str(root))).search_experiments()
+    return root / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def _database(migrated: Path, tmp_path: Path) -> None:
+    shutil.copy(migrated, tmp_path / "mlflow.db")
 
 
 def run(job: TrainJob, root: Path) -> Artifact:
@@ -72,44 +88,6 @@ def test_a_spike_is_far_above_the_running_median() -> None:
         state.take(100.0)
     assert state.problem(199.0, 2.0) == ""
     assert len(state.recent) == WINDOW
-
-
-def test_better_is_smaller_or_larger_and_the_first_of_equals() -> None:
-    assert best_rule("max:validation/ar@100") == (1, "validation/ar@100")
-    config = TrainConfig(
-        steps=9, batch_size=1, learning_rate=1.0, validate_every=1, keep_best="min:validation/loss"
-    )
-    state = RunState(plan="p")
-    values = [3.0, float("nan"), 2.0, 2.0, 2.5, 1.0]
-    found = [state.improves(step, {"validation/loss": value}, config) for step, value in enumerate(values)]
-    assert found == [True, False, True, False, False, True]
-    assert state.best == {"step": 5, "value": 1.0}
-    config = replace(config, keep_best="max:validation/loss")
-    assert state.improves(6, {"validation/loss": 1.5}, config)
-    with pytest.raises(
-        ValueError, match=r"keep_best='max:validation/loss': held-out figures are validation/a"
-    ):
-        state.improves(7, {"validation/a": 1.5}, config)
-
-
-def test_candidates_stay_while_a_checkpoint_names_them(tmp_path: Path) -> None:
-    output = Artifact(root=str(tmp_path), kind="runs", name="r", fingerprint="0" * 16)
-    best = BestExports(output, None)
-
-    def there() -> list[str]:
-        return sorted(folder.name[-1] for folder in Path(output.path, "best").iterdir())
-
-    for step in (1, 2):
-        best.write(step, lambda folder: (folder / "weights").write_text("w"))
-    best.prune(2)
-    assert there() == ["2"]
-    best.write(3, lambda folder: (folder / "weights").write_text("third"))
-    best.prune(3)  # the checkpoint that names 3 may not be committed yet
-    assert there() == ["2", "3"]
-    best.prune(3)
-    assert there() == ["3"]
-    best.publish(3)
-    assert output.read_bytes("export/weights") == b"third"
 
 
 # Steps left out.
@@ -177,53 +155,124 @@ def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     assert kept == [f"checkpoint_{step:09d}" for step in (8, 10, 12)]
 
 
-def test_the_best_weights_are_exported_interrupted_or_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Looked at after steps 3, 6, 9 and 12, of which 6 is the first best; checkpoints after 5, 10 and 12."""
-    shards = write_stub_shards(tmp_path)
-    scores: list[float] = []
-    figures, loss = StubTrainee.figures, StubTrainee.loss
+def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float], attempts: list[float]) -> None:
+    """Give each candidate a score by the order in which their weights are first seen."""
+    seen: list[float] = []
+    figures = StubJudge.figures
 
-    def scripted(self: StubTrainee, judged: Any) -> dict[str, float]:
-        return figures(self, judged) | {"score": scores.pop(0)}
+    def by_order(self: StubJudge, examples: Any) -> dict[str, float]:
+        found = figures(self, examples)
+        attempts.append(found["weight"])
+        if found["weight"] not in seen:
+            seen.append(found["weight"])
+        return found | {"score": scores[seen.index(found["weight"])]}
+
+    monkeypatch.setattr(StubJudge, "figures", by_order)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_best_weights_are_exported_interrupted_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    """Candidates after steps 3, 6, 9 and 12, of which 6 is the first best; checkpoints after 5, 10 and 12."""
+    shards = write_stub_shards(tmp_path)
+    loss = StubTrainee.loss
+    attempts: list[float] = []
+    scripted(monkeypatch, [0.2, 0.7, 0.7, 0.4], attempts)
+    held_out = {"drawn/counting": shards}
+    averages = {"ema_decay": 0.5} if stage == 2 else {}  # stage 3 has no average
+    changes: dict[str, Any] = {"validation": held_out, "validate_every": 3, "zero_stage": stage, **averages}
+    job = stub_job(shards, keep_best="max:validation/score", **changes)
+    whole = run(replace(job, name="whole"), tmp_path)
+    assert whole.manifest()["exported_step"] == 6
+    assert json.loads(whole.read_bytes("outcome.json")) == {"exported_step": 6, "skipped_steps": []}
+    assert whole.manifest()["metrics"]["validation/score"] == 0.4
+    assert not whole.exists("candidates")
+    judged = read_figures(whole)
+    assert float(weights_of(whole)["head.weight"][0, 0]) == judged[6]["validation/weight"]
+    last = run(replace(stub_job(shards, **changes), name="last"), tmp_path)
+    assert last.manifest()["exported_step"] == 12
+    assert float(weights_of(last)["head.weight"][0, 0]) == judged[12]["validation/weight"]
 
     def failing(self: StubTrainee, forward: Any, batch: Any) -> Any:
-        if self._calls == 42:
+        if self._calls == 37:
             raise OSError("the machine is gone")
         return loss(self, forward, batch)
 
-    monkeypatch.setattr(StubTrainee, "figures", scripted)
-    held_out = {"drawn/counting": shards}
-    changes: dict[str, Any] = {"validation": held_out, "validate_every": 3, "ema_decay": 0.5}
-    job = stub_job(shards, keep_best="max:validation/score", **changes)
-    scores[:] = [0.2, 0.7, 0.7, 0.4]
-    whole = run(replace(job, name="whole"), tmp_path)
-    assert whole.manifest()["exported_step"] == 6
-    assert sorted(folder.name for folder in Path(whole.path, "best").iterdir()) == ["step_000000006"]
-    scores[:] = [0.2, 0.7, 0.7, 0.4]
-    last = run(replace(stub_job(shards, **changes), name="last"), tmp_path)
-    assert not torch.equal(weights_of(last)["head.weight"], weights_of(whole)["head.weight"])
-
     monkeypatch.setattr(StubTrainee, "loss", failing)
-    scores[:] = [0.2, 0.7, 0.7]
+    output = job.artifact(str(tmp_path))
     with pytest.raises(OSError, match="gone"):
         run(job, tmp_path)
+    assert sorted(read_figures(output)) == [3, 6, 9]
+    assert Candidates(output).complete() == [6]
+    write_figures(output, {3: read_figures(output)[3]})  # as if the driver had died before the others
+    attempts.clear()
     monkeypatch.setattr(StubTrainee, "loss", loss)
-    scores[:] = [0.4]
-    output = run(job, tmp_path)
-    assert output.manifest()["exported_step"] == 6
+    run(job, tmp_path)
+    assert len(attempts) == 3
+    assert output.manifest() | {"name": "whole"} == whole.manifest()
+    assert read_figures(output) == judged
     for name, value in weights_of(output).items():
         assert torch.equal(weights_of(whole)[name], value)
 
 
-def test_a_figure_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_candidate_that_cannot_be_judged_fails_the_run_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training goes to its end all the same, and is not done again."""
+    shards = write_stub_shards(tmp_path)
+    job = stub_job(shards, validation={"drawn/counting": shards}, validate_every=5)
+    figures = StubJudge.figures
+
+    def broken(self: StubJudge, examples: Any) -> dict[str, float]:
+        raise KeyError("no such box")
+
+    monkeypatch.setattr(StubJudge, "figures", broken)
+    with pytest.raises(
+        RuntimeError, match="candidate of step 5 could not be judged: KeyError: 'no such box'"
+    ):
+        run(job, tmp_path)
+    output = job.artifact(str(tmp_path))
+    assert output.status() == "partial"
+    assert committed_here(output).name == "checkpoint_000000012"  # type: ignore[union-attr]
+    monkeypatch.setattr(StubJudge, "figures", figures)
+    monkeypatch.setattr(StubTrainee, "loss", None)  # no step is left
+    assert run(job, tmp_path).status() == "done"
+    assert list(read_figures(output)) == [5, 10, 12]
+
+
+def test_a_figure_that_is_not_there_ends_the_run_at_once(tmp_path: Path) -> None:
     shards = write_stub_shards(tmp_path)
     job = stub_job(
         shards, validation={"drawn/counting": shards}, validate_every=5, keep_best="min:validation/loss"
     )
     with pytest.raises(ValueError, match=r"held-out figures are validation/accuracy, validation/examples"):
         run(job, tmp_path)
+    assert committed_here(job.artifact(str(tmp_path))).name < "checkpoint_000000008"  # type: ignore[union-attr]
+
+
+def test_a_stop_while_candidates_wait_leaves_them_for_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to stop in the last step: what is left is judged later, by a run that trains no step."""
+    shards = write_stub_shards(tmp_path)
+    job = stub_job(shards, validation={"drawn/counting": shards}, validate_every=6)
+    loss = StubTrainee.loss
+
+    def signalled(self: StubTrainee, forward: Any, batch: Any) -> Any:
+        if self._calls == 46:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, forward, batch)
+
+    monkeypatch.setattr(StubTrainee, "loss", signalled)
+    with pytest.raises(SystemExit) as ended:
+        run(job, tmp_path)
+    assert ended.value.code == STOPPED
+    output = job.artifact(str(tmp_path))
+    assert list(read_figures(output)) == [6]
+    monkeypatch.setattr(StubTrainee, "loss", None)
+    run(job, tmp_path)
+    assert list(read_figures(output)) == [6, 12]
 
 
 # Notices.
@@ -285,7 +334,9 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainJo
     control = root / "control"
     control.mkdir()
     learner = StubLearner(dropout=0.0, control=str(control))
-    job = stub_job(write_stub_shards(root), learner=learner, ema_decay=0.9)
+    shards = write_stub_shards(root)
+    held_out = {"drawn/counting": shards}
+    job = stub_job(shards, learner=learner, ema_decay=0.9, validation=held_out, validate_every=6)
     whole = replace(job, name="whole")
     on_ranks(2, run_job, whole, whole.artifact(str(root)))
     for file in control.glob("seen-*"):
@@ -331,15 +382,23 @@ def test_a_run_of_two_goes_on_with_any_number(
     assert consumed(control, job) == list(range(12 * 8))
     for file in set(control.glob("seen-*")) - before:
         file.unlink()
-    if world_size == 2:
+    exact = world_size == 2
+    if exact:
         assert history_of(output) == history_of(whole)
     for one, other in zip(history_of(output), history_of(whole), strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
-    for name, value in weights_of(output).items():
-        exact = world_size == 2
-        torch.testing.assert_close(
-            value, weights_of(whole)[name], rtol=0 if exact else 1e-4, atol=0 if exact else 1e-6
-        )
+    assert Candidates(output).complete() == [6, 12]
+    assert not output.exists("export")  # there is no driver here that would choose
+    for step in (6, 12):
+        found, expected = (candidate_of(made, step) for made in (output, whole))
+        for name, value in found.items():
+            torch.testing.assert_close(
+                value, expected[name], rtol=0 if exact else 1e-4, atol=0 if exact else 1e-6
+            )
+
+
+def candidate_of(output: Artifact, step: int) -> dict[str, torch.Tensor]:
+    return torch.load(Path(Candidates(output).uri(step), "model.pt"), weights_only=True)
 
 
 def test_only_what_ray_train_lists_is_committed(tmp_path: Path) -> None:

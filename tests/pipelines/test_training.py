@@ -32,9 +32,11 @@ from stub_learner import (
 
 from pipelines import training
 from pipelines.artifacts import Artifact
+from pipelines.candidates import read_figures
 from pipelines.cluster import RuntimeConfig
+from pipelines.inference import PredictConfig
 from pipelines.tracking import local_uri
-from pipelines.train_job import TrainConfig, TrainJob
+from pipelines.train_job import Questions, TrainConfig, TrainJob
 from pipelines.training import train
 from pipelines.workers import committed_by_ray, committed_here
 
@@ -194,17 +196,19 @@ def test_held_out_examples_are_judged_by_the_averaged_weights(root: Path) -> Non
     held_out = {"drawn/counting": shards}
     job = stub_job(shards, validation=held_out, ema_decay=0.9, validate_every=5, validation_examples=10)
     whole = run(replace(job, name="whole"), root)
-    judged = {r["step"]: r for r in history_of(whole) if "validation/accuracy" in r}
+    judged = read_figures(whole)
     assert list(judged) == [5, 10, 12]
     # 15 examples, of which every second one is 8: at most 10, spread over the shards.
     assert {r["validation/examples"] for r in judged.values()} == {8.0}
     (logged,) = mlflow_runs(root)
     assert logged.data.metrics["validation/accuracy"] == judged[12]["validation/accuracy"]
+    assert whole.manifest()["metrics"] == history_of(whole)[-1] | judged[12]
+    # The average is what was judged, and is exported.
+    assert float(weights_of(whole)["head.weight"][0, 0]) == judged[12]["validation/weight"]
 
     plain = run(replace(stub_job(shards), name="plain"), root)
     assert not torch.equal(weights_of(plain)["head.weight"], weights_of(whole)["head.weight"])
-    strip = [{k: v for k, v in r.items() if not k.startswith("validation/")} for r in history_of(whole)]
-    assert strip == history_of(plain)  # looking at held-out examples and averaging change no step
+    assert history_of(whole) == history_of(plain)  # judging and averaging change no step
 
     loss = StubTrainee.loss
 
@@ -217,7 +221,12 @@ def test_held_out_examples_are_judged_by_the_averaged_weights(root: Path) -> Non
         patch.setattr(StubTrainee, "loss", failing)
         with pytest.raises(OSError, match="gone"):
             run(job, root)
-    assert_same_result(whole, run(job, root))
+    resumed = run(job, root)
+    assert_same_result(whole, resumed)
+    assert read_figures(resumed) == judged
+    client = MlflowClient(tracking_uri=local_uri(str(root)))
+    run_of = {r.info.run_name[:5]: r.info.run_id for r in mlflow_runs(root)}["stub-"]
+    assert [m.step for m in client.get_metric_history(run_of, "validation/accuracy")] == [5, 10, 12]
 
 
 def test_how_a_batch_is_cut_does_not_matter(root: Path) -> None:
@@ -253,6 +262,14 @@ def test_settings_are_refused_before_anything_starts(root: Path, monkeypatch: py
         stub_job(shards, validate_every=5)
     with pytest.raises(ValueError, match=r"set TrainConfig\.validate_every"):
         replace(job, validation={"drawn/detection": shards})
+    asked = Questions(shards=shards, samples=shards, config=PredictConfig(tasks=("detection",)), coco=False)
+    validated = stub_job(shards, validation={"drawn/detection": shards}, validate_every=5)
+    with pytest.raises(ValueError, match="asks coco, but this learner answers no questions"):
+        replace(validated, benchmarks={"coco": asked})
+    with pytest.raises(ValueError, match=r"keep_best='max:validation/coco.f1': the run validates on .* none"):
+        replace(validated, config=replace(validated.config, keep_best="max:validation/coco.f1"))
+    with pytest.raises(ValueError, match=r"no shards of task 'ocr'"):
+        run(replace(validated, validation={"drawn/ocr": shards}), root)
     unmade = replace(shards, fingerprint="f" * 16)
     with pytest.raises(ValueError, match="shards/drawn is stale: make it first, with fo1 shard"):
         run(replace(job, shards={"drawn": unmade}), root)
@@ -339,14 +356,29 @@ def test_recipes_can_be_read_without_torch_and_ray() -> None:
 def test_two_workers_equal_one(root: Path) -> None:
     """Losses and gradients are normalised over all ranks: the world size changes the last bits only.
 
-    Three examples in passes of one: the rank with one example fills its second pass.
+    Three examples in passes of one: the rank with one example fills its second pass. Candidates are judged
+    by tasks beside the two, and the best is exported.
     """
-    learner = StubLearner(dropout=0.0)
     shards = write_stub_shards(root)
-    alone = run(stub_job(shards, learner=learner, batch_size=3, micro_batch_size=1), root)
-    history, weights = history_of(alone), weights_of(alone)
+    job = stub_job(
+        shards,
+        learner=StubLearner(dropout=0.0),
+        batch_size=3,
+        micro_batch_size=1,
+        validation={"drawn/counting": shards},
+        validate_every=4,
+        keep_best="max:validation/weight",
+    )
+    alone = run(job, root)
+    history, weights, judged = history_of(alone), weights_of(alone), read_figures(alone)
+    kept = alone.manifest()["exported_step"]
     alone.delete()
-    together = run(stub_job(shards, learner=learner, batch_size=3, micro_batch_size=1), root, workers=2)
+    together = run(job, root, workers=2)
+    assert together.manifest()["exported_step"] == kept
+    assert not together.exists("candidates")
+    for step, figures in read_figures(together).items():
+        assert figures == pytest.approx(judged[step], rel=1e-4)
+    assert list(judged) == [4, 8, 12]
     for one, two in zip(history, history_of(together), strict=True):
         assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
     for name, value in weights_of(together).items():
