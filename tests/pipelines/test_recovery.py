@@ -188,6 +188,11 @@ def test_the_best_weights_are_exported_interrupted_or_not(
     assert json.loads(whole.read_bytes("outcome.json")) == {"exported_step": 6, "skipped_steps": []}
     assert whole.manifest()["metrics"]["validation/score"] == 0.4
     assert not whole.exists("candidates")
+    Path(Candidates(whole).uri(6)).mkdir(
+        parents=True
+    )  # killed before the candidates of the finished run went
+    run(replace(job, name="whole"), tmp_path)
+    assert not whole.exists("candidates")
     judged = read_figures(whole)
     assert float(weights_of(whole)["head.weight"][0, 0]) == judged[6]["validation/weight"]
     last = run(replace(stub_job(shards, **changes), name="last"), tmp_path)
