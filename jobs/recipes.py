@@ -31,7 +31,7 @@ def coco_sample(
 ) -> Recipe:
     """The whole chain over any folder in COCO layout: ``coco_root/annotations``, ``coco_root/train2017``."""
     settings, chosen = SETTINGS[size], parse_detector(detector, {"max_boxes": proposals})
-    given = {"steps": steps, "batch_size": batch_size, "seed": seed}
+    given = {"steps": steps, "batch_size": batch_size, "validate_every": 0, "seed": seed}
     start = FO1Learner(stage="stage1", model=settings.model(), base=settings.base)
     first = stage_training(
         "coco_stage1", settings, settings.stage1, start, "coco", learning_rate=1e-3, **given

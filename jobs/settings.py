@@ -97,6 +97,8 @@ def _drawn(size: Size, **settings: Any) -> SizeSettings:
         turns=3,
         benchmarks=("drawn_val", "drawn_refs_val"),
         stage2_benchmarks=("drawn_val_all",),
+        validation=("drawn_val/detection",),
+        validation_benchmarks=("drawn_val",),
         evaluates_start=True,
         **settings,
     )
@@ -109,8 +111,12 @@ _DRAWN_TRAIN = TrainConfig(
     warmup_steps=20,
     final_learning_rate=0.05,
     weight_decay=0.01,
+    validate_every=100,
+    validation_examples=40,
 )
-_DEBUG_TRAIN = replace(_DRAWN_TRAIN, steps=4, warmup_steps=0, batch_size=4, checkpoint_every=2)
+_DEBUG_TRAIN = replace(
+    _DRAWN_TRAIN, steps=4, warmup_steps=0, batch_size=4, checkpoint_every=2, validate_every=0
+)
 
 _PAPER_TRAIN = TrainConfig(
     learning_rate=1e-3,  # paper 4.1, stage 1
@@ -131,7 +137,9 @@ _PAPER_TRAIN = TrainConfig(
     spike_factor=10.0,  # ours
     checkpoint_every=500,  # ours
     keep_last=2,  # ours
+    validate_every=2000,  # ours
     validation_examples=500,  # ours
+    keep_best="min:validation/loss",  # ours
     log_every=10,  # ours
 )
 
@@ -225,6 +233,8 @@ OPN_SETTINGS: dict[str, OPNSettings] = {
 def changed_config(usual: TrainConfig, **given: Any) -> TrainConfig:
     """`usual`, but for the fields that are given; the warm-up of a short run is a tenth of it."""
     changes = {name: value for name, value in given.items() if value is not None}
+    if changes.get("validate_every") == 0:
+        changes.setdefault("keep_best", "")
     steps = changes.get("steps", usual.steps)
     return replace(usual, **changes, warmup_steps=min(usual.warmup_steps, steps // 10))
 

@@ -254,10 +254,10 @@ class TrainJob:
         return {part: Path(weights.path) for part, weights in self.weights.items()}
 
     def artifacts(self) -> list[Artifact]:
-        """The artifacts it is made from: shards of the mix, what it is validated by, the parent run."""
+        """The artifacts it is made from: shards of the mix, held-out shards, benchmarks, the parent run."""
         names = sorted({source.split("/")[0] for source in self.mix})
         parent = [self.parent] if self.parent is not None else []
-        asked = [artifact for q in self.benchmarks.values() for artifact in (q.shards, q.samples)]
+        asked = [artifact for each in self.benchmarks.values() for artifact in (each.shards, each.samples)]
         return [*(self.shards[name] for name in names), *self.validation.values(), *asked, *parent]
 
     def _check_keep_best(self) -> None:

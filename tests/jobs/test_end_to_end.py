@@ -10,6 +10,7 @@ from jobs.__main__ import main
 
 pytestmark = pytest.mark.slow
 WORDS = ["stage2", "size=debug", "detector=ground_truth_jitter", "proposals=8", "steps=2", "stage1_steps=2"]
+WORDS += ["validate_every=2", "keep_best=max:validation/drawn_val.f1"]
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +48,18 @@ def test_a_second_run_makes_nothing(flags, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_candidates_were_judged_beside_the_training(flags):
+    (judged,) = Path(flags[1], "runs", "stage2").glob("*/validation.json")
+    (figures,) = json.loads(judged.read_text())
+    assert {"validation/loss", "validation/drawn_val.f1"} <= figures.keys()
+    assert (judged.parent / "export" / "config.json").is_file()
+    assert not (judged.parent / "candidates").exists()
+
+
 def test_pages_show_pictures_and_tables(flags):
     pages = Path(flags[1], "pages")
     report = (pages / "stage2.html").read_text()
+    assert "start" in report
     assert "drawn_val" in report
     assert "data:image" in report
     assert (pages / "inspect-drawn_train-proposals.html").read_text().count("data:image") > 5

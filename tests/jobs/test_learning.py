@@ -16,7 +16,13 @@ from pipelines.cluster import RuntimeConfig
 from pipelines.evaluation import evaluate
 
 pytestmark = pytest.mark.slow
-SMALL = {"detector": "ground_truth_jitter", "proposals": 10, "stage1_steps": 100, "steps": 110}
+SMALL = {
+    "detector": "ground_truth_jitter",
+    "proposals": 10,
+    "stage1_steps": 100,
+    "steps": 110,
+    "validate_every": 0,
+}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from jobs.__main__ import main
 
 pytestmark = pytest.mark.slow
-WORDS = ["stage1", "size=tiny", "opn_steps=12", "steps=4", "batch_size=8", "proposals=10"]
+WORDS = ["stage1", "size=tiny", "opn_steps=12", "steps=4", "validate_every=0", "batch_size=8", "proposals=10"]
 SWAPS = ("ground_truth_jitter", "rt_detr_untrained")
 
 

@@ -82,21 +82,6 @@ def test_reopened_runs_log_each_step_once(output: Artifact) -> None:
     assert client(output).get_run(second.run_id).info.status == "FAILED"
 
 
-def test_figures_of_earlier_steps_are_logged_once_in_any_order(output: Artifact) -> None:
-    first = open_tracker(output)
-    first.log(records(1, 2, 3))
-    first.log_at(2, {"validation/ar@100": 0.5, "validation/r50@100": 0.7})
-    first.log_at(1, {"validation/ar@100": 0.4})
-    second = open_tracker(output)
-    for step in (3, 2, 1):
-        second.log_at(step, {"validation/ar@100": step / 10, "validation/r50@100": 0.1})
-    found = client(output).get_metric_history(second.run_id, "validation/ar_at_100")
-    assert {(metric.step, metric.value) for metric in found} == {(1, 0.4), (2, 0.5), (3, 0.3)}
-    assert len(found) == 3
-    found = client(output).get_metric_history(second.run_id, "validation/r50_at_100")
-    assert sorted(metric.step for metric in found) == [1, 2, 3]
-
-
 def test_how_fast_it_was_is_logged_once_and_read_back_whole(output: Artifact) -> None:
     """A restart does steps again: what is in stays, and what the first start did is not lost."""
     first = open_tracker(output)
@@ -133,6 +118,21 @@ def test_where_things_lie_and_what_they_are_for(output: Artifact) -> None:
     contexts = {i.dataset.name: {tag.value for tag in i.tags} for i in run.inputs.dataset_inputs}
     assert contexts["validation/drawn/detection"] == {"validation"}
     assert contexts["shards/drawn"] == {"train"}
+
+
+def test_figures_of_earlier_steps_are_logged_once_in_any_order(output: Artifact) -> None:
+    first = open_tracker(output)
+    first.log(records(1, 2, 3))
+    first.log_at(2, {"validation/ar@100": 0.5, "validation/r50@100": 0.7})
+    first.log_at(1, {"validation/ar@100": 0.4})
+    second = open_tracker(output)
+    for step in (3, 2, 1):
+        second.log_at(step, {"validation/ar@100": step / 10, "validation/r50@100": 0.1})
+    found = client(output).get_metric_history(second.run_id, "validation/ar_at_100")
+    assert {(metric.step, metric.value) for metric in found} == {(1, 0.4), (2, 0.5), (3, 0.3)}
+    assert len(found) == 3
+    found = client(output).get_metric_history(second.run_id, "validation/r50_at_100")
+    assert sorted(metric.step for metric in found) == [1, 2, 3]
 
 
 def test_many_records_go_in_whole_steps(output: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
