@@ -48,6 +48,8 @@ STAGES = ("stage1", "stage2")
 PHASES = ("towers and regions", "decoder", "head and loss", "backward", "clip and update", "rest")
 TOLERANCE = 1e-4
 """Of losses in float32, relative; in bf16 a hundred times as much."""
+SOURCE = "drawn"
+"""Of all samples."""
 
 
 class Trained:
@@ -88,7 +90,14 @@ class Trained:
         self.flops = sum(train_flops(self.trainee.module, batch) or 0.0 for batch in batches)
         self.data = StepData(
             step=0,
-            micro_batches=[MicroBatch(batch=b, weight=self.trainee.collator.weigh(b)) for b in batches],
+            micro_batches=[
+                MicroBatch(
+                    batch=batch,
+                    weight=self.trainee.collator.weigh(batch),
+                    sources=(SOURCE,) * len(batch.sample_ids),
+                )
+                for batch in batches
+            ],
             sample_ids=[item.sample_id for item in encoded],
             num_tokens=sum(len(item.input_ids) for item in encoded),
         )
@@ -98,7 +107,16 @@ class Trained:
         """Take a step; return its seconds and its loss."""
         start = clock(self.device)
         data = replace(self.data, step=self.state.step)
-        result = take_step(self.engine, self.trainee, data, self.config, self.state, logs=True, is_due=False)
+        result = take_step(
+            self.engine,
+            self.trainee,
+            data,
+            self.config,
+            self.state,
+            sources=(SOURCE,),
+            logs=True,
+            is_due=False,
+        )
         self.state.step += 1
         return clock(self.device) - start, result.record["loss"]
 

@@ -276,7 +276,7 @@ def test_mutated_records_are_used_or_rejected(data: Any, write: Write) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         array = made[data.draw(st.sampled_from(["images", "annotations", "categories"]))]
         index = data.draw(st.integers(0, len(array) - 1))
-        if isinstance(array[index], dict) and data.draw(st.integers(0, 4)):
+        if isinstance(array[index], dict) and array[index] and data.draw(st.integers(0, 4)):
             array[index][data.draw(st.sampled_from(sorted(array[index])))] = data.draw(junk)
         else:
             array[index] = data.draw(junk)
