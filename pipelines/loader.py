@@ -23,7 +23,7 @@ import numpy as np
 from pipelines.artifacts import Artifact
 from pipelines.batching import group_by_tokens, num_micro_batches, split
 from pipelines.collators import Collator, Example
-from pipelines.mixing import Draw, Mix, SamplePlan, capped_weights, rank_positions
+from pipelines.mixing import Consumed, Draw, Mix, SamplePlan, capped_weights, rank_positions
 from pipelines.records import RegionExample
 from pipelines.tars import ShardSet, decode_member
 from pipelines.train_job import TrainConfig
@@ -122,6 +122,10 @@ class Loader:
     def sources(self) -> list[str]:
         """Sources of the mix, in the same order on every rank."""
         return self._plan.sources
+
+    def consumed(self, steps: int) -> dict[str, Consumed]:
+        """What the first `steps` take of each source, on all ranks."""
+        return self._plan.consumed(steps * self._batch_size)
 
     def steps(self, start: int, stop: int) -> Iterator[StepData]:
         """Yield the data of the steps ``[start, stop)`` in order."""

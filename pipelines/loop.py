@@ -137,8 +137,12 @@ class _Run:
             if self._average is not None and result.updated:
                 self._average.update(done)
             if result.record:
-                state.history.append(result.record)
-                unsent.append(result.record)
+                record = result.record
+                if done % config.checkpoint_every == 0 or is_last:
+                    taken = loader.consumed(done)
+                    record = record | {f"epochs/{source}": each.epochs for source, each in taken.items()}
+                state.history.append(record)
+                unsent.append(record)
             validates = config.validate_every > 0 and (done % config.validate_every == 0 or is_last)
             if validates:
                 self._write_candidate()

@@ -34,7 +34,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,11 +143,21 @@ def _finish(
             "inputs": job.inputs(),
             "ledger": {"steps": job.config.steps, "examples": examples, "skipped_steps": skipped},
             "exported_step": exported,
+            "sources": _sources(job),
             "metrics": dict(metrics),
         }
     )
     Candidates(output).clear()
     return manifest
+
+
+def _sources(job: TrainJob) -> dict[str, dict[str, float]]:
+    """Share of each source, and what the run took of it: examples, passes, most times that one came."""
+    if not job.config.steps:
+        return {}
+    plan = make_plan(open_sources(job.shards, job.mix), job.mix, job.config)
+    taken = plan.consumed(job.config.steps * job.config.batch_size)
+    return {name: {"share": float(plan.shares[name]), **asdict(each)} for name, each in taken.items()}
 
 
 def _provenance(job: TrainJob) -> dict[str, str]:

@@ -108,6 +108,14 @@ def test_trains_exports_and_logs(root: Path, capfd: pytest.CaptureFixture[str]) 
     assert manifest["inputs"] == {"shards/drawn": "0123456789abcdef"}
     assert manifest["ledger"] == {"steps": 60, "examples": 480, "skipped_steps": 0}
     assert manifest["exported_step"] == 60
+    sources = manifest["sources"]
+    assert sum(source["examples"] for source in sources.values()) == 480
+    assert sum(source["share"] for source in sources.values()) == pytest.approx(1)
+    marked = [record["step"] for record in history if "epochs/drawn/detection" in record]
+    assert marked == [25, 50, 60]
+    assert {name: source["epochs"] for name, source in sources.items()} == {
+        name: history[-1][f"epochs/{name}"] for name in job.mix
+    }
     (logged,) = mlflow_runs(root)
     assert logged.info.status == "FINISHED"
     assert steps_in_mlflow(root, logged.info.run_id) == list(range(1, 61))
