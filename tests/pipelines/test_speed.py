@@ -1,5 +1,7 @@
 """How fast a run is: figures by hand, under a clock of our own."""
 
+import mmap
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -73,6 +75,6 @@ def test_peaks_are_of_bf16_and_known_for_some_devices(
 
 def test_memory_of_this_process() -> None:
     before = resident_bytes()
-    held = torch.ones(40 * 2**20 // 4)
-    assert resident_bytes() - before > 30 * 2**20
-    assert held.sum() > 0
+    with mmap.mmap(-1, 40 * 2**20) as pages:  # an allocator might hand out memory that it holds already
+        pages.write(bytes(40 * 2**20))
+        assert resident_bytes() - before > 30 * 2**20
