@@ -1,7 +1,6 @@
 """The recipe of the proposal network, and the detector that a recipe names."""
 
 import re
-from dataclasses import replace
 from typing import Any
 
 from dataset_builders import DATASETS
@@ -52,7 +51,6 @@ def opn(
         keep_best=keep_best,
         seed=seed,
     )
-    config = replace(config, warmup_steps=min(settings.config.warmup_steps, config.steps // 6))
     training = Training(
         name="opn",
         learner=OPNLearner(
@@ -67,11 +65,10 @@ def opn(
         weights={} if warm_start is None else {"omdet": warm_start},
         validation=(validation or settings.validation,) if config.validate_every else (),
     )
-    if proposals is None:
-        proposals = 12 if size == "tiny" else 100
+    boxes = settings.proposals if proposals is None else proposals
     return Recipe(
         name="opn",
-        detector=choose_detector("opn", proposals, drawn=size == "tiny").config,
+        detector=choose_detector("opn", boxes, drawn=size == "tiny").config,
         detector_training=training,
         benchmarks=(settings.benchmark,),
     )

@@ -108,8 +108,7 @@ def facts_of(step: Step, *, name: str | None = None) -> Any:
     artifact = step.artifact
     manifest = artifact.manifest()
     history: Sequence[dict[str, float]] = json.loads(artifact.read_bytes("history.json"))
-    # A run of before there was such a file is shown without.
-    speed = json.loads(artifact.read_bytes(SPEED_FILE)) if artifact.exists(SPEED_FILE) else []
+    speed: Sequence[dict[str, float]] = json.loads(artifact.read_bytes(SPEED_FILE))
     by_source, mix = series_of(history, "loss/"), manifest["config"]["mix"]
     return RunFacts(
         run=name or step.artifact.name,

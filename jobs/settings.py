@@ -32,6 +32,8 @@ class OPNSettings:
     """Whose pictures its proposals are measured on at the end."""
     config: TrainConfig
     """How long, how fast."""
+    proposals: int
+    """Boxes a picture when it proposes."""
     zoom: float = 1.0
     """Training pictures are shown between 1/zoom and zoom times their size."""
 
@@ -210,6 +212,7 @@ OPN_SETTINGS: dict[str, OPNSettings] = {
         mix="drawn_train/detection",
         validation="drawn_val/detection",
         benchmark="drawn_val",
+        proposals=12,
         config=TrainConfig(
             steps=400,
             batch_size=16,
@@ -222,7 +225,12 @@ OPN_SETTINGS: dict[str, OPNSettings] = {
     ),
     **{
         size: OPNSettings(
-            mix="opn", validation="coco_val/detection", benchmark="coco_val", config=_PAPER_OPN, zoom=2.0
+            mix="opn",
+            validation="coco_val/detection",
+            benchmark="coco_val",
+            proposals=100,  # paper 3.1
+            config=_PAPER_OPN,
+            zoom=2.0,
         )
         for size in ("swin_tiny", "large")
     },
@@ -231,12 +239,12 @@ OPN_SETTINGS: dict[str, OPNSettings] = {
 
 
 def changed_config(usual: TrainConfig, **given: Any) -> TrainConfig:
-    """`usual`, but for the fields that are given; the warm-up of a short run is a tenth of it."""
+    """`usual`, but for the fields that are given; the warm-up of a short run is a sixth of it."""
     changes = {name: value for name, value in given.items() if value is not None}
     if changes.get("validate_every") == 0:
         changes.setdefault("keep_best", "")
     steps = changes.get("steps", usual.steps)
-    return replace(usual, **changes, warmup_steps=min(usual.warmup_steps, steps // 10))
+    return replace(usual, **changes, warmup_steps=min(usual.warmup_steps, steps // 6))
 
 
 def describe_sizes() -> Iterator[str]:

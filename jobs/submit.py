@@ -11,7 +11,6 @@ machines (``infra/kuberay``). Ray takes its own token from ``RAY_AUTH_TOKEN``, `
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib.util
 import os
 import re
@@ -71,6 +70,8 @@ def submit(words: Sequence[str]) -> int:
     print(f"job {submission_id} on {address}\n  follow: {follow_words}\n  stop:   {stop_words}", flush=True)
     if flags.no_wait:
         return 0
+    import asyncio  # here: `fo1 --help` needs none of it
+
     try:
         return asyncio.run(_follow(client, submission_id))
     except KeyboardInterrupt:

@@ -140,6 +140,8 @@ class Pools:
     """Processes that prepare its input on CPUs; 0 where the model is on a CPU too, and does so itself."""
     num_gpus: float
     """GPUs of a worker."""
+    free_gpus: float
+    """GPUs of the cluster that no worker takes."""
 
 
 def pool_sizes(
@@ -170,7 +172,7 @@ def pool_sizes(
             f"{cpus:g} CPUs and {gpus:g} GPUs; {hint}"
         )
     helpers = int(cpus - 1 - size) if share and with_helpers else 0
-    return Pools(workers=size, helpers=helpers, num_gpus=share)
+    return Pools(workers=size, helpers=helpers, num_gpus=share, free_gpus=gpus - share * size)
 
 
 def cluster_resources(runtime: RuntimeConfig) -> dict[str, float]:

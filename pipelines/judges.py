@@ -34,8 +34,12 @@ class Judge(Protocol):
     def figures(self, examples: Iterable[Example]) -> dict[str, float]:
         """Figures of held-out examples, by name."""
 
+
+class AnsweringJudge(Judge, Protocol):
+    """One that answers questions too: of learners that say so (``Learner.answers``)."""
+
     def answer(self, examples: Sequence[Example], config: PredictConfig) -> list[dict[str, Any]]:
-        """A row of `PREDICTION_SCHEMA` for each question, where ``Learner.answers`` says that it can."""
+        """A row of `PREDICTION_SCHEMA` for each question."""
 
 
 class OPNJudge:
@@ -59,10 +63,6 @@ class OPNJudge:
         if waiting:
             self._look(waiting, scenes, found)
         return proposal_figures(scenes, found, sorted({label for scene in scenes for label in scene.labels}))
-
-    def answer(self, examples: Sequence[Example], config: PredictConfig) -> list[dict[str, Any]]:
-        """Not what a detector does."""
-        raise NotImplementedError("the proposal network answers no questions")
 
     @torch.no_grad()
     def _look(self, examples: Sequence[Example], scenes: list[Scene], found: list[Proposed]) -> None:
@@ -102,7 +102,7 @@ class FO1Judge:
         return {"loss": loss / max(weight, 1e-9)}
 
     def answer(self, examples: Sequence[Example], config: PredictConfig) -> list[dict[str, Any]]:
-        """As `Judge.answer`."""
+        """As `AnsweringJudge.answer`."""
         questions = [(example.record, example.image) for example in examples]
         return predict_examples(self._model, self._processor, questions, config)
 

@@ -140,19 +140,19 @@ class Loader:
             yield dataclasses.replace(data, wait_s=time.perf_counter() - asked)
             asked = time.perf_counter()
 
-    def read(self, step: int) -> list[Example]:
-        """Examples of this rank in `step`, in plan order."""
-        draws = self._draws(step)
-        if not any(source.is_remote for source in self._sources.values()):
-            return [self._read_one(draw) for draw in draws]
-        with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as threads:
-            return list(threads.map(self._read_one, draws))
-
-    def _draws(self, step: int) -> list[Draw]:
+    def draws(self, step: int) -> list[Draw]:
+        """Positions of the plan that this rank takes in `step`, in plan order."""
         positions = rank_positions(
             step, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size
         )
         return [self._plan[position] for position in positions]
+
+    def read(self, draws: Sequence[Draw]) -> list[Example]:
+        """The examples at these positions."""
+        if not any(source.is_remote for source in self._sources.values()):
+            return [self._read_one(draw) for draw in draws]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as threads:
+            return list(threads.map(self._read_one, draws))
 
     def _read_one(self, draw: Draw) -> Example:
         source = self._sources[draw.source]
@@ -169,7 +169,8 @@ class Loader:
 
     def load(self, step: int) -> StepData:
         """Micro-batches of this rank in `step`."""
-        examples = self.read(step)
+        draws = self.draws(step)
+        examples = self.read(draws)
         encoded = [self._encode(example) for example in examples]
         lengths = [self._collator.length(item) for item in encoded]
         pieces: Sequence[Sequence[int]]
@@ -184,13 +185,12 @@ class Loader:
                 max_tokens=self._max_tokens,
                 packed=self._collator.packs,
             )
-        drawn_from = [draw.source for draw in self._draws(step)]
         micro_batches = []
         for piece in pieces:
             # A rank that is an example short still joins every collective, with a filler that does not count.
             batch = self._collator.collate([encoded[i] for i in piece or range(1)])
             weight = float(self._collator.weigh(batch)) if piece else 0.0
-            sources = tuple(drawn_from[i] for i in piece)
+            sources = tuple(draws[i].source for i in piece)
             micro_batches.append(MicroBatch(batch=batch, weight=weight, sources=sources, filler=not piece))
         return StepData(
             step=step,

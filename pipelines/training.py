@@ -40,10 +40,11 @@ from typing import Any, Literal
 
 from pipelines.artifacts import Artifact, json_bytes
 from pipelines.candidates import Candidates
-from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes
+from pipelines.cluster import Pools, RuntimeConfig, cluster_resources, pool_sizes
 from pipelines.exports import OUTCOME, write_start
 from pipelines.following import Follower
 from pipelines.loader import make_plan, open_sources
+from pipelines.mixing import SamplePlan
 from pipelines.provenance import code_state, upstream
 from pipelines.train_job import SPEED_FILE, VERSION, TrainConfig, TrainJob
 from pipelines.validation import check_tasks, make_validator
@@ -72,13 +73,8 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
     if output.status() == "done" and not runtime.force:
         Candidates(output).clear()  # of a driver that ended between the manifest and this
         return output.manifest()
-    if runtime.gpus_per_worker is not None:  # a rank has a whole GPU, or none
-        runtime = replace(runtime, gpus_per_worker=float(runtime.gpus_per_worker > 0))
-    if runtime.workers is None:
-        runtime = replace(runtime, workers=pool_sizes(cluster_resources(runtime), runtime).workers)
-    _check(job, output, runtime)
-    if runtime.workers:
-        pool_sizes(cluster_resources(runtime), runtime)
+    plan = _check(job, output, runtime)
+    pools = _pools(job, runtime)
     if runtime.force:
         output.delete()
     from pipelines.tracking import Tracker
@@ -95,15 +91,15 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
     try:
         with stop_on_sigterm() as stop:
             validator = make_validator(
-                job, output, runtime, max_retries=MAX_FAILURES, log=tracker.log_at, stop=stop
+                job, output, pools, max_retries=MAX_FAILURES, log=tracker.log_at, stop=stop
             )
             follower = Follower(job, tracker, validator.receive if validator else None)
             if job.config.steps == 0:
                 write_start(job, output)
-            elif runtime.workers == 0:
+            elif pools is None:
                 _run_here(job, output, runtime, follower, stop)
             else:
-                _run_on_ray(job, output, runtime, follower, stop)
+                _run_on_ray(job, output, runtime, pools, follower, stop)
             validated = validator is None or validator.finish()
         if follower.stopped_at is not None or not validated:
             status = "KILLED"
@@ -121,7 +117,7 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
         tracker.link("export", output.uri("export"))
         output.write_bytes(SPEED_FILE, json_bytes(tracker.speed()))
         metrics = {**(history[-1] if history else {}), **(validator.last_figures() if validator else {})}
-        manifest = _finish(job, output, exported, metrics)
+        manifest = _finish(job, output, plan, exported, metrics)
         status = "FINISHED"
         return manifest
     finally:
@@ -129,7 +125,11 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
 
 
 def _finish(
-    job: TrainJob, output: Artifact, exported: int, metrics: Mapping[str, float | None]
+    job: TrainJob,
+    output: Artifact,
+    plan: SamplePlan | None,
+    exported: int,
+    metrics: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """Write the outcome and the manifest of a run whose export is there. exported: its step."""
     outcome = json.loads(output.read_bytes(OUTCOME))
@@ -143,7 +143,7 @@ def _finish(
             "inputs": job.inputs(),
             "ledger": {"steps": job.config.steps, "examples": examples, "skipped_steps": skipped},
             "exported_step": exported,
-            "sources": _sources(job),
+            "sources": _sources(plan, examples) if plan else {},
             "metrics": dict(metrics),
         }
     )
@@ -151,13 +151,10 @@ def _finish(
     return manifest
 
 
-def _sources(job: TrainJob) -> dict[str, dict[str, float]]:
-    """Share of each source, and what the run took of it: examples, passes, most times that one came."""
-    if not job.config.steps:
-        return {}
-    plan = make_plan(open_sources(job.shards, job.mix), job.mix, job.config)
-    taken = plan.consumed(job.config.steps * job.config.batch_size)
-    return {name: {"share": float(plan.shares[name]), **asdict(each)} for name, each in taken.items()}
+def _sources(plan: SamplePlan, examples: int) -> dict[str, dict[str, float]]:
+    """Share of each source, and what a run of so many examples takes of it: `Consumed`."""
+    shares, taken = plan.shares, plan.consumed(examples)
+    return {name: {"share": float(shares[name]), **asdict(each)} for name, each in taken.items()}
 
 
 def _provenance(job: TrainJob) -> dict[str, str]:
@@ -166,12 +163,28 @@ def _provenance(job: TrainJob) -> dict[str, str]:
     return lineage | {f"code.{name}": value for name, value in code_state().items()}
 
 
-def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
-    world_size = max(1, runtime.workers or 0)
-    if job.config.steps and job.config.batch_size < world_size:
+def _pools(job: TrainJob, runtime: RuntimeConfig) -> Pools | None:
+    """Where the workers go on Ray; None without it. ValueError for a number that does not fit."""
+    if runtime.workers == 0 or job.config.steps == 0:
+        return None
+    if runtime.gpus_per_worker is not None:  # a rank has a whole GPU, or none
+        runtime = replace(runtime, gpus_per_worker=float(runtime.gpus_per_worker > 0))
+    pools = pool_sizes(cluster_resources(runtime), runtime)
+    _check_width(job, pools.workers)
+    return pools
+
+
+def _check_width(job: TrainJob, workers: int) -> None:
+    if job.config.batch_size < workers:
         raise ValueError(
-            f"batch_size={job.config.batch_size} is less than the {world_size} workers: raise it or use fewer"
+            f"batch_size={job.config.batch_size} is less than the {workers} workers: raise it or use fewer"
         )
+
+
+def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> SamplePlan | None:
+    """The plan of the run, where it takes a step. ValueError for what cannot work on any cluster."""
+    if job.config.steps:
+        _check_width(job, runtime.workers or 1)
     for artifact in job.artifacts():
         if artifact.status() != "done":
             verb = {"runs": "train", "samples": "build"}.get(artifact.kind, "shard")
@@ -182,9 +195,10 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> None:
         job.learner.check_weights(job.weight_paths)
     if runtime.workers == 0 and "://" in output.root:
         raise ValueError(f"root={output.root!r} needs workers: training without Ray writes to local folders")
-    if job.config.steps:
-        make_plan(open_sources(job.shards, job.mix), job.mix, job.config)
     check_tasks(job)
+    if not job.config.steps:
+        return None
+    return make_plan(open_sources(job.shards, job.mix), job.mix, job.config)
 
 
 def _run_here(
@@ -203,7 +217,12 @@ def _run_here(
 
 
 def _run_on_ray(
-    job: TrainJob, output: Artifact, runtime: RuntimeConfig, follower: Follower, stop: threading.Event
+    job: TrainJob,
+    output: Artifact,
+    runtime: RuntimeConfig,
+    pools: Pools,
+    follower: Follower,
+    stop: threading.Event,
 ) -> None:
     """Train on Ray workers, and follow their reports from this process."""
     # Ray Train hands these on to its controller and workers. The controller looks this often for reports and
@@ -213,7 +232,6 @@ def _run_on_ray(
     if runtime.address is None:  # one machine: nothing announces its preemption, nothing scrapes its metrics
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    pools = pool_sizes(cluster_resources(runtime), runtime)
     use_gpu = pools.num_gpus > 0
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

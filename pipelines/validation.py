@@ -15,16 +15,19 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.artifacts import Artifact
 from pipelines.candidates import Candidates, Figures, best_step, read_figures, write_figures
-from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes, start_task
+from pipelines.cluster import Pools, start_task
 from pipelines.collators import Example
 from pipelines.evaluation import evaluate_slice
 from pipelines.exports import local_folder
 from pipelines.tars import ShardSet, decode_member
 from pipelines.train_job import VALIDATION, Questions, TrainConfig, TrainJob
+
+if TYPE_CHECKING:
+    from pipelines.judges import AnsweringJudge
 
 BEHIND = 2
 """So many candidates that wait are worth a line in the log. ours"""
@@ -43,7 +46,7 @@ def judge_candidate(job: TrainJob, output: Artifact, device: str, step: int) -> 
     figures = judge.figures(_spread(job.validation, most)) if job.validation else {}
     for name, asked in job.benchmarks.items():
         examples = list(_spread(_tasks(asked), most))
-        rows = judge.answer(examples, asked.config)
+        rows = cast("AnsweringJudge", judge).answer(examples, asked.config)  # `TrainJob` has seen to it
         records = [example.record for example in examples]
         found = evaluate_slice(records, rows, asked.samples, coco=asked.coco)
         figures |= {f"{name}.{figure}": value for figure, value in found.items()}
@@ -203,7 +206,7 @@ class Validator:
 def make_validator(
     job: TrainJob,
     output: Artifact,
-    runtime: RuntimeConfig,
+    pools: Pools | None,
     *,
     max_retries: int,
     log: Callable[[int, Mapping[str, float]], None],
@@ -214,16 +217,15 @@ def make_validator(
     Their tasks take what the training leaves: a CPU, which `pool_sizes` keeps free; where the training is on
     GPUs, GPUs alone, since a CPU would take hours, and with none left they wait until it ends.
 
-    max_retries: times that a task is done again because its process or node was lost.
+    pools: of the training; None for one in this process. max_retries: times that a task is done again
+    because its process or node was lost.
     """
     if not (job.config.validate_every and job.config.steps):
         return None
-    if runtime.workers == 0:
+    if pools is None:
         here = partial(judge_here, job, output)
         return Validator(job, output, start=here, beside=1, after=1, log=log, stop=stop)
-    resources = cluster_resources(runtime)
-    pools = pool_sizes(resources, runtime)
-    spare = int(resources["GPU"]) - pools.workers if pools.num_gpus else 1
+    spare = int(pools.free_gpus) if pools.num_gpus else 1
     device = "cuda" if pools.num_gpus else "cpu"
     task = partial(
         start_task,

@@ -62,9 +62,11 @@ def test_every_size_is_one_of_the_model_and_takes_every_argument(size):
     )
     first, second = changed.trainings[-2:]
     assert (first.config.steps, second.config.steps, changed.turns) == (5, 7, 2)
-    for config in (first.config, second.config):
+    usual = (SETTINGS[size].stage1.config, SETTINGS[size].stage2.config)
+    for config, settings in zip((first.config, second.config), usual, strict=True):
         assert (config.batch_size, config.max_tokens_per_micro_batch) == (3, 512)
-        assert (config.zero_stage, config.seed, config.warmup_steps) == (1, 4, 0)
+        warmup = min(settings.warmup_steps, config.steps // 6)
+        assert (config.zero_stage, config.seed, config.warmup_steps) == (1, 4, warmup)
     assert first.learner.model.vlm == SIZES[size]().vlm
     assert stage1(size=size).trainings[-1].config == SETTINGS[size].stage1.config
 

@@ -115,7 +115,9 @@ def test_durations(seconds: float, text: str) -> None:
 def test_pools_follow_the_cluster(cpus, gpus, workers, share, expected) -> None:
     asked = RuntimeConfig(root="/tmp", data="/tmp", workers=workers, gpus_per_worker=share)
     found = pool_sizes({"CPU": cpus, "GPU": gpus}, asked, with_helpers=True)
-    assert found == Pools(workers=expected[0], helpers=expected[1], num_gpus=expected[2])
+    workers, helpers, share = expected
+    left = gpus - workers * share
+    assert found == Pools(workers=workers, helpers=helpers, num_gpus=share, free_gpus=pytest.approx(left))
 
 
 @pytest.mark.parametrize(

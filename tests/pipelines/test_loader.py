@@ -79,6 +79,10 @@ def loader(rank: int = 0, world_size: int = 1, plan: Any = None, **changes) -> L
     return Loader(plan, SOURCES, rank=rank, world_size=world_size, **settings)
 
 
+def read_step(loaded: Loader, step: int) -> list[Example]:
+    return loaded.read(loaded.draws(step))
+
+
 def ids(loaded: Loader, start: int, stop: int) -> list[list[str]]:
     return [data.sample_ids for data in loaded.steps(start, stop)]
 
@@ -207,8 +211,9 @@ def test_a_short_rank_fills_with_weight_zero() -> None:
 
 def test_example_seeds_belong_to_positions() -> None:
     """Augmentation must not depend on how a batch is cut or spread."""
-    together = [e.seed for step in range(3) for e in loader(batch_size=4).read(step)]
-    apart = [e.seed for step in range(3) for r in range(2) for e in loader(r, 2, batch_size=4).read(step)]
+    together = [e.seed for step in range(3) for e in read_step(loader(batch_size=4), step)]
+    ranks = [loader(rank, 2, batch_size=4) for rank in range(2)]
+    apart = [e.seed for step in range(3) for rank in ranks for e in read_step(rank, step)]
     assert together == apart
     assert len(set(together)) == len(together)
 
@@ -244,7 +249,7 @@ def test_unreadable_examples_are_named_by_their_place() -> None:
     broken._sources = {name: Gone(range(20), "x") for name in SOURCES}
     draw = make_plan(SOURCES, MIX, CONFIG)[0]
     with pytest.raises(OSError, match="gone") as caught:
-        broken.read(0)
+        read_step(broken, 0)
     assert caught.value.__notes__ == [f"example {draw.index} of x-{draw.shard} of {draw.source}, position 0"]
 
 
@@ -262,7 +267,7 @@ def test_reads_wait_side_by_side_and_come_in_order() -> None:
     slow = loader()
     slow._sources = {name: Slow(numbers, name[2:]) for name, numbers in NUMBERS.items()}
     for step in range(3):
-        ours, theirs = slow.read(step), loader().read(step)
+        ours, theirs = read_step(slow, step), read_step(loader(), step)
         assert [e.record.sample_id for e in ours] == [e.record.sample_id for e in theirs]
 
 
@@ -338,7 +343,8 @@ def test_permuted_regions_are_the_same_boxes_under_other_indices() -> None:
         np.testing.assert_array_equal(permute_regions(example).boxes, other.boxes)
     moved = sum((other.boxes != boxes).any() for boxes, other in zip(before, permuted, strict=True))
     assert moved > len(examples) / 2
-    plain, control = loader(batch_size=20).read(0), loader(batch_size=20, shuffled_regions=True).read(0)
+    plain = read_step(loader(batch_size=20), 0)
+    control = read_step(loader(batch_size=20, shuffled_regions=True), 0)
     assert any((a.record.boxes != b.record.boxes).any() for a, b in zip(plain, control, strict=True))
 
 

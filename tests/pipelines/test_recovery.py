@@ -256,20 +256,25 @@ def test_a_figure_that_is_not_there_ends_the_run_at_once(tmp_path: Path) -> None
     assert committed_here(job.artifact(str(tmp_path))).name < "checkpoint_000000008"  # type: ignore[union-attr]
 
 
+def signal_in_pass(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """SIGTERM to this process before a pass (from 1; four a step)."""
+    loss = StubTrainee.loss
+
+    def signalled(self: StubTrainee, forward: Any, batch: Any) -> Any:
+        if self._calls == number - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, forward, batch)
+
+    monkeypatch.setattr(StubTrainee, "loss", signalled)
+
+
 def test_a_stop_while_candidates_wait_leaves_them_for_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told to stop in the last step: what is left is judged later, by a run that trains no step."""
     shards = write_stub_shards(tmp_path)
     job = stub_job(shards, validation={"drawn/counting": shards}, validate_every=6)
-    loss = StubTrainee.loss
-
-    def signalled(self: StubTrainee, forward: Any, batch: Any) -> Any:
-        if self._calls == 46:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, forward, batch)
-
-    monkeypatch.setattr(StubTrainee, "loss", signalled)
+    signal_in_pass(monkeypatch, 47)
     with pytest.raises(SystemExit) as ended:
         run(job, tmp_path)
     assert ended.value.code == STOPPED
@@ -288,15 +293,8 @@ def test_sigterm_checkpoints_first_and_the_run_goes_on_later(
 ) -> None:
     job = stub_job(write_stub_shards(tmp_path), checkpoint_every=100)
     whole = run(replace(job, name="whole"), tmp_path)
-    loss = StubTrainee.loss
-
-    def signalled(self: StubTrainee, forward: Any, batch: Any) -> Any:
-        if self._calls == 17:  # the 18th pass is in step 5
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, forward, batch)
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(StubTrainee, "loss", signalled)
+    loss, before = StubTrainee.loss, signal.getsignal(signal.SIGTERM)
+    signal_in_pass(monkeypatch, 18)  # in step 5
     with pytest.raises(SystemExit) as ended:
         run(job, tmp_path)
     assert ended.value.code == STOPPED
@@ -318,14 +316,7 @@ def test_sigterm_checkpoints_first_and_the_run_goes_on_later(
 def test_a_signal_in_the_last_step_ends_a_finished_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = StubTrainee.loss
-
-    def signalled(self: StubTrainee, forward: Any, batch: Any) -> Any:
-        if self._calls == 42:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, forward, batch)
-
-    monkeypatch.setattr(StubTrainee, "loss", signalled)
+    signal_in_pass(monkeypatch, 43)
     assert run(stub_job(write_stub_shards(tmp_path)), tmp_path).status() == "done"
 
 

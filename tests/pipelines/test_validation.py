@@ -19,7 +19,7 @@ from fo1_model.config import SIZES
 from pipelines import validation
 from pipelines.artifacts import Artifact, filesystem_of, fingerprint
 from pipelines.candidates import Candidates, best_step, read_figures, write_figures
-from pipelines.cluster import RuntimeConfig
+from pipelines.cluster import RuntimeConfig, pool_sizes
 from pipelines.evaluation import evaluate
 from pipelines.exports import local_folder
 from pipelines.inference import VERSION, PredictConfig, predict, predict_inputs
@@ -319,13 +319,13 @@ def test_what_the_training_leaves_is_the_room(
     room: tuple[int, int],
 ) -> None:
     """Two workers: a CPU each, and a GPU where there are any and they are not refused."""
-    monkeypatch.setattr(validation, "cluster_resources", lambda _: resources)
     started = []
     monkeypatch.setattr(validation, "start_task", lambda *args, **options: started.append((args, options)))
     output = artifact(tmp_path)
     job = stub_job(output, validation={"drawn/detection": output}, validate_every=2)
     runtime = RuntimeConfig(root=str(tmp_path), data=str(tmp_path), workers=2, gpus_per_worker=gpus)
-    made = make_validator(job, output, runtime, max_retries=3, log=lambda *_: None, stop=threading.Event())
+    pools = pool_sizes(resources, runtime)
+    made = make_validator(job, output, pools, max_retries=3, log=lambda *_: None, stop=threading.Event())
     assert made is not None
     assert (made._beside, made._after) == room
     made._start(4)
