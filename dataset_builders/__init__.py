@@ -3,42 +3,43 @@
 `DATASETS` names every dataset; a family's module holds its builders and, at its end, its lines of this table.
 """
 
-from dataset_builders import (
-    attributes,
+from dataset_builders.data_folders import DataFolders
+from dataset_builders.datasets.detection import (
+    coco,
+    crowdhuman,
+    lvis,
+    objects365,
+    paco,
+    v3det,
+    vaw,
+    visdrone,
+)
+from dataset_builders.datasets.instruction import (
     cauldron,
     cogvlm,
-    counterfactual,
-    crowdhuman,
-    doclaynet,
-    drawn_world,
-    exhaustive,
+    llava,
+    mdvp,
+    osprey,
+    sharegpt4v,
+    tallyqa,
+    vcr,
+    visual_cot,
+    visual_genome,
+)
+from dataset_builders.datasets.ocr import doclaynet, scene_text, syntext, wildreceipt
+from dataset_builders.datasets.referring import (
+    c_refcoco,
     finecops,
     flickr30k,
     goldg,
     grit,
     humanref,
-    llava,
-    lvis,
-    mdvp,
-    objects365,
-    osprey,
-    paco,
-    receipts,
     refcoco,
-    refer_hf,
-    refer_mdetr,
+    refcoco_hf,
+    refcoco_mdetr,
     rexverse,
-    scene_text,
-    sharegpt4v,
-    syntext,
-    tallyqa,
-    v3det,
-    vcr,
-    visdrone,
-    visual_cot,
-    visual_genome,
 )
-from dataset_builders.folders import DataFolders
+from dataset_builders.drawn_world import datasets as drawn_world
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource
 
 __all__ = ["DATASETS", "IMAGE_SOURCES", "BuildOptions", "DataFolders", "DatasetSpec", "ImageSource"]
@@ -47,17 +48,17 @@ DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec
     for family in (
         drawn_world,
-        exhaustive,  # COCO, and any folder in its layout
+        coco,  # and any folder in its layout
         objects365,
         v3det,
         lvis,
-        attributes,  # VAW
+        vaw,
         visdrone,
         crowdhuman,
         refcoco,
-        refer_mdetr,
-        refer_hf,
-        counterfactual,  # C-REC
+        refcoco_mdetr,
+        refcoco_hf,
+        c_refcoco,
         finecops,
         goldg,
         flickr30k,
@@ -75,7 +76,7 @@ DATASETS: dict[str, DatasetSpec] = {
         doclaynet,
         scene_text,  # MLT2019, ICDAR2015
         syntext,
-        receipts,
+        wildreceipt,
         llava,
         cauldron,
         cogvlm,
@@ -84,6 +85,8 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 """Every dataset by name; `_all` asks each image for all categories at once, as COCO AP is measured."""
 IMAGE_SOURCES: dict[str, ImageSource] = {
-    source.name: source for spec in DATASETS.values() for source in (*spec.images, *spec.optional_images)
+    source.name: source
+    for spec in DATASETS.values()
+    for source in (*spec.images, *spec.optional_images)
 }
 """Every image source by name."""

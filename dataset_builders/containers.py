@@ -69,7 +69,9 @@ def read_line(path: Path, offset: int, limit: int) -> bytes:
         with part.open("rb") as stream:
             line += stream.readline(limit + 1 - len(line))
     if len(line) > limit:
-        raise BadRecord("image_too_large", f"the line at byte {offset} of {path.name} is over {limit} bytes")
+        raise BadRecord(
+            "image_too_large", f"the line at byte {offset} of {path.name} is over {limit} bytes"
+        )
     if not line:
         raise BadRecord("malformed", f"{path.name} has no line at byte {offset}")
     return line.rstrip(b"\r\n")
@@ -122,7 +124,9 @@ def _image_column(path: str, _modified: int, row_group: int) -> pa.ChunkedArray:
                 raise BadRecord("missing_image", f"{path} has no images in row group {row_group}")
             return file.read_row_group(row_group, columns=names[:1]).column(0)
     except pa.ArrowException as error:
-        raise BadRecord("undecodable_image", f"{Path(path).name}: {type(error).__name__}") from error
+        raise BadRecord(
+            "undecodable_image", f"{Path(path).name}: {type(error).__name__}"
+        ) from error
 
 
 READERS: dict[str, Callable[[Path, str, int], bytes]] = {

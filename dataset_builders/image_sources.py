@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from dataset_builders.folders import DataFolders
+from dataset_builders.data_folders import DataFolders
 from dataset_builders.images import check_uri
 from dataset_builders.records import BadRecord, ImageRef, Reject
 from dataset_builders.spec import ImageSource, path_id
 
 if TYPE_CHECKING:
-    from dataset_builders.coco_files import CocoForm
+    pass
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
 """Files that are taken for pictures."""
@@ -83,32 +83,6 @@ def folder_source(
         list_images=list_them,
         pictures=pictures,
         id_of=id_of,
-        key_space=key_space,
-    )
-    return source
-
-
-def coco_source(
-    name: str,
-    *,
-    file: str,
-    folder: str,
-    num_buckets: int,
-    key_space: str = "",
-    form: "CocoForm | None" = None,
-) -> ImageSource:
-    """Return a source that a COCO file lists; image ids are the file's. form: where it differs from COCO."""
-    from dataset_builders.coco_files import list_coco  # it needs ImageSource itself
-
-    def list_them(folders: DataFolders) -> Iterator[ImageRef | Reject]:
-        return list_coco(folders, file=file, folder=folder, source=source, form=form)
-
-    source = ImageSource(
-        name=name,
-        num_buckets=num_buckets,
-        list_images=list_them,
-        files=(file,),
-        pictures=(folder,),
         key_space=key_space,
     )
     return source

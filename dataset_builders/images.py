@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dataset_builders import containers
-from dataset_builders.folders import DataFolders
+from dataset_builders.data_folders import DataFolders
 from dataset_builders.records import BadRecord
 
 __all__ = [
@@ -81,8 +81,15 @@ def check_uri(uri: str) -> str:
 
     Raises BadImage with reason unsafe_path.
     """
-    if not isinstance(uri, str) or not uri or any(c in uri for c in "\\\0:") or not uri.isprintable():
-        raise BadImage("unsafe_path", f"image path {ascii(uri)[:200]} is empty or has a forbidden character")
+    if (
+        not isinstance(uri, str)
+        or not uri
+        or any(c in uri for c in "\\\0:")
+        or not uri.isprintable()
+    ):
+        raise BadImage(
+            "unsafe_path", f"image path {ascii(uri)[:200]} is empty or has a forbidden character"
+        )
     path = PurePosixPath(uri)
     if path.is_absolute() or ".." in path.parts or str(path) != uri or path.name == "":
         raise BadImage("unsafe_path", f"image path {uri[:200]!r} is not a plain relative path")
@@ -99,8 +106,13 @@ def safe_join(root: str | Path, uri: str) -> Path:
     path = base / check_uri(uri)
     try:
         resolved = path.resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links, or a name the file system cannot hold
-        raise BadImage("unsafe_path", f"image path {uri[:200]!r}: {type(error).__name__}") from error
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # a loop of links, or a name the file system cannot hold
+        raise BadImage(
+            "unsafe_path", f"image path {uri[:200]!r}: {type(error).__name__}"
+        ) from error
     if not resolved.is_relative_to(base):
         raise BadImage("unsafe_path", f"image path {uri[:200]!r} leads out of its root")
     return resolved
@@ -123,7 +135,9 @@ def read_image_bytes(folders: DataFolders, uri: str) -> bytes:
             raise BadImage("image_too_large", f"{uri}: more than {MAX_IMAGE_BYTES} bytes")
         return path.read_bytes()
     except OSError as error:
-        raise BadImage("missing_image", f"{uri}: {error.strerror or type(error).__name__}") from error
+        raise BadImage(
+            "missing_image", f"{uri}: {error.strerror or type(error).__name__}"
+        ) from error
 
 
 def read_image_size(folders: DataFolders, uri: str) -> tuple[int, int]:
@@ -140,7 +154,9 @@ def read_image_size(folders: DataFolders, uri: str) -> tuple[int, int]:
         with path.open("rb") as stream:
             return image_size(stream)
     except OSError as error:
-        raise BadImage("missing_image", f"{uri}: {error.strerror or type(error).__name__}") from error
+        raise BadImage(
+            "missing_image", f"{uri}: {error.strerror or type(error).__name__}"
+        ) from error
 
 
 def image_size(data: bytes | IO[bytes]) -> tuple[int, int]:
@@ -178,7 +194,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Im
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > max_pixels:
-                raise BadImage("image_too_large", f"{image.width}x{image.height} pixels, limit {max_pixels}")
+                raise BadImage(
+                    "image_too_large", f"{image.width}x{image.height} pixels, limit {max_pixels}"
+                )
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)

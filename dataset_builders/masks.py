@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from dataset_builders.conventions import MAX_COORDINATE, get, whole_number
+from dataset_builders.box_checks import MAX_COORDINATE, get, whole_number
 from dataset_builders.records import BadRecord
 
 _MAX_RUN_BITS = 40
 """Bits of a run length; more is garbage."""
 
 
-def segmentation_box(segmentation: Any, width: int, height: int) -> tuple[float, float, float, float]:
+def segmentation_box(
+    segmentation: Any, width: int, height: int
+) -> tuple[float, float, float, float]:
     """Return x1, y1, x2, y2 of a segmentation, in pixels of its image of width x height; not clipped.
 
     segmentation: a list of polygons [x1, y1, x2, y2, ...], or {size: [height, width], counts} with counts a
@@ -29,7 +31,9 @@ def segmentation_box(segmentation: Any, width: int, height: int) -> tuple[float,
     if not isinstance(size, list) or len(size) != 2:
         raise BadRecord("malformed", f"size of a mask is {str(size)[:80]!r}")
     if [whole_number(side, what="size of a mask") for side in size] != [height, width]:
-        raise BadRecord("size_mismatch", f"mask of size {size}, image of height {height}, width {width}")
+        raise BadRecord(
+            "size_mismatch", f"mask of size {size}, image of height {height}, width {width}"
+        )
     runs = np.array(_unpacked(counts) if isinstance(counts, str) else _plain(counts), np.int64)
     if runs.sum() != width * height:
         raise BadRecord("malformed", f"run lengths add up to {runs.sum()}, not to {width}x{height}")
@@ -42,9 +46,15 @@ def _polygon_box(polygons: list[Any]) -> tuple[float, float, float, float]:
     points = []
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise BadRecord("malformed", f"polygon {str(polygon)[:80]!r} is not three points or more")
-        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in polygon):
-            raise BadRecord("malformed", f"polygon {str(polygon)[:80]!r} holds something else than numbers")
+            raise BadRecord(
+                "malformed", f"polygon {str(polygon)[:80]!r} is not three points or more"
+            )
+        if not all(
+            isinstance(value, int | float) and not isinstance(value, bool) for value in polygon
+        ):
+            raise BadRecord(
+                "malformed", f"polygon {str(polygon)[:80]!r} holds something else than numbers"
+            )
         if not all(abs(value) <= MAX_COORDINATE for value in polygon):  # NaN is not below anything
             raise BadRecord("not_finite_box", f"polygon {str(polygon)[:80]}")
         points.append(np.array(polygon, np.float64).reshape(-1, 2))
@@ -95,7 +105,9 @@ def _run_box(runs: np.ndarray, height: int) -> tuple[float, float, float, float]
     if not len(starts):
         raise BadRecord("empty_box", "a mask without any pixel")
     first, last = starts // height, (ends - 1) // height
-    across = bool((last > first).any())  # a run that goes on in the next column touches bottom and top
+    across = bool(
+        (last > first).any()
+    )  # a run that goes on in the next column touches bottom and top
     top = 0 if across else int((starts % height).min())
     bottom = height if across else int(((ends - 1) % height).max()) + 1
     return float(first.min()), float(top), float(last.max() + 1), float(bottom)

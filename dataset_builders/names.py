@@ -74,7 +74,10 @@ def prompt_names(names: Iterable[str], synonyms: Mapping[str, str] | None = None
     """
     names = list(names)
     wanted = {name: prompt_name((synonyms or {}).get(name, name)) for name in names}
-    for spelled in (lambda name: " ".join(name.replace("_", " ").split()), lambda name: name.strip()):
+    for spelled in (
+        lambda name: " ".join(name.replace("_", " ").split()),
+        lambda name: name.strip(),
+    ):
         uses: dict[str, list[str]] = {}
         for name, shown in wanted.items():
             uses.setdefault(shown.casefold(), []).append(name)

@@ -98,7 +98,9 @@ class BadRecord(ValueError):  # noqa: N818 - it is data that is bad, not the pro
     def __init__(self, reason: str, detail: str) -> None:
         if reason not in REJECT_REASONS:
             raise AssertionError(f"{reason!r} is not in REJECT_REASONS")
-        super().__init__(reason, detail)  # both, so that the error survives pickling between processes
+        super().__init__(
+            reason, detail
+        )  # both, so that the error survives pickling between processes
         self.reason = reason
         self.detail = detail
 
@@ -187,7 +189,9 @@ class Reject:
 
     def __post_init__(self) -> None:
         if self.reason not in REJECT_REASONS or self.unit not in UNITS:
-            raise AssertionError(f"unknown reason {self.reason!r} or unit {self.unit!r} in a reject")
+            raise AssertionError(
+                f"unknown reason {self.reason!r} or unit {self.unit!r} in a reject"
+            )
         for name in (
             "record_id",
             "detail",
@@ -219,7 +223,9 @@ class Ledger:
         for unit in sorted({*self.read, *self.used, *rejects}):
             read, used, lost = self.read.get(unit, 0), self.used.get(unit, 0), rejects.get(unit, 0)
             if read != used + lost:
-                raise RuntimeError(f"{unit} records do not add up: {read} read, {used} used, {lost} rejected")
+                raise RuntimeError(
+                    f"{unit} records do not add up: {read} read, {used} used, {lost} rejected"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,8 +253,12 @@ def _list(kind: pa.DataType) -> pa.DataType:
 
 
 BOX_TYPE = pa.list_(pa.field("item", pa.float32(), nullable=False), 4)
-_OBJECT = pa.struct([_field("box", BOX_TYPE), _field("label", pa.string()), _field("ignore", pa.bool_())])
-_PART = pa.struct([_field("text", pa.string(), nullable=True), _field("objects", _list(pa.int32()))])
+_OBJECT = pa.struct(
+    [_field("box", BOX_TYPE), _field("label", pa.string()), _field("ignore", pa.bool_())]
+)
+_PART = pa.struct(
+    [_field("text", pa.string(), nullable=True), _field("objects", _list(pa.int32()))]
+)
 _TURN = pa.struct([_field("role", pa.string()), _field("parts", _list(_PART))])
 
 SAMPLE_SCHEMA = pa.schema(
@@ -271,14 +281,18 @@ SAMPLE_SCHEMA = pa.schema(
     ]
 )
 _NULLABLE_LISTS = ("window", "absent_labels", "absent_weights")
-REJECT_SCHEMA = pa.schema([_field(name, pa.string()) for name in ("record_id", "unit", "reason", "detail")])
+REJECT_SCHEMA = pa.schema(
+    [_field(name, pa.string()) for name in ("record_id", "unit", "reason", "detail")]
+)
 
 
 def sample_to_row(sample: Sample, *, bucket: int) -> dict[str, Any]:
     """Return the plain values of one row under `SAMPLE_SCHEMA`."""
     row = {name: getattr(sample, name) for name in SAMPLE_SCHEMA.names if name != "bucket"}
     row["bucket"] = bucket
-    row["objects"] = [{"box": list(o.box), "label": o.label, "ignore": o.ignore} for o in sample.objects]
+    row["objects"] = [
+        {"box": list(o.box), "label": o.label, "ignore": o.ignore} for o in sample.objects
+    ]
     row["turns"] = [
         {"role": t.role, "parts": [{"text": p.text, "objects": list(p.objects)} for p in t.parts]}
         for t in sample.turns
@@ -295,7 +309,8 @@ def sample_from_row(row: Mapping[str, Any]) -> Sample:
         Object(box=tuple(o["box"]), label=o["label"], ignore=o["ignore"]) for o in row["objects"]
     )
     plain["turns"] = tuple(
-        Turn(t["role"], tuple(Part(p["text"], tuple(p["objects"])) for p in t["parts"])) for t in row["turns"]
+        Turn(t["role"], tuple(Part(p["text"], tuple(p["objects"])) for p in t["parts"]))
+        for t in row["turns"]
     )
     for name in _NULLABLE_LISTS:
         plain[name] = None if row[name] is None else tuple(row[name])

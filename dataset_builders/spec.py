@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from dataset_builders.conventions import require
-from dataset_builders.folders import DataFolders
+from dataset_builders.box_checks import require
+from dataset_builders.data_folders import DataFolders
 from dataset_builders.images import check_uri, read_image_size
 from dataset_builders.records import ImageRef, Ledger, Reject, Sample
 
@@ -52,7 +52,9 @@ class BuildOptions:
             if getattr(self, name) < 0:
                 raise ValueError(f"BuildOptions.{name}={getattr(self, name)}: want 0 or more")
         if not 0.0 <= self.absent_counts <= 1.0:
-            raise ValueError(f"BuildOptions.absent_counts={self.absent_counts}: want a chance, 0 to 1")
+            raise ValueError(
+                f"BuildOptions.absent_counts={self.absent_counts}: want a chance, 0 to 1"
+            )
         if self.max_objects < 1:
             raise ValueError(f"BuildOptions.max_objects={self.max_objects}: want 1 or more")
 
@@ -80,7 +82,9 @@ class ImageSource:
 
     def __post_init__(self) -> None:
         if self.num_buckets < 1 or self.num_buckets & (self.num_buckets - 1):
-            raise ValueError(f"image source {self.name}: num_buckets={self.num_buckets} is no power of two")
+            raise ValueError(
+                f"image source {self.name}: num_buckets={self.num_buckets} is no power of two"
+            )
 
     def images(self, folders: DataFolders) -> Iterator[ImageRef | Reject]:
         """Every image of the source, or its reject. Raises ValueError at once when a file is missing."""
@@ -101,7 +105,9 @@ class ImageSource:
 
     def ref(self, image_id: str, uri: str, width: int, height: int) -> ImageRef:
         """Refer to one of its pictures; see `ImageRef` for the arguments."""
-        return ImageRef(image_source=self.name, image_id=image_id, image_uri=uri, width=width, height=height)
+        return ImageRef(
+            image_source=self.name, image_id=image_id, image_uri=uri, width=width, height=height
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +153,16 @@ class DatasetSpec:
     @property
     def num_buckets(self) -> int:
         """Units of work of its samples and shards."""
-        return max((source.num_buckets for source in (*self.images, *self.optional_images)), default=16)
+        return max(
+            (source.num_buckets for source in (*self.images, *self.optional_images)), default=16
+        )
 
     def sources(self, folders: DataFolders) -> tuple[ImageSource, ...]:
         """Image sources that are there: all of `images`, and of `optional_images` those on this machine."""
-        return (*self.images, *(source for source in self.optional_images if source.exists(folders)))
+        return (
+            *self.images,
+            *(source for source in self.optional_images if source.exists(folders)),
+        )
 
     def samples(self, folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         """Samples and rejects, then one ledger.

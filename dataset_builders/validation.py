@@ -26,7 +26,8 @@ _SHORT = 64  # labels up to this length are remembered
 # The tags that the renderer writes and the parser reads, and the control tokens of chat models: data that
 # holds one could forge a region or a turn. <think> and <answer> are allowed: a task template writes them.
 RESERVED_TAG = re.compile(
-    r"<\s*/?\s*(?:ground|objects?|region\d*|regionfeat|region_token|image)\s*>|<\|[^|<>]*\|>", re.IGNORECASE
+    r"<\s*/?\s*(?:ground|objects?|region\d*|regionfeat|region_token|image)\s*>|<\|[^|<>]*\|>",
+    re.IGNORECASE,
 )
 # C0 and C1 controls other than tab and newline, bidirectional controls, line and paragraph separators, BOM.
 FORBIDDEN_CHARACTER = re.compile(
@@ -59,7 +60,9 @@ def check_label(label: Any, *, what: str = "label") -> str:
         return label
     label = check_text(label, what=what, max_chars=MAX_LABEL_CHARS)
     if "\n" in label or label != label.strip():
-        raise BadRecord("unsafe_text", f"{what} {label[:80]!r} has a line break, or blanks around it")
+        raise BadRecord(
+            "unsafe_text", f"{what} {label[:80]!r} has a line break, or blanks around it"
+        )
     return label
 
 
@@ -102,7 +105,9 @@ def validate(sample: Sample) -> None:
 def _validate_image(sample: Sample) -> None:
     if not sample.image_uri:
         if sample.image_source or sample.objects or sample.window or sample.width or sample.height:
-            raise BadRecord("contradiction", "a sample without image has a source, size, window or objects")
+            raise BadRecord(
+                "contradiction", "a sample without image has a source, size, window or objects"
+            )
         return
     check_label(sample.image_uri, what="image_uri")
     check_label(sample.image_source, what="image_source")
@@ -132,10 +137,15 @@ def _validate_part(part: Part, objects: tuple[Object, ...]) -> None:
     if any(not 0 <= index < len(objects) for index in named):
         raise BadRecord("unknown_object", f"a part names objects {named} of {len(objects)}")
     if len(set(named)) != len(named) or any(objects[index].ignore for index in named):
-        raise BadRecord("contradiction", f"a part repeats an object or names an ignored one: {named}")
+        raise BadRecord(
+            "contradiction", f"a part repeats an object or names an ignored one: {named}"
+        )
     if part.text is not None and named:
         check_label(part.text, what="grounded phrase")
-    elif part.text is not None and part.text not in ("\n", " "):  # either may stand between two phrases
+    elif part.text is not None and part.text not in (
+        "\n",
+        " ",
+    ):  # either may stand between two phrases
         check_text(part.text, what="text")
 
 
@@ -143,8 +153,12 @@ def _validate_absent(sample: Sample) -> None:
     if (sample.absent_labels is None) != (sample.absent_regime is None):
         raise BadRecord("contradiction", "absent_labels and absent_regime must be given together")
     if sample.absent_regime is not None and sample.absent_regime not in ABSENT_REGIMES:
-        raise BadRecord("malformed", f"absent_regime {sample.absent_regime!r} is not in ABSENT_REGIMES")
-    absent = Counter(check_label(label, what="absent label") for label in sample.absent_labels or ())
+        raise BadRecord(
+            "malformed", f"absent_regime {sample.absent_regime!r} is not in ABSENT_REGIMES"
+        )
+    absent = Counter(
+        check_label(label, what="absent label") for label in sample.absent_labels or ()
+    )
     present = {item.label for item in sample.objects}
     if wrong := sorted(label for label, count in absent.items() if count > 1 or label in present):
         raise BadRecord("contradiction", f"absent labels repeated or present: {wrong[:5]}")

@@ -11,7 +11,9 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 
 _AUTO = "transformers.models.auto."
-_MODULES = tuple(_AUTO + name for name in ("configuration_auto", "modeling_auto", "processing_auto"))
+_MODULES = tuple(
+    _AUTO + name for name in ("configuration_auto", "modeling_auto", "processing_auto")
+)
 
 
 class _RegisteringLoader(SourceFileLoader):

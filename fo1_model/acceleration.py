@@ -16,7 +16,11 @@ from fo1_model.model import FO1Model
 
 
 def accelerate(
-    model: FO1Model, *, recomputed: Sequence[str], compiles: bool, precision: Literal["fp32", "bf16"]
+    model: FO1Model,
+    *,
+    recomputed: Sequence[str],
+    compiles: bool,
+    precision: Literal["fp32", "bf16"],
 ) -> None:
     """Prepare a model for training on the device that is there, before it is moved.
 
@@ -41,16 +45,24 @@ def recompute(model: FO1Model, towers: Sequence[str]) -> None:
     for name in towers:
         if name == "auxiliary":
             if model.auxiliary is None:
-                raise ValueError("activation checkpointing of auxiliary: this model has no such tower")
+                raise ValueError(
+                    "activation checkpointing of auxiliary: this model has no such tower"
+                )
             model.auxiliary.set_gradient_checkpointing()
             continue
         family = model.family
-        tower = family.vision_tower(model.vlm) if name == "primary" else family.language_model(model.vlm)
+        tower = (
+            family.vision_tower(model.vlm)
+            if name == "primary"
+            else family.language_model(model.vlm)
+        )
         layers: list[Any] = [
             layer for layer in tower.modules() if isinstance(layer, GradientCheckpointingLayer)
         ]
         if not layers:
-            raise ValueError(f"activation checkpointing of {name}: transformers cannot recompute its layers")
+            raise ValueError(
+                f"activation checkpointing of {name}: transformers cannot recompute its layers"
+            )
         for layer in layers:
             layer.gradient_checkpointing = True
             # Not reentrant: under the reentrant form a layer whose input needs no gradient gets none itself.
@@ -74,5 +86,7 @@ def attention_implementation(precision: Literal["fp32", "bf16"]) -> str:
     """
     has_package = importlib.util.find_spec("flash_attn") is not None
     return (
-        "flash_attention_2" if has_package and precision == "bf16" and torch.cuda.is_available() else "sdpa"
+        "flash_attention_2"
+        if has_package and precision == "bf16" and torch.cuda.is_available()
+        else "sdpa"
     )

@@ -31,7 +31,9 @@ class AnswerVocabulary:
     new: ids of `grammar.new_tokens`, in that order. stops: ids that end an answer.
     """
 
-    def __init__(self, texts: Sequence[bytes | None], new: Sequence[int], stops: Sequence[int]) -> None:
+    def __init__(
+        self, texts: Sequence[bytes | None], new: Sequence[int], stops: Sequence[int]
+    ) -> None:
         self.stops = tuple(stops)
         *regions, self.phrase_start, self.phrase_end, self.objects_start, self.objects_end = new
         self.regions = tuple(regions)
@@ -42,11 +44,15 @@ class AnswerVocabulary:
             if text and token not in own and not _breaks(text, in_phrase=False)
         }
         """Ordinary tokens, which hold no tag by themselves."""
-        one_line = [token for token, text in self.texts.items() if not _breaks(text, in_phrase=True)]
+        one_line = [
+            token for token, text in self.texts.items() if not _breaks(text, in_phrase=True)
+        ]
         self.masks = {
             "text": _mask(len(texts), list(self.texts)),
             "phrase": _mask(len(texts), one_line),
-            "phrase start": _mask(len(texts), [t for t in one_line if not self.texts[t][:1].isspace()]),
+            "phrase start": _mask(
+                len(texts), [t for t in one_line if not self.texts[t][:1].isspace()]
+            ),
         }
         """bool[number of tokens]: ordinary tokens by where they may stand; a phrase starts with no blank."""
         self.by_text: dict[bytes, list[int]] = {}
@@ -64,7 +70,9 @@ class AnswerVocabulary:
         key = tail, in_phrase
         if key not in self._finishing:
             self._finishing[key] = [
-                token for token in self._finishers if _breaks(tail + self.texts[token], in_phrase=in_phrase)
+                token
+                for token in self._finishers
+                if _breaks(tail + self.texts[token], in_phrase=in_phrase)
             ]
         return self._finishing[key]
 
@@ -88,7 +96,11 @@ class PhraseNames:
     """
 
     def __init__(self, names: Sequence[str], vocabulary: AnswerVocabulary) -> None:
-        wrong = [n for n in names if n != n.strip() or len(n.splitlines()) != 1 or grammar.reserved_text(n)]
+        wrong = [
+            n
+            for n in names
+            if n != n.strip() or len(n.splitlines()) != 1 or grammar.reserved_text(n)
+        ]
         if wrong or not names:
             raise ValueError(
                 f"names={wrong or list(names)!r}: give at least one, each a line without outer blanks or tags"
@@ -110,7 +122,11 @@ class PhraseNames:
 
     def to_end(self, written: bytes) -> float:
         """Fewest tokens that complete a name of which ``written`` stands already."""
-        return min(counts[len(written)] for name, counts in self._counts.items() if name.startswith(written))
+        return min(
+            counts[len(written)]
+            for name, counts in self._counts.items()
+            if name.startswith(written)
+        )
 
     def complete(self, written: bytes) -> bool:
         """Whether ``written`` is one of the names."""
@@ -121,7 +137,9 @@ class PhraseNames:
         if written not in self._steps:
             steps: dict[int, float] = {}
             for name, counts in self._counts.items():
-                for end in range(len(written) + 1, len(name) + 1) if name.startswith(written) else ():
+                for end in (
+                    range(len(written) + 1, len(name) + 1) if name.startswith(written) else ()
+                ):
                     for token in self._by_text.get(name[len(written) : end], ()):
                         steps[token] = min(counts[end], steps.get(token, math.inf))
             self._steps[written] = steps
@@ -134,7 +152,9 @@ def answer_vocabulary(processor: Processor) -> AnswerVocabulary:
 
     Raises ValueError when its tokenizer is not a byte-level one.
     """
-    return AnswerVocabulary(token_texts(processor.tokenizer), processor.token_ids.new, processor.stop_ids)
+    return AnswerVocabulary(
+        token_texts(processor.tokenizer), processor.token_ids.new, processor.stop_ids
+    )
 
 
 def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
@@ -155,7 +175,9 @@ def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
     for symbols, token in vocabulary.items():
         if token in added and added[token].special:
             continue
-        known = all(symbol in byte_of for symbol in symbols)  # otherwise an added token that is its own text
+        known = all(
+            symbol in byte_of for symbol in symbols
+        )  # otherwise an added token that is its own text
         texts[token] = bytes(byte_of[symbol] for symbol in symbols) if known else symbols.encode()
     return texts
 
@@ -164,7 +186,9 @@ def _byte_of_symbol() -> dict[str, int]:
     """The byte behind each letter of a byte-level vocabulary; printable ones are themselves (GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + i): byte for i, byte in enumerate(others)
+    }
 
 
 def _breaks(text: bytes, *, in_phrase: bool) -> bool:

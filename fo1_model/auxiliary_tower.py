@@ -62,7 +62,9 @@ class AuxiliaryTower(nn.Module):
     def __init__(self, config: AuxiliaryConfig) -> None:
         super().__init__()
         # Any, because timm's own attributes (stem, stages) are not declared on nn.Module.
-        self.model: Any = timm.create_model(config.name, pretrained=False, num_classes=0, **config.kwargs)
+        self.model: Any = timm.create_model(
+            config.name, pretrained=False, num_classes=0, **config.kwargs
+        )
         # timm keeps the classifier's LayerNorm, and a parameter without gradient stalls distributed training.
         self.model.head = nn.Identity()
         self._set_drop_path(config.drop_path)

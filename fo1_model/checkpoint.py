@@ -27,7 +27,7 @@ from fo1_model.batch import TokenIds
 from fo1_model.config import MODEL_TYPE, SIZES, ModelConfig
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
-from fo1_model.tiny_tokenizer import tiny_tokenizer
+from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 from fo1_model.weights import (
     MAX_FILE_BYTES,
     load_weights,
@@ -75,15 +75,22 @@ def new_model(
         generator = torch.Generator().manual_seed(seed)
         start: dict[str, Any] = {
             "spread": config.new_rows.spread,
-            "like": {processor.id_of(new): processor.id_of(old) for new, old in config.new_rows.like.items()},
+            "like": {
+                processor.id_of(new): processor.id_of(old)
+                for new, old in config.new_rows.like.items()
+            },
         }
         model.new_rows.initialise(model.vlm.get_input_embeddings().weight, generator, **start)
         if model.new_output_rows is not None:
-            model.new_output_rows.initialise(model.vlm.get_output_embeddings().weight, generator, **start)
+            model.new_output_rows.initialise(
+                model.vlm.get_output_embeddings().weight, generator, **start
+            )
     return model.eval(), processor
 
 
-def load_base(name: str, seed: int = 0, *, config: ModelConfig | None = None) -> tuple[FO1Model, Processor]:
+def load_base(
+    name: str, seed: int = 0, *, config: ModelConfig | None = None
+) -> tuple[FO1Model, Processor]:
     """A model of a named size on its pretrained VLM and auxiliary tower; region modules and new rows are
     fresh.
 
@@ -101,14 +108,20 @@ def load_base(name: str, seed: int = 0, *, config: ModelConfig | None = None) ->
 
 
 def save_model(
-    model: FO1Model, processor: Processor, folder: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES
+    model: FO1Model,
+    processor: Processor,
+    folder: str | Path,
+    *,
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
     """Write the model folder; the same model gives the same bytes."""
     write_model(model, folder, max_file_bytes=max_file_bytes)
     write_processor(processor, folder)
 
 
-def write_model(model: FO1Model, folder: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+def write_model(
+    model: FO1Model, folder: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES
+) -> None:
     """Write a model's part of its folder: ``config.json`` and the weights."""
     folder = Path(folder)
     own = weights_of(model)
@@ -138,7 +151,9 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_max_length": tokenizer.model_max_length,
         **{
-            name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
+            name: str(token)
+            for name, token in tokenizer.special_tokens_map.items()
+            if isinstance(token, str)
         },
     }
     if tokenizer.chat_template is not None:
@@ -173,7 +188,12 @@ def read_model(
     with uninitialised():
         model = FO1Model(config, token_ids)
     load_weights(
-        weights_of(model), stored.shapes, stored.tensors(), what=str(folder), dtype=dtype, device=device
+        weights_of(model),
+        stored.shapes,
+        stored.tensors(),
+        what=str(folder),
+        dtype=dtype,
+        device=device,
     )
     # Weights are in their place; this moves the buffers, whose type must stay.
     return model.to(device=device).eval()
@@ -187,7 +207,9 @@ def load_processor(folder: str | Path) -> Processor:
         raise ValueError(f"{folder} has no tokenizer.json; it was saved without its processor")
     processor = Processor(config, PreTrainedTokenizerFast.from_pretrained(str(folder)))
     if processor.token_ids != token_ids:
-        raise ValueError(f"{folder}/tokenizer.json gives other ids to the model's tokens than config.json")
+        raise ValueError(
+            f"{folder}/tokenizer.json gives other ids to the model's tokens than config.json"
+        )
     return processor
 
 

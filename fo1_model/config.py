@@ -135,7 +135,9 @@ class NewRowsConfig:
 
     def __post_init__(self) -> None:
         if not self.spread > 0:
-            raise ValueError(f"NewRowsConfig.spread={self.spread} must be above 0: equal rows stay equal")
+            raise ValueError(
+                f"NewRowsConfig.spread={self.spread} must be above 0: equal rows stay equal"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +198,9 @@ def _from_dict(cls: type, values: Mapping[str, Any], path: str) -> Any:
     hints = get_type_hints(cls)
     names = [f.name for f in fields(cls)]
     if unknown := sorted(set(values) - set(names)):
-        raise ValueError(f"{path} has no field {', '.join(unknown)}; its fields are {', '.join(names)}")
+        raise ValueError(
+            f"{path} has no field {', '.join(unknown)}; its fields are {', '.join(names)}"
+        )
     if missing := [name for name in names if name not in values]:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     arguments = {}
@@ -204,12 +208,16 @@ def _from_dict(cls: type, values: Mapping[str, Any], path: str) -> Any:
         hint = hints[name]
         nested = is_dataclass(hint) and isinstance(hint, type)
         arguments[name] = (
-            _from_dict(hint, values[name], f"{path}.{name}") if nested else copy.deepcopy(values[name])
+            _from_dict(hint, values[name], f"{path}.{name}")
+            if nested
+            else copy.deepcopy(values[name])
         )
     return cls(**arguments)
 
 
-def qwen2_5_vl(*, text: dict[str, Any], vision: dict[str, Any], mrope_section: list[int]) -> VLMConfig:
+def qwen2_5_vl(
+    *, text: dict[str, Any], vision: dict[str, Any], mrope_section: list[int]
+) -> VLMConfig:
     """A Qwen2.5-VL of any width, with what the whole family has in common filled in."""
     family_text = {
         "rms_norm_eps": 1e-6,
@@ -217,7 +225,11 @@ def qwen2_5_vl(*, text: dict[str, Any], vision: dict[str, Any], mrope_section: l
         "bos_token_id": None,
         "eos_token_id": None,
         "max_position_embeddings": 128000,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": mrope_section},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": mrope_section,
+        },
     }
     family_vision = {
         "patch_size": 14,
@@ -273,7 +285,7 @@ def debug() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """A model that learns the drawn world on a CPU in minutes, on the base that `pipelines.tiny_base` makes.
+    """A model that learns the drawn world on a CPU in minutes, on the base that `pipelines.tiny_base.build` makes.
 
     Small decoders learn look-up best with starts of one over the square root of the width.
     The rope base leaves most of each head's dimensions slow enough to compare content over a prompt of a few
@@ -289,7 +301,11 @@ def tiny() -> ModelConfig:
                 "num_attention_heads": 4,
                 "num_key_value_heads": 4,
                 "initializer_range": 96**-0.5,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "mrope_section": [4, 4, 4]},
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1e5,
+                    "mrope_section": [4, 4, 4],
+                },
             },
             vision={
                 "depth": 2,
@@ -342,7 +358,9 @@ def qwen2_5_vl_3b() -> ModelConfig:
             mrope_section=[16, 24, 24],
         ),
         auxiliary=AuxiliaryConfig(
-            kwargs=davit(depths=[1, 1, 9, 1], dims=[256, 512, 1024, 2048], heads=[8, 16, 32, 64], window=12),
+            kwargs=davit(
+                depths=[1, 1, 9, 1], dims=[256, 512, 1024, 2048], heads=[8, 16, 32, 64], window=12
+            ),
             resize="dynamic",
             size=768,
             drop_path=0.1,

@@ -50,7 +50,9 @@ class _Sample:
     ``left`` below is the number of tokens that may still come, the next and the stop token included.
     """
 
-    def __init__(self, vocabulary: AnswerVocabulary, num_regions: int, names: PhraseNames | None) -> None:
+    def __init__(
+        self, vocabulary: AnswerVocabulary, num_regions: int, names: PhraseNames | None
+    ) -> None:
         self.vocabulary = vocabulary
         self.regions = vocabulary.regions[:num_regions]
         self.names = names
@@ -95,13 +97,17 @@ class _Sample:
         shortest = 1 if self.names is None else self.names.to_end(b"")
         opening = (words.phrase_start,) if left > shortest + _PHRASE_END else ()
         return Choices(
-            "text", words.finishing(self.tail, in_phrase=False), (*self.regions, *opening, *words.stops)
+            "text",
+            words.finishing(self.tail, in_phrase=False),
+            (*self.regions, *opening, *words.stops),
         )
 
     def _phrase_choices(self, left: int) -> Choices:
         words = self.vocabulary
         if self.names is not None:
-            steps = [t for t, rest in self.names.steps(self.phrase).items() if rest + _PHRASE_END < left]
+            steps = [
+                t for t, rest in self.names.steps(self.phrase).items() if rest + _PHRASE_END < left
+            ]
             end = (words.phrase_end,) if self.names.complete(self.phrase) else ()
             return Choices(more=(*steps, *end))
         if not self.phrase:
@@ -132,8 +138,12 @@ class GrammarConstraint:
         self._vocabulary = vocabulary
         self._max_new_tokens = max_new_tokens
         self._masks: dict[str, Tensor] = {}
-        per_sample = [None if given is None else tuple(given) for given in names or [None] * len(num_regions)]
-        known = {given: PhraseNames(given, vocabulary) for given in set(per_sample) if given is not None}
+        per_sample = [
+            None if given is None else tuple(given) for given in names or [None] * len(num_regions)
+        ]
+        known = {
+            given: PhraseNames(given, vocabulary) for given in set(per_sample) if given is not None
+        }
         self._samples = [
             _Sample(vocabulary, count, None if given is None else known[given])
             for count, given in zip(num_regions, per_sample, strict=True)
@@ -145,7 +155,9 @@ class GrammarConstraint:
             for sample, token in zip(self._samples, tokens[:, -1].tolist(), strict=True):
                 sample.advance(token)
         if not self._masks:
-            self._masks = {name: _resized(mask, logits) for name, mask in self._vocabulary.masks.items()}
+            self._masks = {
+                name: _resized(mask, logits) for name, mask in self._vocabulary.masks.items()
+            }
         left = self._max_new_tokens - tokens.shape[1]
         allowed = torch.zeros_like(logits, dtype=torch.bool)
         for row, sample in zip(allowed, self._samples, strict=True):

@@ -37,7 +37,9 @@ class NewTokenRows(nn.Module):
         row_of_id[self.ids] = torch.arange(len(ids))
         self.register_buffer("row_of_id", row_of_id, persistent=False)
 
-    def forward(self, base: Tensor, *, ids: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+    def forward(
+        self, base: Tensor, *, ids: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
         """Put the new rows' part in place of the base's; exactly one of ``ids`` and ``hidden`` is given.
 
         With ids int64[...]: base is their embedding float[..., D] (see ``base_ids``); returns float[..., D].

@@ -41,9 +41,13 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"GenerationConfig.max_new_tokens={self.max_new_tokens} must be at least 1")
+            raise ValueError(
+                f"GenerationConfig.max_new_tokens={self.max_new_tokens} must be at least 1"
+            )
         if self.temperature < 0:
-            raise ValueError(f"GenerationConfig.temperature={self.temperature} must not be negative")
+            raise ValueError(
+                f"GenerationConfig.temperature={self.temperature} must not be negative"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"GenerationConfig.top_p={self.top_p} must be in (0, 1]")
 
@@ -103,7 +107,10 @@ def generate(
         chosen = _choose(changed, config, generators)
         chosen = torch.where(done, processor.pad_id, chosen)
         logprob = logits.gather(1, chosen[:, None]) - logits.logsumexp(dim=1, keepdim=True)
-        tokens, logprobs = torch.cat([tokens, chosen[:, None]], dim=1), torch.cat([logprobs, logprob], dim=1)
+        tokens, logprobs = (
+            torch.cat([tokens, chosen[:, None]], dim=1),
+            torch.cat([logprobs, logprob], dim=1),
+        )
         done |= torch.isin(chosen, stop)
         if step + 1 == config.max_new_tokens or bool(done.all()):
             break
@@ -112,7 +119,9 @@ def generate(
         hidden = model.decode(model.embed_ids(chosen[:, None]), mask, positions, cache)
     return [
         read_answer(processor, row, row_logprobs, count)
-        for row, row_logprobs, count in zip(tokens.tolist(), logprobs.tolist(), num_regions, strict=True)
+        for row, row_logprobs, count in zip(
+            tokens.tolist(), logprobs.tolist(), num_regions, strict=True
+        )
     ]
 
 
@@ -127,7 +136,8 @@ def read_answer(
     parsed = grammar.parse(text, num_regions)
     first_said: dict[int, float] = {}
     region_of_id = {
-        token: index for index, token in enumerate(processor.token_ids.new[: processor.num_region_tokens])
+        token: index
+        for index, token in enumerate(processor.token_ids.new[: processor.num_region_tokens])
     }
     finished = False
     for token, logprob in zip(tokens, logprobs, strict=True):
@@ -160,7 +170,9 @@ def _constraint(
         return []
     vocabulary = answer_vocabulary(processor)
     limit = config.max_new_tokens
-    return [GrammarConstraint(vocabulary, num_regions=num_regions, max_new_tokens=limit, names=names)]
+    return [
+        GrammarConstraint(vocabulary, num_regions=num_regions, max_new_tokens=limit, names=names)
+    ]
 
 
 def _generator(seed: int, sample_id: str) -> torch.Generator:
@@ -168,7 +180,9 @@ def _generator(seed: int, sample_id: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _choose(logits: Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]) -> Tensor:
+def _choose(
+    logits: Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]
+) -> Tensor:
     """int64[B] of float32[B, V]."""
     if config.temperature == 0:
         return logits.argmax(dim=-1)
@@ -179,7 +193,9 @@ def _choose(logits: Tensor, config: GenerationConfig, generators: Sequence[torch
     # A sum of 0.9999 must not let in what has no probability at all.
     kept = (cumulative - probabilities < config.top_p) & (probabilities > 0)
     totals = (probabilities * kept).sum(dim=-1, keepdim=True)
-    draws = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(logits)
+    draws = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(
+        logits
+    )
     rank = (cumulative < draws[:, None] * totals).sum(dim=-1, keepdim=True)
     last = kept.sum(dim=-1, keepdim=True) - 1
     return order.gather(1, torch.minimum(rank, last)).squeeze(1)

@@ -30,7 +30,9 @@ _FLAGS = re.IGNORECASE | re.ASCII
 _INDEX = re.compile(r"<region(\d{1,12})>", _FLAGS)
 _GROUNDED = re.compile(r"<ground>(.*?)</ground><objects?>(.*?)</objects?>", _FLAGS)
 _TAG = re.compile(r"</?(?:ground|objects?)>", _FLAGS)
-_RESERVED = re.compile(r"</?ground>|</?objects?>|<region\d+>|<regionfeat>|<image>|<\|\w+\|>", _FLAGS)
+_RESERVED = re.compile(
+    r"</?ground>|</?objects?>|<region\d+>|<regionfeat>|<image>|<\|\w+\|>", _FLAGS
+)
 _SPELLINGS = (
     *PHRASE_TAGS, *OBJECT_TAGS, "<object>", "</object>", "<region0>", REGION_FEATURE, IMAGE, "<|x|>"
 )  # fmt: skip
@@ -59,13 +61,19 @@ def region_token(index: int) -> str:
 
 def new_tokens(num_region_tokens: int) -> tuple[str, ...]:
     """The tokens a base tokenizer lacks, in the order in which they are appended (release)."""
-    return (*(region_token(index) for index in range(num_region_tokens)), *PHRASE_TAGS, *OBJECT_TAGS)
+    return (
+        *(region_token(index) for index in range(num_region_tokens)),
+        *PHRASE_TAGS,
+        *OBJECT_TAGS,
+    )
 
 
 @lru_cache(512)  # few numbers of regions come up again and again
 def region_prompt(num_regions: int, first: int = 0) -> str:
     """The region line of a prompt: index token then feature slot for every region, no separator (release)."""
-    return "".join(f"{region_token(index)}{REGION_FEATURE}" for index in range(first, first + num_regions))
+    return "".join(
+        f"{region_token(index)}{REGION_FEATURE}" for index in range(first, first + num_regions)
+    )
 
 
 def reserved_text(text: str) -> bool:
@@ -114,9 +122,13 @@ def render(parts: Iterable[Part]) -> str:
             pieces.append(text)
         else:
             if not text or text != text.strip() or len(text.splitlines()) != 1:
-                raise ValueError(f"a grounded phrase must be one line without outer blanks: {text!r}")
+                raise ValueError(
+                    f"a grounded phrase must be one line without outer blanks: {text!r}"
+                )
             indices = "".join(region_token(index) for index in sorted(set(regions)))
-            pieces.append(f"{PHRASE_TAGS[0]}{text}{PHRASE_TAGS[1]}{OBJECT_TAGS[0]}{indices}{OBJECT_TAGS[1]}")
+            pieces.append(
+                f"{PHRASE_TAGS[0]}{text}{PHRASE_TAGS[1]}{OBJECT_TAGS[0]}{indices}{OBJECT_TAGS[1]}"
+            )
     return "".join(pieces)
 
 

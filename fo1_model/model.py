@@ -120,7 +120,9 @@ class FO1Model(nn.Module):
         module takes part whatever the batch holds (see ``region_tokens``), so ranks never disagree on their
         collectives.
         """
-        hidden = self.decode(self.embed(batch), batch.attention_mask, batch.positions, places=batch.places)
+        hidden = self.decode(
+            self.embed(batch), batch.attention_mask, batch.positions, places=batch.places
+        )
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE
         logits = self.logits(hidden[:, :-1][supervised])
@@ -142,7 +144,10 @@ class FO1Model(nn.Module):
         """
         image_tokens, region_tokens, anchor = self.visual_tokens(batch)
         embeddings = _widen(self.embed_ids(batch.input_ids), image_tokens.shape[1])
-        for slot, tokens in ((self.token_ids.image, image_tokens), (self.token_ids.region, region_tokens)):
+        for slot, tokens in (
+            (self.token_ids.image, image_tokens),
+            (self.token_ids.region, region_tokens),
+        ):
             mask = batch.input_ids == slot
             if int(mask.sum()) != len(tokens):
                 raise ValueError(
@@ -188,7 +193,11 @@ class FO1Model(nn.Module):
         region modules as often as it has images. Without gradients such images are left out.
         """
         none = batch.pixels.new_zeros(0, self.family.hidden_size)
-        used = [index for index, boxes in enumerate(batch.boxes) if len(boxes) or torch.is_grad_enabled()]
+        used = [
+            index
+            for index, boxes in enumerate(batch.boxes)
+            if len(boxes) or torch.is_grad_enabled()
+        ]
         idle = [index for index in used if not len(batch.boxes[index])]
         if not used:
             return none, none.sum()
@@ -200,7 +209,9 @@ class FO1Model(nn.Module):
         )
         by_image = dict(zip(used, encoded, strict=True))
         tokens = [by_image[index] for index in used if index not in idle]
-        anchor = torch.stack([by_image[index].sum() * 0 for index in idle]).sum() if idle else none.sum()
+        anchor = (
+            torch.stack([by_image[index].sum() * 0 for index in idle]).sum() if idle else none.sum()
+        )
         return torch.cat(tokens) if tokens else none, anchor
 
     def _encode_images(
@@ -220,7 +231,9 @@ class FO1Model(nn.Module):
         """
         values, (width, height) = maps[index], batch.sizes[index]
         if self.config.region.pyramid and (values.shape[1] % 2 or values.shape[2] % 2):
-            values = F.pad(values, (0, values.shape[2] % 2, 0, values.shape[1] % 2), mode="replicate")
+            values = F.pad(
+                values, (0, values.shape[2] % 2, 0, values.shape[1] % 2), mode="replicate"
+            )
         columns, rows = self.family.input_size(batch.grids[index])
         return FeatureMap(values, (columns / width, rows / height), self.family.patch_size)
 
@@ -285,12 +298,16 @@ def _by_sample(batch: Batch, supervised: Tensor, *values: Tensor) -> Tensor:
     Masked sums, because adding by index has no fixed order on a GPU.
     """
     if batch.places is None:
-        samples = torch.arange(len(supervised), device=supervised.device)[:, None].expand_as(supervised)
+        samples = torch.arange(len(supervised), device=supervised.device)[:, None].expand_as(
+            supervised
+        )
     else:
         samples = (batch.places == 0).cumsum(dim=1)[:, 1:] - 1
     owners = torch.arange(len(batch.sample_ids), device=supervised.device)[:, None]
     own = samples[supervised] == owners
-    return torch.stack([torch.where(own, value.double(), 0.0).sum(dim=1) for value in values], dim=1)
+    return torch.stack(
+        [torch.where(own, value.double(), 0.0).sum(dim=1) for value in values], dim=1
+    )
 
 
 def _frozen(module: nn.Module) -> bool:

@@ -98,11 +98,19 @@ def compare_case(folder: Path) -> tuple[list[Line], list[str]]:
     notes = []
     if min(image.size) < 28:
         # The release stretches such an image and leaves its boxes where they were.
-        image = image.resize((max(image.width, 28), max(image.height, 28)), Image.Resampling.BICUBIC)
-        notes.append("the image is stretched to 28 px; the release does not move the boxes along, ours would")
+        image = image.resize(
+            (max(image.width, 28), max(image.height, 28)), Image.Resampling.BICUBIC
+        )
+        notes.append(
+            "the image is stretched to 28 px; the release does not move the boxes along, ours would"
+        )
     prompt = (folder / "prompt.txt").read_text(encoding="utf-8")
     own = processor.encode(
-        image, inputs["boxes"].numpy(), _messages(prompt), for_generation=True, sample_id=folder.name
+        image,
+        inputs["boxes"].numpy(),
+        _messages(prompt),
+        for_generation=True,
+        sample_id=folder.name,
     )
     encoded, given = _from_ids(own, inputs, processor)
     computed = {
@@ -116,7 +124,11 @@ def compare_case(folder: Path) -> tuple[list[Line], list[str]]:
             "the release leaves the default system turn out when the question says 'system'; ours has it. "
             "Compared from the case's own ids"
         )
-    references = {name: inputs[name] for name in computed if name in inputs} | {"input_ids": given} | expected
+    references = (
+        {name: inputs[name] for name in computed if name in inputs}
+        | {"input_ids": given}
+        | expected
+    )
     return [
         compare(name, computed.get(name), reference)
         for name, reference in references.items()
@@ -129,12 +141,18 @@ def compare(name: str, own: Tensor | None, reference: Tensor) -> Line:
     if own is None:
         return Line(name=name, figure="not computed", passed=False)
     if own.shape != reference.shape:
-        return Line(name=name, figure=f"{list(own.shape)} for {list(reference.shape)}", passed=False)
+        return Line(
+            name=name, figure=f"{list(own.shape)} for {list(reference.shape)}", passed=False
+        )
     if not reference.is_floating_point():
         different = int((own != reference).sum())
-        return Line(name=name, figure=f"{different} differ" if different else "exact", passed=not different)
+        return Line(
+            name=name, figure=f"{different} differ" if different else "exact", passed=not different
+        )
     largest = float(reference.abs().max()) if reference.numel() else 0.0
-    difference = float((own.double() - reference.double()).abs().max()) if reference.numel() else 0.0
+    difference = (
+        float((own.double() - reference.double()).abs().max()) if reference.numel() else 0.0
+    )
     relative = difference / largest if largest else difference
     # A difference that is not a number is above every tolerance.
     return Line(name=name, figure=f"{relative:.1e}", passed=relative <= TOLERANCE)
@@ -146,14 +164,18 @@ def _messages(prompt: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in _TURN.findall(bare)]
 
 
-def _from_ids(own: Encoded, inputs: Mapping[str, Tensor], processor: Processor) -> tuple[Encoded, Tensor]:
+def _from_ids(
+    own: Encoded, inputs: Mapping[str, Tensor], processor: Processor
+) -> tuple[Encoded, Tensor]:
     """The sample with the case's own ids and labels, placeholders expanded; and those ids."""
     grid = own.grids[0]
     count = processor.family.num_image_tokens(grid)
     ids: list[int] = []
     labels: list[int] = []
     starts: list[int] = []
-    for token, label in zip(inputs["input_ids"][0].tolist(), inputs["labels"][0].tolist(), strict=True):
+    for token, label in zip(
+        inputs["input_ids"][0].tolist(), inputs["labels"][0].tolist(), strict=True
+    ):
         if token == _IMAGE_ID:
             starts.append(len(ids))
             ids += [processor.token_ids.image] * count
@@ -230,7 +252,9 @@ def _greedy(model: FO1Model, processor: Processor, encoded: Encoded, count: int)
         return logits
 
     if count:
-        generate(model, processor, [encoded], GenerationConfig(max_new_tokens=count), logits_hook=look)
+        generate(
+            model, processor, [encoded], GenerationConfig(max_new_tokens=count), logits_hook=look
+        )
     return chosen
 
 
@@ -255,7 +279,9 @@ def _captured(model: FO1Model) -> Iterator[dict[str, Any]]:
         "region_tokens": encoder.connector,
     }
     handles = [
-        module.register_forward_hook(keep(name)) for name, module in modules.items() if module is not None
+        module.register_forward_hook(keep(name))
+        for name, module in modules.items()
+        if module is not None
     ]
     try:
         yield seen

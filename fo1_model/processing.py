@@ -27,7 +27,9 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, num_region_tokens: int)
     They are ordinary tokens, not special ones: decoding an answer keeps them.
     """
     known = tokenizer.get_vocab()
-    tokenizer.add_tokens([token for token in grammar.new_tokens(num_region_tokens) if token not in known])
+    tokenizer.add_tokens(
+        [token for token in grammar.new_tokens(num_region_tokens) if token not in known]
+    )
 
 
 class Processor:
@@ -195,7 +197,9 @@ class Processor:
             if token in self.stop_ids:
                 break
             kept.append(token)
-        text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(
+            kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         return str(text).removeprefix(self.family.answer_lead)
 
     def collate(self, samples: Sequence[Encoded], *, pad: str = "right") -> Batch:
@@ -321,10 +325,14 @@ def _boxes_per_image(
     if image is None and len(boxes):
         raise ValueError(f"sample {sample_id!r} has boxes without an image")
     per_image = (
-        [np.asarray(boxes)] if isinstance(image, Image.Image) else [np.asarray(item) for item in boxes]
+        [np.asarray(boxes)]
+        if isinstance(image, Image.Image)
+        else [np.asarray(item) for item in boxes]
     )
     if len(per_image) != num_images:
-        raise ValueError(f"sample {sample_id!r} has {len(per_image)} lists of boxes for {num_images} images")
+        raise ValueError(
+            f"sample {sample_id!r} has {len(per_image)} lists of boxes for {num_images} images"
+        )
     return per_image
 
 

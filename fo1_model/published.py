@@ -63,7 +63,11 @@ _FLORENCE_FIELDS = {
 
 
 def published_model(
-    config: ModelConfig, seed: int, folders: Mapping[str, Path], *, dtype: torch.dtype = torch.float32
+    config: ModelConfig,
+    seed: int,
+    folders: Mapping[str, Path],
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[FO1Model, Processor]:
     """A model on the VLM and the auxiliary tower in `folders`, in eval mode, and its processor.
 
@@ -100,17 +104,23 @@ def check_published(config: ModelConfig, folders: Mapping[str, Path]) -> None:
         path = folders["auxiliary"]
         _check_florence_config(config.auxiliary, path)
         davit = _find_davit(path)
-        load_weights(davit.places(_empty_tower(config.auxiliary)), davit.shapes, (), what=davit.what)
+        load_weights(
+            davit.places(_empty_tower(config.auxiliary)), davit.shapes, (), what=davit.what
+        )
 
 
 def _check_vlm(config: ModelConfig, folder: Path) -> None:
     """Family, sizes, tokenizer and files of a VLM's folder."""
     what, family = f"vlm={folder}", build_family(config.vlm)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{what}: it has no config.json; give the folder of a VLM, as its makers publish it")
+        raise ValueError(
+            f"{what}: it has no config.json; give the folder of a VLM, as its makers publish it"
+        )
     found, wanted = read_json(folder / "config.json").get("model_type"), family.config.model_type
     if found != wanted:
-        raise ValueError(f"{what}: it is a {found!r}; the size asked for needs a {wanted!r}, or take another")
+        raise ValueError(
+            f"{what}: it is a {found!r}; the size asked for needs a {wanted!r}, or take another"
+        )
     theirs = _settings(load_part(type(family.config), str(folder)).to_dict())
     for name, value in _settings(family.config.to_dict()).items():
         if theirs.get(name, value) != value:
@@ -173,7 +183,9 @@ class _Davit:
 
     def places(self, tower: AuxiliaryTower) -> dict[str, Tensor]:
         """Name in the file -> our tensor."""
-        return {self.prefix + self.rename(name): own for name, own in weights_of(tower.model).items()}
+        return {
+            self.prefix + self.rename(name): own for name, own in weights_of(tower.model).items()
+        }
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the tower, read when it is asked for."""

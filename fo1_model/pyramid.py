@@ -18,7 +18,9 @@ class ChannelNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in the parent class
         """Normalise float[B, C, H, W]; the result is channels-last in memory."""
         channels_last = input.permute(0, 2, 3, 1)
-        normed = F.layer_norm(channels_last, self.normalized_shape, self.weight, self.bias, self.eps)
+        normed = F.layer_norm(
+            channels_last, self.normalized_shape, self.weight, self.bias, self.eps
+        )
         return normed.permute(0, 3, 1, 2)
 
 
@@ -57,10 +59,14 @@ class SimpleFP(nn.Module):
             NormedConv(dim, dim, 3),
         )
         self.simfp_2 = nn.Sequential(
-            nn.ConvTranspose2d(in_dim, half, 2, stride=2), NormedConv(half, dim, 1), NormedConv(dim, dim, 3)
+            nn.ConvTranspose2d(in_dim, half, 2, stride=2),
+            NormedConv(half, dim, 1),
+            NormedConv(dim, dim, 3),
         )
         self.simfp_3 = nn.Sequential(NormedConv(in_dim, dim, 1), NormedConv(dim, dim, 3))
-        self.simfp_4 = nn.Sequential(nn.MaxPool2d(2, 2), NormedConv(in_dim, dim, 1), NormedConv(dim, dim, 3))
+        self.simfp_4 = nn.Sequential(
+            nn.MaxPool2d(2, 2), NormedConv(in_dim, dim, 1), NormedConv(dim, dim, 3)
+        )
 
     def forward(self, feature_map: FeatureMap) -> list[FeatureMap]:
         """One image's ViT map, float[in_dim, H, W], to four levels of `dim` channels, fine to coarse.
@@ -69,7 +75,9 @@ class SimpleFP(nn.Module):
         """
         height, width = feature_map.values.shape[1:]
         if height % 2 or width % 2:
-            raise ValueError(f"SimpleFP halves the map: its sides must be even, got {height}x{width} (HxW)")
+            raise ValueError(
+                f"SimpleFP halves the map: its sides must be even, got {height}x{width} (HxW)"
+            )
         values = feature_map.values.unsqueeze(0)
         levels = (self.simfp_1, self.simfp_2, self.simfp_3, self.simfp_4)
         return [

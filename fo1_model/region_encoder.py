@@ -74,11 +74,17 @@ class RegionEncoder(nn.Module):
             raise ValueError(
                 f"map_embedding needs widths that are multiples of 4, got {list(auxiliary_dims)}"
             )
-        self.auxiliary_norm = RegionNorm(auxiliary_width) if region.region_norm and auxiliary_width else None
-        self.primary_norm = RegionNorm(primary_width) if region.region_norm and primary_width else None
+        self.auxiliary_norm = (
+            RegionNorm(auxiliary_width) if region.region_norm and auxiliary_width else None
+        )
+        self.primary_norm = (
+            RegionNorm(primary_width) if region.region_norm and primary_width else None
+        )
         self.connector = build_connector(connector.num_layers, self.hybrid_size, hidden_size)
 
-    def forward(self, auxiliary_maps: Sequence[FeatureMap], primary: FeatureMap, boxes: Tensor) -> Tensor:
+    def forward(
+        self, auxiliary_maps: Sequence[FeatureMap], primary: FeatureMap, boxes: Tensor
+    ) -> Tensor:
         """Region tokens of one image, float[N, hidden_size] in the connector's type and the boxes' order.
 
         auxiliary_maps: the auxiliary tower's maps, fine to coarse; may be empty with features="primary".
@@ -171,7 +177,12 @@ def _map_embedding(values: Tensor) -> Tensor:
     frequencies = 10000.0 ** (2 * (index // 2) / (channels // 4))
 
     def waves(length: int) -> Tensor:
-        angles = torch.arange(length, device=values.device)[:, None] / length * (2 * math.pi) / frequencies
+        angles = (
+            torch.arange(length, device=values.device)[:, None]
+            / length
+            * (2 * math.pi)
+            / frequencies
+        )
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).T
 
     rows = waves(height)[:, :, None].expand(-1, -1, width)

@@ -119,7 +119,9 @@ def _fold_upsampling(weights: Tensor, length: int) -> Tensor:
     if weights.shape[1] == length:
         return weights
     identity = torch.eye(length, dtype=weights.dtype, device=weights.device).unsqueeze(0)
-    upsampling = F.interpolate(identity, size=weights.shape[1], mode="linear", align_corners=False)[0]
+    upsampling = F.interpolate(identity, size=weights.shape[1], mode="linear", align_corners=False)[
+        0
+    ]
     return weights @ upsampling.T
 
 

@@ -37,7 +37,9 @@ STAGES: dict[str, Stage] = {
     "stage1": Stage(parts=("region_encoder", "new_rows")),
     "stage1_auxiliary": Stage(parts=("auxiliary", "region_encoder", "new_rows")),
     "stage2": Stage(parts=("language", "auxiliary", "region_encoder", "new_rows")),
-    "stage2_primary": Stage(parts=("primary", "language", "auxiliary", "region_encoder", "new_rows")),
+    "stage2_primary": Stage(
+        parts=("primary", "language", "auxiliary", "region_encoder", "new_rows")
+    ),
 }
 """Stages by name. The paper names "HFRE and connector" for stage 1 but unfreezes DaViT in stage 2 only,
 hence ``stage1_auxiliary``; ``stage2_primary`` (ours) unfreezes the primary vision tower too."""
@@ -68,7 +70,9 @@ def part_of_parameters(model: FO1Model) -> dict[str, str]:
         owners[name] = best[0]
     expected = set(PARTS) if model.auxiliary is not None else set(PARTS) - {"auxiliary"}
     if empty := sorted(expected - set(owners.values())):
-        raise ValueError(f"no parameter belongs to {', '.join(empty)}; PARTS names something the model lacks")
+        raise ValueError(
+            f"no parameter belongs to {', '.join(empty)}; PARTS names something the model lacks"
+        )
     return owners
 
 
@@ -96,7 +100,9 @@ def parameter_groups(
         trained = tuple(part for part in trained if part != "auxiliary")
     rates = dict.fromkeys(trained, learning_rate) | dict(learning_rates or {})
     if unknown := sorted(set(rates) - set(trained)):
-        raise ValueError(f"learning_rates names {', '.join(unknown)}; {stage} trains {', '.join(trained)}")
+        raise ValueError(
+            f"learning_rates names {', '.join(unknown)}; {stage} trains {', '.join(trained)}"
+        )
     owners = part_of_parameters(model)
     idle = tuple(f"vlm.{prefix}" for prefix in model.family.idle_prefixes)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}

@@ -77,7 +77,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         or not content
         or not all(isinstance(value, Tensor) for value in content.values())
     ):
-        raise ValueError(f"{path} holds no state dict: save model.state_dict() alone, or under 'model'")
+        raise ValueError(
+            f"{path} holds no state dict: save model.state_dict() alone, or under 'model'"
+        )
     return dict(content)
 
 
@@ -93,7 +95,9 @@ def open_weights(path: Path) -> StoredWeights:
     listed: Mapping[str, str] | None = None
     if index.is_file():
         listed = read_json(index)["weight_map"]
-    found = {path.name} if path.is_file() else {file.name for file in path.glob("model*.safetensors")}
+    found = (
+        {path.name} if path.is_file() else {file.name for file in path.glob("model*.safetensors")}
+    )
     files = sorted(set(listed.values()) if listed else found)
     if not files:
         raise ValueError(f"{folder} holds no model*.safetensors")
@@ -110,7 +114,9 @@ def open_weights(path: Path) -> StoredWeights:
                         raise ValueError(f"{folder} holds {name} twice, the second time in {file}")
                     shapes[name] = tuple(opened.get_slice(name).get_shape())
         except SafetensorError as error:
-            raise ValueError(f"{folder / file} is not a readable safetensors file: {error}") from error
+            raise ValueError(
+                f"{folder / file} is not a readable safetensors file: {error}"
+            ) from error
     if listed is not None:
         check_names(set(listed), set(shapes), f"{folder}, as {INDEX} lists it")
     return StoredWeights(folder=folder, files=names, shapes=shapes)
@@ -151,7 +157,9 @@ def load_weights(
     check_names(set(own), set(given), what)
     for name, value in own.items():
         if tuple(value.shape) != given[name]:
-            raise ValueError(f"{what}: {name} is {list(given[name])}, the model has {list(value.shape)}")
+            raise ValueError(
+                f"{what}: {name} is {list(given[name])}, the model has {list(value.shape)}"
+            )
     for name, tensor in tensors:
         # A copy, or the model would keep the file open and change with it.
         own[name].data = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True)
@@ -181,13 +189,18 @@ def write_weights(
             filled = 0
         groups[-1].append(name)
         filled += sizes[name]
-    files = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    files = [
+        f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        for number in range(1, len(groups) + 1)
+    ]
     files = [FILE] if len(groups) == 1 else files
     for file, names in zip(files, groups, strict=True):
         values = {name: tensors[name]().detach().cpu().contiguous() for name in names}
         save_file(values, folder / file, metadata={"format": "pt"})
     if len(groups) > 1:
-        weight_map = {name: file for file, names in zip(files, groups, strict=True) for name in names}
+        weight_map = {
+            name: file for file, names in zip(files, groups, strict=True) for name in names
+        }
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_json(folder / INDEX, index)
 
@@ -209,7 +222,11 @@ class _LeaveParameters(TorchFunctionMode):
     """Functions that would fill a parameter in place do nothing."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "")
         fills = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"

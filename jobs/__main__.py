@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from jobs import verbs
+from jobs.command import verbs
 from jobs.submit import submit
 
 VERBS: dict[str, tuple[str, Callable[[list[str], verbs.Options], None]]] = {
@@ -17,15 +17,27 @@ VERBS: dict[str, tuple[str, Callable[[list[str], verbs.Options], None]]] = {
     "build": ("RECIPE: samples of every dataset that the recipe uses", verbs.build),
     "propose": ("RECIPE: proposals of its detector for every image source", verbs.propose),
     "shard": ("RECIPE: training and evaluation shards", verbs.shard),
-    "inspect": ("RECIPE [dataset=NAME]: a page of pictures, conversations and statistics", verbs.inspect),
+    "inspect": (
+        "RECIPE [dataset=NAME]: a page of pictures, conversations and statistics",
+        verbs.inspect,
+    ),
     "train": ("RECIPE: its training runs", verbs.train),
-    "evaluate": ("RECIPE, or BENCHMARK checkpoint=RUN: predictions, metrics, report", verbs.evaluate),
+    "evaluate": (
+        "RECIPE, or BENCHMARK checkpoint=RUN: predictions, metrics, report",
+        verbs.evaluate,
+    ),
     "predict": (
         "checkpoint=RUN image=a.jpg query='red cup' [boxes=...]: answer and annotated picture",
         verbs.predict,
     ),
-    "import-release": ("PATH OUT: the released checkpoint as a model folder of ours", verbs.import_release),
-    "export": ("RUN_OR_FOLDER OUT [layout=hf or release]: a model in a folder of its own", verbs.export),
+    "import-release": (
+        "PATH OUT: the released checkpoint as a model folder of ours",
+        verbs.import_release,
+    ),
+    "export": (
+        "RUN_OR_FOLDER OUT [layout=hf or release]: a model in a folder of its own",
+        verbs.export,
+    ),
     "proposals": (
         "diff A B | import FILE source=NAME | list: caches compared, made of boxes from elsewhere, listed",
         verbs.proposals,
@@ -35,7 +47,10 @@ VERBS: dict[str, tuple[str, Callable[[list[str], verbs.Options], None]]] = {
         verbs.experiment,
     ),
     "run": ("RECIPE: all of the above that is not done, in order", verbs.run),
-    "submit": ("--address URL -- VERB ...: the same on a cluster, see fo1 submit --help", verbs.submit),
+    "submit": (
+        "--address URL -- VERB ...: the same on a cluster, see fo1 submit --help",
+        verbs.submit,
+    ),
 }
 
 EXAMPLES = """examples:
@@ -103,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="what to do, see below")
-    parser.add_argument("words", nargs="*", metavar="WORD", help="a recipe, then name=value arguments")
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD", help="a recipe, then name=value arguments"
+    )
     parser.add_argument(
         "--root",
         default=os.environ.get("FO1_ROOT", "fo1_data"),
@@ -114,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
         default=os.environ.get("FO1_DATA"),
         help="folder of the datasets (default: $FO1_DATA or ROOT/datasets)",
     )
-    parser.add_argument("--address", help="address of a Ray cluster (default: start one on this machine)")
+    parser.add_argument(
+        "--address", help="address of a Ray cluster (default: start one on this machine)"
+    )
     parser.add_argument(
         "--mlflow",
         metavar="URI",

@@ -27,9 +27,15 @@ BENCHMARKS: dict[str, Benchmark] = {
     "drawn_refs_val": Benchmark(dataset="drawn_refs_val", tasks=("referring",)),
     "drawn_val_all": Benchmark(dataset="drawn_val_all", tasks=("detection",), coco_ap=True),
     "coco": Benchmark(dataset="coco", tasks=DRAWN_TASKS),
-    "coco_all": Benchmark(dataset="coco_all", tasks=("detection",), coco_ap=True, max_new_tokens=1024),
+    "coco_all": Benchmark(
+        dataset="coco_all", tasks=("detection",), coco_ap=True, max_new_tokens=1024
+    ),
     "coco_val": Benchmark(
-        dataset="coco_val_all", tasks=("detection",), coco_ap=True, max_new_tokens=4096, paper={"ap": 0.444}
+        dataset="coco_val_all",
+        tasks=("detection",),
+        coco_ap=True,
+        max_new_tokens=4096,
+        paper={"ap": 0.444},
     ),
 }
 """Benchmarks by name."""

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from dataset_builders import BuildOptions
 from fo1_model.detectors.configs import from_canonical, leaves, name_of, with_selection
-from jobs.arguments import parse_arguments
-from jobs.detectors import DetectorChoice, parse_detector
-from jobs.recipe import Recipe
-from jobs.runs import find_run
-from jobs.steps import Chain, evaluation_steps, existing
+from jobs.chain import Chain, evaluation_steps, existing
+from jobs.detector_arguments import DetectorChoice, parse_detector
+from jobs.find_artifacts import find_run
+from jobs.recipes.arguments import parse_arguments
+from jobs.recipes.recipe import Recipe
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
-from pipelines.rejection import RejectionConfig
+from pipelines.shards.rejection import RejectionConfig
 
 
 def lineage(run: Artifact) -> DetectorChoice:
@@ -37,8 +37,8 @@ def lineage(run: Artifact) -> DetectorChoice:
 
 def evaluate_checkpoint(benchmark: str, words: list[str], runtime: RuntimeConfig) -> None:
     """One run on one benchmark, with the proposals it was trained on or those of another detector."""
-    from jobs.results import report
-    from jobs.verbs import execute
+    from jobs.command.verbs import execute
+    from jobs.reports import report
 
     def arguments(
         *,
@@ -71,14 +71,25 @@ def predict_picture(words: list[str], runtime: RuntimeConfig) -> None:
     from dataset_builders.images import decode_image
     from fo1_model.checkpoint import load_model
     from fo1_model.detectors import build_detector
-    from pipelines.answering import predict_image, question_for
-    from pipelines.supplies import checkpoints
+    from pipelines.proposals.detector_inputs import checkpoints
+    from pipelines.reports.answer_image import predict_image, question_for
 
     def arguments(
-        *, checkpoint: str, image: str, query: str, boxes: str | None = None, out: str = "answer.png"
+        *,
+        checkpoint: str,
+        image: str,
+        query: str,
+        boxes: str | None = None,
+        out: str = "answer.png",
     ) -> dict[str, str | None]:
         """What ``fo1 predict`` takes."""
-        return {"checkpoint": checkpoint, "image": image, "query": query, "boxes": boxes, "out": out}
+        return {
+            "checkpoint": checkpoint,
+            "image": image,
+            "query": query,
+            "boxes": boxes,
+            "out": out,
+        }
 
     given = arguments(**parse_arguments(arguments, words))
     run = find_run(str(given["checkpoint"]), runtime)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from jobs.arguments import parse_arguments
 from jobs.benchmarks import BENCHMARKS
-from jobs.recipes import RECIPES
-from jobs.results import facts_of, log_answers, write_page
-from jobs.steps import Chain, chain
+from jobs.chain import Chain, chain
+from jobs.recipes.arguments import parse_arguments
+from jobs.recipes.catalogue import RECIPES
+from jobs.reports import facts_of, log_answers, write_page
 from pipelines.cluster import RuntimeConfig
 
 EXPERIMENTS: dict[str, tuple[str, Mapping[str, Sequence[str]]]] = {
@@ -31,9 +31,9 @@ def experiment(words: list[str], runtime: RuntimeConfig) -> None:
     words: the experiment, then arguments that all settings share. What two settings have in common (samples,
     proposals, shards, a first stage) is made once. Raises ValueError before any work for a wrong setting.
     """
-    from jobs.verbs import execute
-    from pipelines.evaluation import evaluate
-    from pipelines.report import Result, make_report
+    from jobs.command.verbs import execute
+    from pipelines.evaluation.score import evaluate
+    from pipelines.reports.evaluation_report import Result, make_report
 
     if not words or words[0] not in EXPERIMENTS:
         raise ValueError(f"experiment {' '.join(words[:1])}: name one of {', '.join(EXPERIMENTS)}")
@@ -47,7 +47,9 @@ def experiment(words: list[str], runtime: RuntimeConfig) -> None:
     for number, (label, made) in enumerate(chains.items(), 1):
         print(f"({number}/{len(chains)}) {label}", flush=True)
         answers = [item.predictions for item in made.evaluated if item.run is made.runs[-1]]
-        execute([step for step in made.closure(answers) if step.artifact.status() != "done"], runtime)
+        execute(
+            [step for step in made.closure(answers) if step.artifact.status() != "done"], runtime
+        )
         for item in made.evaluated:
             if item.run is made.runs[-1]:
                 coco = BENCHMARKS[item.benchmark].coco_ap

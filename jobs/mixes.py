@@ -1,6 +1,6 @@
 """Named mixes: which share of the training samples comes from which source.
 
-A mix is data: ``{"dataset/task": weight}``. Weights are relative; the sample plan (pipelines/mixing.py) turns
+A mix is data: ``{"dataset/task": weight}``. Weights are relative; the sample plan (pipelines/loading/sample_plan.py) turns
 them into an exact, deterministic order. Variations are small functions over the dictionary.
 """
 
@@ -44,7 +44,9 @@ REJECTION_SHARE = 0.2
 
 def _shared(weight: float, *sources: str, **weighted: float) -> Mix:
     """`weight` divided among sources: evenly, or by the numbers of ``dataset__task=number``."""
-    parts = dict.fromkeys(sources, 1.0) | {name.replace("__", "/"): part for name, part in weighted.items()}
+    parts = dict.fromkeys(sources, 1.0) | {
+        name.replace("__", "/"): part for name, part in weighted.items()
+    }
     return {source: weight * part / sum(parts.values()) for source, part in parts.items()}
 
 
@@ -130,7 +132,9 @@ PAPER_STAGE2: Mix = with_rejection(
         curved_syntext1__ocr=1,
         curved_syntext2__ocr=1,
     )
-    | _shared(0.06, llava_mix665k__instruction=2, cauldron__instruction=2, cogvlm_sft__instruction=1)
+    | _shared(
+        0.06, llava_mix665k__instruction=2, cauldron__instruction=2, cogvlm_sft__instruction=1
+    )
 )
 """Table 10, stage 2. Weights are ours. OmChat-SFT was never released: LLaVA, The Cauldron and CogVLM stand
 in."""
@@ -152,22 +156,31 @@ def without(mix: Mapping[str, float], name: str) -> Mix:
     """The mix less a dataset, a task or one source; raises ValueError when nothing matches."""
     kept = {source: weight for source, weight in mix.items() if not _matches(source, name)}
     if len(kept) == len(mix):
-        raise ValueError(f"mix: {name!r} names no source of it; its sources are {', '.join(sorted(mix))}")
+        raise ValueError(
+            f"mix: {name!r} names no source of it; its sources are {', '.join(sorted(mix))}"
+        )
     return kept
 
 
 def scaled(mix: Mapping[str, float], name: str, factor: float) -> Mix:
     """The mix with the weight of a dataset, a task or one source multiplied by ``factor`` (> 0)."""
     if not any(_matches(source, name) for source in mix):
-        raise ValueError(f"mix: {name!r} names no source of it; its sources are {', '.join(sorted(mix))}")
-    return {source: weight * (factor if _matches(source, name) else 1.0) for source, weight in mix.items()}
+        raise ValueError(
+            f"mix: {name!r} names no source of it; its sources are {', '.join(sorted(mix))}"
+        )
+    return {
+        source: weight * (factor if _matches(source, name) else 1.0)
+        for source, weight in mix.items()
+    }
 
 
 def only(mix: Mapping[str, float], name: str) -> Mix:
     """The part of the mix that a dataset, a task or one source makes up."""
     kept = {source: weight for source, weight in mix.items() if _matches(source, name)}
     if not kept:
-        raise ValueError(f"mix: {name!r} names no source of it; its sources are {', '.join(sorted(mix))}")
+        raise ValueError(
+            f"mix: {name!r} names no source of it; its sources are {', '.join(sorted(mix))}"
+        )
     return kept
 
 

@@ -67,7 +67,10 @@ def submit(words: Sequence[str]) -> int:
         raise OSError(f"{address} refused the job: {error}") from error
     follow_words = f"ray job logs --follow --address {address} {submission_id}"
     stop_words = f"ray job stop --address {address} {submission_id}"
-    print(f"job {submission_id} on {address}\n  follow: {follow_words}\n  stop:   {stop_words}", flush=True)
+    print(
+        f"job {submission_id} on {address}\n  follow: {follow_words}\n  stop:   {stop_words}",
+        flush=True,
+    )
     if flags.no_wait:
         return 0
     import asyncio  # here: `fo1 --help` needs none of it
@@ -75,7 +78,9 @@ def submit(words: Sequence[str]) -> int:
     try:
         return asyncio.run(_follow(client, submission_id))
     except KeyboardInterrupt:
-        print(f"\nfo1: the job goes on.\n  follow: {follow_words}\n  stop:   {stop_words}", flush=True)
+        print(
+            f"\nfo1: the job goes on.\n  follow: {follow_words}\n  stop:   {stop_words}", flush=True
+        )
         return STOPPED_STATUS
 
 
@@ -83,9 +88,9 @@ def check_words(sent: Sequence[str]) -> None:
     """Parse a command as the cluster will. ValueError (or argparse's exit) for what would fail there."""
     from jobs.__main__ import parse  # here, because that module imports this one
     from jobs.benchmarks import BENCHMARKS
+    from jobs.chain import check_names
+    from jobs.command.verbs import named_recipe
     from jobs.experiment import EXPERIMENTS
-    from jobs.steps import check_names
-    from jobs.verbs import named_recipe
 
     for text in (*sent, *sent_environment().values()):
         if _CREDENTIALS.search(text):
@@ -95,7 +100,9 @@ def check_words(sent: Sequence[str]) -> None:
             )
     verb, words, options = parse(sent)
     if verb not in SENT_VERBS:
-        raise ValueError(f"submit: {verb!r} runs on this machine only; sent are {', '.join(SENT_VERBS)}")
+        raise ValueError(
+            f"submit: {verb!r} runs on this machine only; sent are {', '.join(SENT_VERBS)}"
+        )
     if options.address is not None:
         raise ValueError("submit: --address belongs before the --; the job finds its own cluster")
     for flag, folder in (("--root", options.root), ("--data", options.data)):
@@ -129,9 +136,13 @@ def check_address(address: str) -> str:
     """The dashboard's address, without a slash at its end. ValueError for anything but http(s)://HOST."""
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"submit: --address {address}: give the dashboard's, such as http://HEAD:8265")
+        raise ValueError(
+            f"submit: --address {address}: give the dashboard's, such as http://HEAD:8265"
+        )
     if "@" in parts.netloc:
-        raise ValueError("submit: --address holds a user or password: give Ray a token in RAY_AUTH_TOKEN")
+        raise ValueError(
+            "submit: --address holds a user or password: give Ray a token in RAY_AUTH_TOKEN"
+        )
     return address.rstrip("/")
 
 
@@ -154,7 +165,9 @@ def _parser() -> argparse.ArgumentParser:
         Example: fo1 submit --address http://HEAD:8265 -- train stage1 --root /mnt/fo1 --workers 8""",
         allow_abbrev=False,
     )
-    parser.add_argument("--address", required=True, metavar="URL", help="the dashboard: http://HEAD:8265")
+    parser.add_argument(
+        "--address", required=True, metavar="URL", help="the dashboard: http://HEAD:8265"
+    )
     parser.add_argument("--no-wait", action="store_true", help="return once the job is sent")
     return parser
 
@@ -196,7 +209,9 @@ async def _follow(client: JobSubmissionClient, submission_id: str) -> int:
         position, before = 0, shown
         try:
             async for text in client.tail_job_logs(submission_id):
-                fresh = text[max(0, shown - position) :]  # a new connection starts at the top of the log
+                fresh = text[
+                    max(0, shown - position) :
+                ]  # a new connection starts at the top of the log
                 position += len(text)
                 shown = max(shown, position)
                 print(fresh, end="", flush=True)

@@ -12,7 +12,7 @@ shows an object only when it is complete, so there it is written in place. Nothi
 name or a worker count: the same inputs give the same bytes.
 
 Manifest: ``{kind, name, fingerprint, version, config, inputs: {name: fingerprint}, ledger, buckets, files}``,
-the ledger being the sum over the buckets (`pipelines.ledgers`).
+the ledger being the sum over the buckets (`pipelines.row_accounting`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from pipelines.ledgers import add_ledgers, check_rejects, reconcile
+from pipelines.row_accounting import add_ledgers, check_rejects, reconcile
 
 KINDS = ("samples", "proposals", "shards", "runs", "predictions")
 Content = bytes | Sequence[bytes]
@@ -63,9 +63,13 @@ class Artifact:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r} is no kind of artifact: use one of {', '.join(KINDS)}")
+            raise ValueError(
+                f"kind={self.kind!r} is no kind of artifact: use one of {', '.join(KINDS)}"
+            )
         if not _NAME.fullmatch(self.name):
-            raise ValueError(f"name={self.name!r}: use letters, digits, '_', '-', '.', and at most one '/'")
+            raise ValueError(
+                f"name={self.name!r}: use letters, digits, '_', '-', '.', and at most one '/'"
+            )
         if not _FINGERPRINT.fullmatch(self.fingerprint):
             raise ValueError(f"fingerprint={self.fingerprint!r} is not 16 hexadecimal digits")
         object.__setattr__(self, "root", absolute_root(self.root))
@@ -97,7 +101,11 @@ class Artifact:
         selector = pafs.FileSelector(path, allow_not_found=True)
         names = [info.base_name for info in filesystem.get_file_info(selector)]
         candidates = sorted(n for n in names if _FINGERPRINT.fullmatch(n) and n != self.fingerprint)
-        return [n for n in candidates if dataclasses.replace(self, fingerprint=n).exists("manifest.json")]
+        return [
+            n
+            for n in candidates
+            if dataclasses.replace(self, fingerprint=n).exists("manifest.json")
+        ]
 
     def manifest(self) -> dict[str, Any]:
         """Read the manifest. FileNotFoundError when the artifact is not complete."""
@@ -147,7 +155,9 @@ class Artifact:
         for name in sorted(sizes):
             if name.startswith("buckets/") and name.endswith(".json"):
                 marker = json.loads(self.read_bytes(name))
-                if all(sizes.get(file) == entry["bytes"] for file, entry in marker["files"].items()):
+                if all(
+                    sizes.get(file) == entry["bytes"] for file, entry in marker["files"].items()
+                ):
                     markers[int(marker["bucket"])] = marker
         return markers
 
@@ -166,7 +176,9 @@ class Artifact:
         """
         reconcile(ledger, where=f"{self.kind}/{self.name} bucket {bucket}")
         entries: dict[str, dict[str, Any]] = {}
-        with ThreadPoolExecutor(max_workers=1) as thread:  # hashing and writing both leave Python's lock
+        with ThreadPoolExecutor(
+            max_workers=1
+        ) as thread:  # hashing and writing both leave Python's lock
             digests = {name: thread.submit(_size_and_digest, data) for name, data in files.items()}
             for name, data in files.items():
                 self.write_bytes(name, data)
@@ -197,7 +209,9 @@ class Artifact:
         markers = self.finished()
         missing = sorted(set(range(num_buckets)) - set(markers))
         if missing:
-            raise RuntimeError(f"{self.path}: buckets {missing[:10]} are not finished; run the step again")
+            raise RuntimeError(
+                f"{self.path}: buckets {missing[:10]} are not finished; run the step again"
+            )
         total = dict(ledger or {})
         files: dict[str, Any] = {}
         for bucket in range(num_buckets):
@@ -229,10 +243,14 @@ class Artifact:
     def _listing(self) -> dict[str, int]:
         """Sizes in bytes of all files, by path inside the artifact, in one request."""
         filesystem, path = filesystem_of(self.path)
-        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+        infos = filesystem.get_file_info(
+            pafs.FileSelector(path, allow_not_found=True, recursive=True)
+        )
         start = len(path.rstrip("/")) + 1
         return {
-            i.path[start:]: i.size for i in infos if i.type == pafs.FileType.File and _PARTIAL not in i.path
+            i.path[start:]: i.size
+            for i in infos
+            if i.type == pafs.FileType.File and _PARTIAL not in i.path
         }
 
 
@@ -273,7 +291,9 @@ def check_writable(root: str) -> None:
             stream.write(b"")
         filesystem.delete_file(path)
     except OSError as error:
-        raise ValueError(f"root={root!r} cannot be written ({error}): choose another --root") from error
+        raise ValueError(
+            f"root={root!r} cannot be written ({error}): choose another --root"
+        ) from error
 
 
 def canonical(value: Any) -> Any:
@@ -292,7 +312,9 @@ def canonical(value: Any) -> Any:
         return [canonical(item) for item in value]
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    raise ValueError(f"config holds {value!r} of type {type(value).__name__}, which has no canonical form")
+    raise ValueError(
+        f"config holds {value!r} of type {type(value).__name__}, which has no canonical form"
+    )
 
 
 def json_bytes(value: Any) -> bytes:
@@ -303,7 +325,12 @@ def json_bytes(value: Any) -> bytes:
 
 def fingerprint(*, kind: str, version: int, config: Any, inputs: Mapping[str, str]) -> str:
     """First 16 hexadecimal digits of the sha256 of what can change a result: code version, config, inputs."""
-    content = {"kind": kind, "version": version, "config": canonical(config), "inputs": dict(inputs)}
+    content = {
+        "kind": kind,
+        "version": version,
+        "config": canonical(config),
+        "inputs": dict(inputs),
+    }
     return hashlib.sha256(json_bytes(content)).hexdigest()[:16]
 
 
@@ -364,5 +391,7 @@ def _empty_parquet(schema: bytes) -> bytes:
 
 def _parquet_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=4096, version="2.6", use_dictionary=True)
+    pq.write_table(
+        table, sink, compression="zstd", row_group_size=4096, version="2.6", use_dictionary=True
+    )
     return sink.getvalue().to_pybytes()

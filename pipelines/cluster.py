@@ -61,13 +61,21 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.max_reject_fraction <= 1.0:
-            raise ValueError(f"max_reject_fraction={self.max_reject_fraction} is no share: use 0 to 1")
+            raise ValueError(
+                f"max_reject_fraction={self.max_reject_fraction} is no share: use 0 to 1"
+            )
         if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers={self.workers} is negative: use 0 (no Ray) or the number of processes")
+            raise ValueError(
+                f"workers={self.workers} is negative: use 0 (no Ray) or the number of processes"
+            )
         if self.loader_processes < 0:
-            raise ValueError(f"loader_processes={self.loader_processes} is negative: use 0 for a thread")
+            raise ValueError(
+                f"loader_processes={self.loader_processes} is negative: use 0 for a thread"
+            )
         if self.gpus_per_worker is not None and not 0.0 <= self.gpus_per_worker < 1e3:
-            raise ValueError(f"gpus_per_worker={self.gpus_per_worker}: use a share of a GPU, or 0 for none")
+            raise ValueError(
+                f"gpus_per_worker={self.gpus_per_worker}: use a share of a GPU, or 0 for none"
+            )
         object.__setattr__(self, "root", absolute_root(self.root))
         object.__setattr__(self, "data", absolute_root(self.data))
 
@@ -183,7 +191,9 @@ def cluster_resources(runtime: RuntimeConfig) -> dict[str, float]:
     return ray.cluster_resources()
 
 
-def start_task(function: Callable[..., Any], *args: Any, num_gpus: float, max_retries: int) -> Future[Any]:
+def start_task(
+    function: Callable[..., Any], *args: Any, num_gpus: float, max_retries: int
+) -> Future[Any]:
     """Call a function in a process of the cluster, as soon as a CPU and `num_gpus` are free there.
 
     The process is connected already (`connect`). max_retries: times that the function is called again because
@@ -230,7 +240,9 @@ def map_buckets(
     if runtime.workers != 0:
         on_cpus = replace(runtime, gpus_per_worker=0.0)
         size = min(pool_sizes(cluster_resources(runtime), on_cpus).workers, len(buckets))
-    stage = Stage(worker=_BucketWorker, kwargs={"worker": worker, "kwargs": constructor_kwargs}, size=size)
+    stage = Stage(
+        worker=_BucketWorker, kwargs={"worker": worker, "kwargs": constructor_kwargs}, size=size
+    )
     tables = run_stages([stage], [{"bucket": bucket} for bucket in buckets], runtime=runtime)
     ledgers = (json.loads(ledger) for table in tables for ledger in table["ledger"].to_pylist())
     return _with_progress(ledgers, len(buckets), description)
@@ -239,7 +251,9 @@ def map_buckets(
 class _BucketWorker:
     """Adapter between tables of tasks and a worker of one bucket."""
 
-    def __init__(self, worker: Callable[..., Callable[[int], Mapping[str, Any]]], kwargs: Mapping[str, Any]):
+    def __init__(
+        self, worker: Callable[..., Callable[[int], Mapping[str, Any]]], kwargs: Mapping[str, Any]
+    ):
         self._worker = worker(**kwargs)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -252,7 +266,9 @@ class _PoolWorker:
     """A worker in a process of Ray. An error of its making is raised by its first call: where a constructor
     raises, Ray tells only that the process died."""
 
-    def __init__(self, worker: Callable[..., Callable[[pa.Table], pa.Table]], kwargs: Mapping[str, Any]):
+    def __init__(
+        self, worker: Callable[..., Callable[[pa.Table], pa.Table]], kwargs: Mapping[str, Any]
+    ):
         self._error: Exception | None = None
         try:
             self._worker = worker(**kwargs)

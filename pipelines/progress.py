@@ -51,7 +51,9 @@ class Progress:
     def close(self) -> None:
         """Print the last line: what was done and how long it took."""
         seconds = self._clock() - self._start
-        self._print(f"{self._description}: {self._counts(seconds)}, took {duration(seconds)}", end="\n")
+        self._print(
+            f"{self._description}: {self._counts(seconds)}, took {duration(seconds)}", end="\n"
+        )
 
     def line(self) -> str:
         """Return the present state as one line."""

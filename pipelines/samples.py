@@ -37,11 +37,11 @@ from dataset_builders.records import (
 )
 from dataset_builders.validation import validate
 from pipelines.artifacts import Artifact, parquet_bytes, prepare
+from pipelines.bucket_spill import Spill
 from pipelines.cluster import RuntimeConfig
-from pipelines.identity import dataset_digests
-from pipelines.ledgers import entry
+from pipelines.input_digests import dataset_digests
 from pipelines.progress import Progress
-from pipelines.spill import Spill
+from pipelines.row_accounting import entry
 
 VERSION = 2
 """Raised when the same inputs would give other samples."""
@@ -58,10 +58,14 @@ class SamplesConfig:
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
-            raise ValueError(f"dataset={self.dataset!r} is unknown: use one of {', '.join(DATASETS)}")
+            raise ValueError(
+                f"dataset={self.dataset!r} is unknown: use one of {', '.join(DATASETS)}"
+            )
 
 
-def samples_inputs(config: SamplesConfig, folders: DataFolders, digest_cache: str | Path) -> dict[str, str]:
+def samples_inputs(
+    config: SamplesConfig, folders: DataFolders, digest_cache: str | Path
+) -> dict[str, str]:
     """Identity of what samples are made from: the builder's version and its annotation files.
 
     digest_cache: local folder that remembers file digests. ValueError naming a file that is not there.
@@ -142,7 +146,9 @@ def _check_sample(sample: Sample, spec: DatasetSpec, sources: Collection[str]) -
     try:
         validate(sample)
     except BadRecord as error:
-        raise RuntimeError(f"{sample.sample_id}: the builder yields a bad sample ({error})") from error
+        raise RuntimeError(
+            f"{sample.sample_id}: the builder yields a bad sample ({error})"
+        ) from error
     told = (sample.dataset == spec.name, sample.task in spec.tasks, sample.image_source in sources)
     if not all(told):
         raise RuntimeError(

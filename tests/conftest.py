@@ -19,7 +19,7 @@ import pytest  # noqa: E402
 @pytest.fixture(scope="session")
 def drawn_world(tmp_path_factory):
     """Data root with a drawn data set of 24 training and 12 validation scenes. Never written to."""
-    from dataset_builders.synthetic import WorldSettings, write_world
+    from dataset_builders.drawn_world.write import WorldSettings, write_world
 
     data = tmp_path_factory.mktemp("data")
     write_world(data / "drawn", WorldSettings(train=24, val=12))

@@ -85,7 +85,9 @@ _WHERE: dict[type[Leaf], tuple[str, str]] = {
 it is needed: each brings a library with it."""
 
 
-def build_detector(config: DetectorConfig, checkpoint: Checkpoints = None, device: str = "cpu") -> Detector:
+def build_detector(
+    config: DetectorConfig, checkpoint: Checkpoints = None, device: str = "cpu"
+) -> Detector:
     """The detector of a config, weights loaded.
 
     checkpoint: where the weights lie, for configs that need a "run" or "weights".
@@ -96,7 +98,8 @@ def build_detector(config: DetectorConfig, checkpoint: Checkpoints = None, devic
 
         given = _of_members(config, checkpoint)
         return UnionDetector(
-            config, [build_detector(m, c, device) for m, c in zip(config.members, given, strict=True)]
+            config,
+            [build_detector(m, c, device) for m, c in zip(config.members, given, strict=True)],
         )
     module, name = _find(config, checkpoint)
     return getattr(module, name)(config, checkpoint, device)
@@ -114,10 +117,14 @@ def preparation(config: DetectorConfig, checkpoint: Checkpoints = None) -> Prepa
 def _find(config: Leaf, checkpoint: Checkpoints) -> tuple[Any, str]:
     """Module and class of a detector; raises ValueError when it and the checkpoint do not go together."""
     if type(config) not in _WHERE:
-        raise ValueError(f"{type(config).__name__} is no detector config; use one of {', '.join(DETECTORS)}")
+        raise ValueError(
+            f"{type(config).__name__} is no detector config; use one of {', '.join(DETECTORS)}"
+        )
     name = type(config).__name__
     if config.needs in ("run", "weights") and not isinstance(checkpoint, str):
-        what = "the export folder of a run" if config.needs == "run" else "a folder or file of weights"
+        what = (
+            "the export folder of a run" if config.needs == "run" else "a folder or file of weights"
+        )
         raise ValueError(f"checkpoint={checkpoint!r}: {name} needs {what}")
     if config.needs not in ("run", "weights") and checkpoint is not None:
         raise ValueError(f"checkpoint={checkpoint!r}: {name} has no weights to load; leave it out")
@@ -129,5 +136,7 @@ def _of_members(config: UnionConfig, checkpoint: Checkpoints) -> Sequence[str | 
     if checkpoint is None:
         return [None] * len(config.members)
     if isinstance(checkpoint, str) or len(checkpoint) != len(config.members):
-        raise ValueError(f"checkpoint={checkpoint!r}: give a union one for each of {len(config.members)}")
+        raise ValueError(
+            f"checkpoint={checkpoint!r}: give a union one for each of {len(config.members)}"
+        )
     return checkpoint

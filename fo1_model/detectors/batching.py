@@ -41,8 +41,12 @@ def detect_by_shape(
     found: dict[int, Detections] = {}
     for indices, pixels in equal_shapes(batch):
         items = [batch[index] for index in indices]
-        for index, item, (boxes, scores) in zip(indices, items, network(pixels, items), strict=True):
-            found[index] = select(boxes, scores, width=item.width, height=item.height, selection=selection)
+        for index, item, (boxes, scores) in zip(
+            indices, items, network(pixels, items), strict=True
+        ):
+            found[index] = select(
+                boxes, scores, width=item.width, height=item.height, selection=selection
+            )
     return [found[index] for index in range(len(batch))]
 
 

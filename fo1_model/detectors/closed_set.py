@@ -37,7 +37,10 @@ class ClosedSetDetector:
     """A detector of a folder, or a small untrained RT-DETR when the config says so."""
 
     def __init__(
-        self, config: ClosedSetConfig | UntrainedRTDETRConfig, checkpoint: str | None, device: str = "cpu"
+        self,
+        config: ClosedSetConfig | UntrainedRTDETRConfig,
+        checkpoint: str | None,
+        device: str = "cpu",
     ) -> None:
         model: Any
         if isinstance(config, UntrainedRTDETRConfig):
@@ -80,14 +83,22 @@ def score_rule(processor: Any) -> Callable[[Tensor], Tensor]:
     logits, name = torch.tensor([[[1.0, 0.0, 2.0]]]), type(processor).__name__
     outputs = SimpleNamespace(logits=logits, pred_boxes=torch.tensor([[[0.5, 0.5, 1.0, 1.0]]]))
     try:
-        [shown] = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=[(10, 20)])
+        [shown] = processor.post_process_object_detection(
+            outputs, threshold=0.0, target_sizes=[(10, 20)]
+        )
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{name} does not turn logits and boxes into detections: {error}") from error
-    if len(shown["boxes"]) and torch.allclose(shown["boxes"][0], torch.tensor([0.0, 0.0, 20.0, 10.0])):
+        raise ValueError(
+            f"{name} does not turn logits and boxes into detections: {error}"
+        ) from error
+    if len(shown["boxes"]) and torch.allclose(
+        shown["boxes"][0], torch.tensor([0.0, 0.0, 20.0, 10.0])
+    ):
         for rule in (best_sigmoid, best_softmax):
             if torch.allclose(shown["scores"].max(), rule(logits)):
                 return rule
-    raise ValueError(f"{name} scores boxes neither by sigmoid nor by softmax with a last column of no object")
+    raise ValueError(
+        f"{name} scores boxes neither by sigmoid nor by softmax with a last column of no object"
+    )
 
 
 def best_sigmoid(logits: Tensor) -> Tensor:

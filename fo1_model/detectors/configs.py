@@ -31,7 +31,9 @@ class Selection:
         if not 0.0 <= self.score_min <= 1.0:
             raise ValueError(f"Selection.score_min={self.score_min}: use a score in [0, 1]")
         if self.nms_iou is not None and not 0.0 < self.nms_iou <= 1.0:
-            raise ValueError(f"Selection.nms_iou={self.nms_iou}: use an IoU in (0, 1], or None for no NMS")
+            raise ValueError(
+                f"Selection.nms_iou={self.nms_iou}: use an IoU in (0, 1], or None for no NMS"
+            )
         if self.max_boxes < 1:
             raise ValueError(f"Selection.max_boxes={self.max_boxes}: use at least 1")
 
@@ -198,9 +200,13 @@ class GroundTruthJitterConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.jitter < 0.5:
-            raise ValueError(f"GroundTruthJitterConfig.jitter={self.jitter}: use a share in [0, 0.5)")
+            raise ValueError(
+                f"GroundTruthJitterConfig.jitter={self.jitter}: use a share in [0, 0.5)"
+            )
         if not 0.0 <= self.miss_rate <= 1.0:
-            raise ValueError(f"GroundTruthJitterConfig.miss_rate={self.miss_rate}: use a probability")
+            raise ValueError(
+                f"GroundTruthJitterConfig.miss_rate={self.miss_rate}: use a probability"
+            )
         if self.num_distractors < 0:
             raise ValueError(
                 f"GroundTruthJitterConfig.num_distractors={self.num_distractors}: use at least 0"
@@ -209,7 +215,7 @@ class GroundTruthJitterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxFileConfig:
-    """Boxes that were found elsewhere and lie in a file (`pipelines.box_files` has its forms)."""
+    """Boxes that were found elsewhere and lie in a file (`pipelines.proposals.box_files` has its forms)."""
 
     needs: ClassVar[Need] = "boxes"
     selection: Selection = field(default_factory=lambda: Selection(nms_iou=None))
@@ -242,9 +248,13 @@ class UnionConfig:
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:
-            raise ValueError(f"UnionConfig.members: {len(self.members)} given; a union has at least two")
+            raise ValueError(
+                f"UnionConfig.members: {len(self.members)} given; a union has at least two"
+            )
         if sum(member.needs in ("objects", "boxes") for member in self.members) > 1:
-            raise ValueError("UnionConfig.members: only one of them may bring boxes that are known already")
+            raise ValueError(
+                "UnionConfig.members: only one of them may bring boxes that are known already"
+            )
 
 
 DetectorConfig = Leaf | UnionConfig
@@ -288,10 +298,14 @@ def from_canonical(described: dict) -> DetectorConfig:
 
     Raises ValueError for a class or fields that this version does not have.
     """
-    kind = next((kind for kind in DETECTORS.values() if kind.__name__ == described.get("type")), None)
+    kind = next(
+        (kind for kind in DETECTORS.values() if kind.__name__ == described.get("type")), None
+    )
     values = {name: value for name, value in described.items() if name != "type"}
     if kind is None or set(values) != {f.name for f in fields(kind)}:
-        raise ValueError(f"detector {described.get('type')!r} of the manifest is not known to this version")
+        raise ValueError(
+            f"detector {described.get('type')!r} of the manifest is not known to this version"
+        )
     chosen = {name: value for name, value in values.pop("selection").items() if name != "type"}
     if set(chosen) != {f.name for f in fields(Selection)}:
         raise ValueError(f"the selection {chosen} of the manifest is not known to this version")
@@ -305,4 +319,6 @@ def _check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError for a value that is not among the choices."""
     value = getattr(config, name)
     if value not in choices:
-        raise ValueError(f"{type(config).__name__}.{name}={value!r}: use one of {', '.join(choices)}")
+        raise ValueError(
+            f"{type(config).__name__}.{name}={value!r}: use one of {', '.join(choices)}"
+        )

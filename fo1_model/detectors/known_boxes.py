@@ -41,7 +41,9 @@ class KnownBoxesDetector:
         boxes, scores = item.known.boxes, item.known.scores
         if isinstance(self.config, GroundTruthJitterConfig):
             boxes, scores = jittered(boxes, item.width, item.height, item.image_id, self.config)
-        return select(boxes, scores, width=item.width, height=item.height, selection=self.config.selection)
+        return select(
+            boxes, scores, width=item.width, height=item.height, selection=self.config.selection
+        )
 
 
 def preparation(_: KnownBoxesConfig, checkpoint: None = None) -> Prepare:  # noqa: ARG001
@@ -69,7 +71,9 @@ def jittered(
     boxes = np.concatenate([moved, distractors]).astype(np.float32)
     quality = np.zeros(len(boxes))
     if len(objects):
-        overlaps = iou(torch.from_numpy(boxes), torch.from_numpy(np.array(objects, dtype=np.float32)))
+        overlaps = iou(
+            torch.from_numpy(boxes), torch.from_numpy(np.array(objects, dtype=np.float32))
+        )
         quality = overlaps.amax(1).numpy()
     scores = (1 - SCORE_NOISE) * quality + SCORE_NOISE * rng.random(len(boxes))
     return boxes, scores.astype(np.float32)

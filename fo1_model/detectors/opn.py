@@ -18,7 +18,10 @@ class OPNDetector:
     """A trained OPN from its export folder, or an untrained one when the config says so."""
 
     def __init__(
-        self, config: OPNDetectorConfig | UntrainedOPNConfig, checkpoint: str | None, device: str = "cpu"
+        self,
+        config: OPNDetectorConfig | UntrainedOPNConfig,
+        checkpoint: str | None,
+        device: str = "cpu",
     ) -> None:
         if isinstance(config, UntrainedOPNConfig):
             model = new_opn(OPN_SIZES[config.size](), config.seed).eval()
@@ -35,7 +38,9 @@ class OPNDetector:
         """See `Detector.detect`."""
         return detect_by_shape(batch, self._boxes, self.config.selection)
 
-    def _boxes(self, pixels: torch.Tensor, items: list[Prepared]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _boxes(
+        self, pixels: torch.Tensor, items: list[Prepared]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Boxes in original px and scores of each image, those of all prompts together."""
         squares = normalised_square(pixels.to(self.device), self.model.config)
         per_prompt = [self._forward(squares, prompt) for prompt in self._prompts]
@@ -56,7 +61,9 @@ class OPNDetector:
 def preparation(config: OPNDetectorConfig | UntrainedOPNConfig, checkpoint: str | None) -> Prepare:
     """See `fo1_model.detectors.preparation`."""
     network = (
-        OPN_SIZES[config.size]() if isinstance(config, UntrainedOPNConfig) else load_config(str(checkpoint))
+        OPN_SIZES[config.size]()
+        if isinstance(config, UntrainedOPNConfig)
+        else load_config(str(checkpoint))
     )
     return partial(_prepare, side=network.image_size)
 

@@ -61,7 +61,9 @@ def load_part(auto: Any, folder: str, **options: Any) -> Any:
     Raises ValueError naming the folder when it is missing or holds nothing of that kind.
     """
     if not Path(folder).is_dir():
-        raise ValueError(f"checkpoint={folder!r}: no such folder; give one that save_pretrained wrote")
+        raise ValueError(
+            f"checkpoint={folder!r}: no such folder; give one that save_pretrained wrote"
+        )
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # one bar a worker is noise
     # A config of before transformers 5 names its backbone, and the library looks on the hub for a repository
@@ -70,9 +72,13 @@ def load_part(auto: Any, folder: str, **options: Any) -> Any:
     no_hub = mock.patch.object(backbone_utils, "hf_api", return_value=hub)
     try:
         with no_hub:
-            return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+            return auto.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **options
+            )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"checkpoint={folder!r}: {auto.__name__} does not read it: {error}") from error
+        raise ValueError(
+            f"checkpoint={folder!r}: {auto.__name__} does not read it: {error}"
+        ) from error
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -92,7 +98,9 @@ def prepare_image(item: DetectorInput, *, processor: Any, to_square: bool = Fals
         if max(width, height) < THIN * min(width, height):
             raise
         pixels = np.zeros((3, 0, 0), np.float32)
-        return Prepared(image_id=item.image_id, width=width, height=height, pixels=pixels, known=item.known)
+        return Prepared(
+            image_id=item.image_id, width=width, height=height, pixels=pixels, known=item.known
+        )
     pixels = made["pixel_values"][0].float().numpy()
     if to_square:
         longer = max(width, height)
@@ -103,7 +111,12 @@ def prepare_image(item: DetectorInput, *, processor: Any, to_square: bool = Fals
     else:
         ratio = (pixels.shape[2] / width, pixels.shape[1] / height)
     return Prepared(
-        image_id=item.image_id, width=width, height=height, pixels=pixels, scale=ratio, known=item.known
+        image_id=item.image_id,
+        width=width,
+        height=height,
+        pixels=pixels,
+        scale=ratio,
+        known=item.known,
     )
 
 
@@ -113,7 +126,9 @@ def raw_boxes(
     """Boxes in original px and scores of each image that goes through a network, for `detect_by_shape`."""
     height, width = pixels.shape[-2:]
     if pixels.numel():
-        boxes, scores = (raw.float().cpu() for raw in network(pixels, pixel_mask(items, width, height)))
+        boxes, scores = (
+            raw.float().cpu() for raw in network(pixels, pixel_mask(items, width, height))
+        )
     else:
         boxes, scores = torch.zeros(len(items), 0, 4), torch.zeros(len(items), 0)
     for item, box, score in zip(items, boxes, scores, strict=True):

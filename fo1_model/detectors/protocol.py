@@ -86,4 +86,6 @@ def with_all_pixels(item: DetectorInput) -> Prepared:
     """Prepare an image for a detector that scales it itself: all its pixels, uint8."""
     width, height = item.image.size
     pixels = np.ascontiguousarray(np.asarray(item.image.convert("RGB")).transpose(2, 0, 1))
-    return Prepared(image_id=item.image_id, width=width, height=height, pixels=pixels, known=item.known)
+    return Prepared(
+        image_id=item.image_id, width=width, height=height, pixels=pixels, known=item.known
+    )

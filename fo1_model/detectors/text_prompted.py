@@ -69,7 +69,9 @@ FAMILIES: dict[str, Family] = {
 class TextPromptedDetector:
     """A detector of a folder, asked for the config's names."""
 
-    def __init__(self, config: TextPromptedConfig, checkpoint: str | None, device: str = "cpu") -> None:
+    def __init__(
+        self, config: TextPromptedConfig, checkpoint: str | None, device: str = "cpu"
+    ) -> None:
         folder = str(checkpoint)
         self.config, self.device = config, device
         self._family = family_of(folder)
@@ -77,7 +79,9 @@ class TextPromptedDetector:
         processor = load_part(AutoProcessor, folder)
         self.prepare = _preparation(self._family, processor)
         self._takes_mask = "pixel_mask" in inspect.signature(self.model.forward).parameters
-        blank = Image.new("RGB", (64, 64))  # OmDet-Turbo's processor takes no text without a picture
+        blank = Image.new(
+            "RGB", (64, 64)
+        )  # OmDet-Turbo's processor takes no text without a picture
         encoded = processor(images=blank, text=self._family.text(config.names), return_tensors="pt")
         self._text = {k: v.to(device) for k, v in encoded.items() if not k.startswith("pixel_")}
         longest = self._text[self._family.tokens].shape[-1]
@@ -115,7 +119,9 @@ def family_of(folder: str) -> Family:
     """The family of a folder's model; raises ValueError naming the folder when it is none of `FAMILIES`."""
     model_type = load_part(AutoConfig, folder).model_type
     if model_type not in FAMILIES:
-        raise ValueError(f"checkpoint={folder!r}: holds a {model_type}; use one of {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"checkpoint={folder!r}: holds a {model_type}; use one of {', '.join(FAMILIES)}"
+        )
     return FAMILIES[model_type]
 
 

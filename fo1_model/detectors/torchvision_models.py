@@ -37,9 +37,13 @@ for them (``overwrite_eps``)."""
 class TorchvisionDetector:
     """A torchvision detector with the weights of a file."""
 
-    def __init__(self, config: TorchvisionConfig, checkpoint: str | None, device: str = "cpu") -> None:
+    def __init__(
+        self, config: TorchvisionConfig, checkpoint: str | None, device: str = "cpu"
+    ) -> None:
         self.config, self.device, self.prepare = config, device, with_all_pixels
-        self.model: Any = with_cuts(load_detector(config.model, str(checkpoint)), config).to(device).eval()
+        self.model: Any = (
+            with_cuts(load_detector(config.model, str(checkpoint)), config).to(device).eval()
+        )
 
     def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
         """See `Detector.detect`."""
@@ -52,9 +56,14 @@ class TorchvisionDetector:
         images = list(pixels.to(self.device).float() / 255)
         with inference(self.device, self.config.precision):
             outputs = (
-                self.model(images) if self.config.boxes == "final" else region_proposals(self.model, images)
+                self.model(images)
+                if self.config.boxes == "final"
+                else region_proposals(self.model, images)
             )
-        return [(one["boxes"].float().cpu().numpy(), one["scores"].float().cpu().numpy()) for one in outputs]
+        return [
+            (one["boxes"].float().cpu().numpy(), one["scores"].float().cpu().numpy())
+            for one in outputs
+        ]
 
 
 def preparation(config: TorchvisionConfig, checkpoint: str | None) -> Prepare:  # noqa: ARG001
@@ -80,7 +89,9 @@ def load_detector(name: str, path: str) -> nn.Module:
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise ValueError(f"checkpoint={path!r}: holds no weights of {name}: {str(error)[:500]}") from error
+        raise ValueError(
+            f"checkpoint={path!r}: holds no weights of {name}: {str(error)[:500]}"
+        ) from error
     if frozen and name in _WITHOUT_EPS:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -93,7 +104,9 @@ def build(name: str, num_classes: int) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models.detection)
     if name not in known:
         raise ValueError(f"TorchvisionConfig.model={name!r}: use one of {', '.join(known)}")
-    return torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
+    return torchvision.models.get_model(
+        name, weights=None, weights_backbone=None, num_classes=num_classes
+    )
 
 
 def classes_in(state: dict[str, Tensor], expected: dict[str, Tensor]) -> int:
@@ -123,7 +136,9 @@ def with_cuts(model: Any, config: TorchvisionConfig) -> Any:
     last.score_thresh = config.selection.score_min
     last.detections_per_img = max(last.detections_per_img, wanted)
     if two_stage:
-        model.roi_heads.mask_roi_pool = model.roi_heads.keypoint_roi_pool = None  # nobody asks for these
+        model.roi_heads.mask_roi_pool = model.roi_heads.keypoint_roi_pool = (
+            None  # nobody asks for these
+        )
     if config.boxes == "rpn":
         # Constructor arguments, under the names it keeps them; more proposals leave the best as they were.
         for kept in (model.rpn._pre_nms_top_n, model.rpn._post_nms_top_n):

@@ -7,7 +7,13 @@ from PIL import Image
 
 from fo1_model.detectors.configs import UnionConfig
 from fo1_model.detectors.postprocess import select
-from fo1_model.detectors.protocol import Detections, Detector, DetectorInput, Prepared, with_all_pixels
+from fo1_model.detectors.protocol import (
+    Detections,
+    Detector,
+    DetectorInput,
+    Prepared,
+    with_all_pixels,
+)
 
 
 class UnionDetector:
@@ -20,7 +26,9 @@ class UnionDetector:
     def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
         """See `Detector.detect`."""
         inputs = [_input(item) for item in batch]
-        found = [member.detect([member.prepare(item) for item in inputs]) for member in self.members]
+        found = [
+            member.detect([member.prepare(item) for item in inputs]) for member in self.members
+        ]
         return [
             select(
                 np.concatenate([one.boxes for one in of_image]),

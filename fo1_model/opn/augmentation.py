@@ -79,7 +79,9 @@ def _canvas(
 
 def _tracked(boxes: np.ndarray, image: Image.Image) -> BoundingBoxes:
     values = torch.from_numpy(np.array(boxes, np.float32).reshape(-1, 4))
-    return BoundingBoxes(values, format=BoundingBoxFormat.XYXY, canvas_size=(image.height, image.width))
+    return BoundingBoxes(
+        values, format=BoundingBoxFormat.XYXY, canvas_size=(image.height, image.width)
+    )
 
 
 def _array(boxes: torch.Tensor) -> np.ndarray:

@@ -53,7 +53,9 @@ class OPNConfig:
 
     def __post_init__(self) -> None:
         if self.image_size <= 0 or self.image_size % 32:
-            raise ValueError(f"OPNConfig.image_size={self.image_size}: use a positive multiple of 32")
+            raise ValueError(
+                f"OPNConfig.image_size={self.image_size}: use a positive multiple of 32"
+            )
         if self.prompt_dim == self.hidden_dim:
             raise ValueError(
                 f"OPNConfig.prompt_dim={self.prompt_dim} equals hidden_dim: choose another width "
@@ -97,7 +99,9 @@ class OPNConfig:
                 f"OPN config.json: unknown {sorted(set(values) - names)}, "
                 f"missing {sorted(names - set(values))}"
             )
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        arguments: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         return cls(**arguments)
 
 
@@ -118,7 +122,9 @@ class AugmentationConfig:
         if not 1.0 <= self.zoom <= 8.0:
             raise ValueError(f"AugmentationConfig.zoom={self.zoom}: use a factor from 1 (off) to 8")
         if not 0.0 <= self.min_visible <= 1.0:
-            raise ValueError(f"AugmentationConfig.min_visible={self.min_visible}: use a share in [0, 1]")
+            raise ValueError(
+                f"AugmentationConfig.min_visible={self.min_visible}: use a share in [0, 1]"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +154,13 @@ class OPNCriterionConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.incomplete_iou <= 1.0:
-            raise ValueError(f"OPNCriterionConfig.incomplete_iou={self.incomplete_iou}: use an IoU in [0, 1]")
-        if self.ignore_band is not None and not 0.0 <= self.ignore_band[0] < self.ignore_band[1] <= 1.0:
+            raise ValueError(
+                f"OPNCriterionConfig.incomplete_iou={self.incomplete_iou}: use an IoU in [0, 1]"
+            )
+        if (
+            self.ignore_band is not None
+            and not 0.0 <= self.ignore_band[0] < self.ignore_band[1] <= 1.0
+        ):
             raise ValueError(
                 f"OPNCriterionConfig.ignore_band={self.ignore_band}: use two rising IoUs such as (0.1, 0.5)"
             )
@@ -190,5 +201,9 @@ def large() -> OPNConfig:
     )
 
 
-OPN_SIZES: dict[str, Callable[[], OPNConfig]] = {"tiny": tiny, "swin_tiny": swin_tiny, "large": large}
+OPN_SIZES: dict[str, Callable[[], OPNConfig]] = {
+    "tiny": tiny,
+    "swin_tiny": swin_tiny,
+    "large": large,
+}
 """Named sizes: `OPN_SIZES["tiny"]()`."""

@@ -47,7 +47,9 @@ class OPNCriterion(nn.Module):
             )
         )
 
-    def forward(self, outputs: OPNOutputs, batch: OPNBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
+    def forward(
+        self, outputs: OPNOutputs, batch: OPNBatch
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """The loss of one batch, as a sum.
 
         Returns loss_sum float32[] (divide by the number of boxes over all workers, at least 1), num_boxes
@@ -70,9 +72,15 @@ class OPNCriterion(nn.Module):
     def _denoising(self, outputs: OPNOutputs, targets: list[dict[str, Tensor]]) -> Tensor:
         """The same terms on the noised queries, whose matches are known; a mean over the groups."""
         total = outputs.logits.new_zeros(())
-        if outputs.noised_logits is None or outputs.noised_boxes is None or outputs.noised_real is None:
+        if (
+            outputs.noised_logits is None
+            or outputs.noised_boxes is None
+            or outputs.noised_real is None
+        ):
             return total
-        groups = sum(len(p) for p in outputs.noised_positives) // sum(len(t["boxes"]) for t in targets)
+        groups = sum(len(p) for p in outputs.noised_positives) // sum(
+            len(t["boxes"]) for t in targets
+        )
         matched = [
             (positives, torch.arange(len(target["boxes"]), device=positives.device).tile(groups))
             for positives, target in zip(outputs.noised_positives, targets, strict=True)

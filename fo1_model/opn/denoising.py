@@ -77,8 +77,14 @@ def _noised(boxes: Tensor, seed: int, groups: int, scale: float) -> Tensor:
 def _mask(real: Tensor, group: Tensor, num_others: int) -> Tensor:
     """The additive mask: noised queries see their group's real ones and all others, who see no noised one."""
     batch, size = real.shape
-    hidden = torch.zeros(batch, size + num_others, size + num_others, dtype=torch.bool, device=real.device)
-    alone = ~torch.eye(size, dtype=torch.bool, device=real.device)  # padding sees itself: no empty softmax
+    hidden = torch.zeros(
+        batch, size + num_others, size + num_others, dtype=torch.bool, device=real.device
+    )
+    alone = ~torch.eye(
+        size, dtype=torch.bool, device=real.device
+    )  # padding sees itself: no empty softmax
     hidden[:, :size, :size] = ((group[:, None] != group) | ~real[:, None, :]) & alone
     hidden[:, size:, :size] = True
-    return torch.zeros(hidden.shape, device=real.device).masked_fill(hidden, -torch.inf).unsqueeze(1)
+    return (
+        torch.zeros(hidden.shape, device=real.device).masked_fill(hidden, -torch.inf).unsqueeze(1)
+    )

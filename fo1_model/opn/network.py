@@ -68,7 +68,9 @@ class OPN(nn.Module):
                 f"OPNConfig.backbone_channels={config.backbone_channels}: {config.backbone} gives {channels}"
             )
         if config.backbone_layout == "channels_first":
-            self.backbone.layer_norms = nn.ModuleList()  # unused there: parameters that never get a gradient
+            self.backbone.layer_norms = (
+                nn.ModuleList()
+            )  # unused there: parameters that never get a gradient
         self.encoder = OmDetTurboHybridEncoder(omdet)
         self.decoder = OmDetTurboDecoder(omdet)
         if config.normalization == "group":
@@ -106,7 +108,9 @@ class OPN(nn.Module):
         noised = None
         if self.training and self.config.denoising_groups and boxes is not None:
             if seeds is None:
-                raise ValueError("OPN.forward(seeds=None): denoising needs a seed an image for its noise")
+                raise ValueError(
+                    "OPN.forward(seeds=None): denoising needs a seed an image for its noise"
+                )
             noised = noised_queries(
                 boxes,
                 seeds,
@@ -118,10 +122,15 @@ class OPN(nn.Module):
         if noised is None:
             logits, refined = self._decode(content, box_logits.sigmoid(), vision, prompts)
             return OPNOutputs(
-                logits=logits, boxes=refined, encoder_logits=encoder_logits, encoder_boxes=encoder_boxes
+                logits=logits,
+                boxes=refined,
+                encoder_logits=encoder_logits,
+                encoder_boxes=encoder_boxes,
             )
         split = noised.real.shape[1]
-        content = torch.cat([self.noised_query.expand(len(content), split, -1).to(content.dtype), content], 1)
+        content = torch.cat(
+            [self.noised_query.expand(len(content), split, -1).to(content.dtype), content], 1
+        )
         box_logits = torch.cat([noised.box_logits, box_logits], 1)
         logits, refined = self._decode(content, box_logits.sigmoid(), vision, prompts, noised.mask)
         return OPNOutputs(
@@ -138,14 +147,19 @@ class OPN(nn.Module):
     def _objectness(self, states: Tensor, head: nn.Module, prompts: Tensor) -> Tensor:
         """float32[B, K]: scaled cosine of states [B, K, D] and the projected prompt, plus the bias."""
         target = head(self.object_prompts[prompts]).unsqueeze(-1)
-        return get_class_similarity("cosine", states.float(), target.float()).squeeze(-1) + self.logit_bias
+        return (
+            get_class_similarity("cosine", states.float(), target.float()).squeeze(-1)
+            + self.logit_bias
+        )
 
     def _select(
         self, features: Tensor, shapes: list[tuple[int, int]], prompts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The best positions of all levels: content [B, K, D], box logits [B, K, 4], objectness [B, K]."""
         decoder = self.decoder
-        with torch.inference_mode(False):  # the anchors are cached: training must be able to use them later
+        with torch.inference_mode(
+            False
+        ):  # the anchors are cached: training must be able to use them later
             anchors, valid = decoder.generate_anchors(
                 tuple(shapes), device=features.device, dtype=torch.float32
             )
@@ -158,7 +172,11 @@ class OPN(nn.Module):
         anchors = anchors.clamp(-16.0, 16.0).expand(len(features), -1, -1)
         states = states.gather(1, chosen[..., None].expand(-1, -1, states.shape[-1]))
         anchors = anchors.gather(1, chosen[..., None].expand(-1, -1, 4))
-        return states, decoder.encoder_bbox_head(states).float() + anchors, objectness.gather(1, chosen)
+        return (
+            states,
+            decoder.encoder_bbox_head(states).float() + anchors,
+            objectness.gather(1, chosen),
+        )
 
     def _decode(
         self,
@@ -208,7 +226,9 @@ def save_opn(model: OPN, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(model.config.to_dict(), indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     save_file(state, folder / "model.safetensors")
 
 
@@ -224,7 +244,9 @@ def load_config(folder: str | Path) -> OPNConfig:
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise ValueError(f"OPN checkpoint {folder}: {name} is missing; give an OPN run's export folder")
+            raise ValueError(
+                f"OPN checkpoint {folder}: {name} is missing; give an OPN run's export folder"
+            )
     return OPNConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
@@ -236,7 +258,9 @@ def omdet_config(config: OPNConfig) -> OmDetTurboConfig:
         "backbone": config.backbone,
         "out_indices": list(config.backbone_indices),
     }
-    if channels_last:  # timm's Swin takes its size at construction; windows as OmDet-Turbo cuts them
+    if (
+        channels_last
+    ):  # timm's Swin takes its size at construction; windows as OmDet-Turbo cuts them
         backbone |= {"img_size": config.image_size, "always_partition": True}
     return OmDetTurboConfig(
         backbone_config=backbone,
@@ -262,6 +286,10 @@ def _batch_to_group_norm(module: nn.Module) -> None:
     """Replaces every BatchNorm2d by a GroupNorm with 8 channels a group, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, nn.GroupNorm(child.num_features // 8, child.num_features, eps=child.eps))
+            setattr(
+                module,
+                name,
+                nn.GroupNorm(child.num_features // 8, child.num_features, eps=child.eps),
+            )
         else:
             _batch_to_group_norm(child)

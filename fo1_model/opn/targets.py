@@ -156,7 +156,11 @@ def _checked(index: int, example: OPNExample) -> tuple[Image.Image, np.ndarray, 
     boxes = np.asarray(example.boxes, dtype=np.float32).reshape(-1, 4)
     ignore = np.asarray(example.ignore, dtype=bool).reshape(-1)
     if len(boxes) != len(ignore):
-        raise ValueError(f"collate: image {index} has {len(boxes)} boxes but {len(ignore)} ignore flags")
+        raise ValueError(
+            f"collate: image {index} has {len(boxes)} boxes but {len(ignore)} ignore flags"
+        )
     if not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):
-        raise ValueError(f"collate: image {index} has a box that is not finite or has no area: {boxes}")
+        raise ValueError(
+            f"collate: image {index} has a box that is not finite or has no area: {boxes}"
+        )
     return example.image.convert("RGB"), boxes, ignore

@@ -39,7 +39,12 @@ FILES = (
 )
 """What a folder must hold, one of each line."""
 OF_OTHER_PARTS = {
-    *("text_config", "text_projection_in_dim", "text_projection_out_dim", "cache_size"),  # the text tower
+    *(
+        "text_config",
+        "text_projection_in_dim",
+        "text_projection_out_dim",
+        "cache_size",
+    ),  # the text tower
     *("encoder_dropout", "encoder_feedforward_dropout", "decoder_dropout", "init_std"),  # training
     *("disable_custom_kernels", "is_encoder_decoder"),  # without effect
 }
@@ -87,7 +92,9 @@ def read_omdet_config(folder: str | Path) -> OmDetTurboConfig:
     """An OmDet-Turbo's config.json; raises ValueError when the file is that of another model."""
     config = load_part(AutoConfig, str(folder))
     if not isinstance(config, OmDetTurboConfig):
-        raise ValueError(f"{folder}/config.json: model_type={config.model_type!r}, not an omdet-turbo")
+        raise ValueError(
+            f"{folder}/config.json: model_type={config.model_type!r}, not an omdet-turbo"
+        )
     return config
 
 
@@ -108,7 +115,9 @@ def opn_config(omdet: OmDetTurboConfig, image_processor: Any) -> OPNConfig:
         backbone=backbone.backbone,
         backbone_indices=tuple(backbone.out_indices),
         backbone_channels=tuple(omdet.encoder_in_channels),
-        backbone_layout="channels_last" if omdet.apply_layernorm_after_vision_backbone else "channels_first",
+        backbone_layout="channels_last"
+        if omdet.apply_layernorm_after_vision_backbone
+        else "channels_first",
         image_size=side,
         pixel_mean=mean,
         pixel_std=std,
@@ -139,9 +148,13 @@ def copy_weights(omdet: OmDetTurboForObjectDetection, model: OPN) -> None:
     """
     given = {}
     for name, tensor in omdet.state_dict().items():
-        unused = name.startswith("vision_backbone.layer_norms.") and not len(model.backbone.layer_norms)
+        unused = name.startswith("vision_backbone.layer_norms.") and not len(
+            model.backbone.layer_norms
+        )
         if not (unused or name.startswith("language_backbone.")):
-            given[name.removeprefix("vision_") if name.startswith("vision_backbone.") else name] = tensor
+            given[name.removeprefix("vision_") if name.startswith("vision_backbone.") else name] = (
+                tensor
+            )
     new = {"object_prompts", "task_prompts", "logit_bias", "noised_query"}
     check_names(set(model.state_dict()) - new, set(given), "the OmDet-Turbo checkpoint")
     model.load_state_dict(given, strict=False)  # a tensor of another shape raises all the same
@@ -159,10 +172,14 @@ def _prompts(omdet: OmDetTurboForObjectDetection, processor: Any) -> tuple[Tenso
     return object_prompt, tokens.mean(0).squeeze(0)
 
 
-def _normalisation(image_processor: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _normalisation(
+    image_processor: Any,
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation for RGB in [0, 1]; the release gives them for 0 to 255."""
     if not image_processor.do_normalize:
-        raise ValueError("OmDet-Turbo image processor, do_normalize=False: OPN normalises its input")
+        raise ValueError(
+            "OmDet-Turbo image processor, do_normalize=False: OPN normalises its input"
+        )
     white = 255.0 * image_processor.rescale_factor if image_processor.do_rescale else 255.0
     red, green, blue = (round(value / white, 6) for value in image_processor.image_mean)
     spread = tuple(round(value / white, 6) for value in image_processor.image_std)
@@ -174,9 +191,17 @@ def _settings(config: OmDetTurboConfig) -> dict[str, Any]:
     names = set(OmDetTurboConfig.__annotations__) - OF_OTHER_PARTS - {"backbone_config"}
     values = {name: getattr(config, name) for name in names}
     backbone = config.backbone_config
-    for name in ("backbone", "out_indices", "num_channels", "freeze_batch_norm_2d", "output_stride"):
+    for name in (
+        "backbone",
+        "out_indices",
+        "num_channels",
+        "freeze_batch_norm_2d",
+        "output_stride",
+    ):
         values[f"backbone_config.{name}"] = getattr(backbone, name)
     values |= {f"backbone_config.{name}": value for name, value in config.timm_kwargs.items()}
     if not isinstance(config.image_size, int):
         values["image_size"] = config.image_size[0]
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }

@@ -37,7 +37,9 @@ TEXT_DEFAULTS = {
 Shapes = Mapping[str, Sequence[int]]
 
 
-def config_of_release(flat: Mapping[str, Any], shapes: Shapes, num_region_tokens: int) -> ModelConfig:
+def config_of_release(
+    flat: Mapping[str, Any], shapes: Shapes, num_region_tokens: int
+) -> ModelConfig:
     """Our config of a released model.
 
     flat: its ``config.json``. shapes: released name -> shape. num_region_tokens: ``<regionN>`` in its
@@ -51,7 +53,9 @@ def config_of_release(flat: Mapping[str, Any], shapes: Shapes, num_region_tokens
     _check_modes(flat)
     primary_only = bool(flat.get("mm_use_vt_region_feature_only", False))
     tied = HEAD not in shapes
-    vlm = qwen2_5_vl(text=_text(flat, shapes), vision=_vision(flat, shapes), mrope_section=_mrope(flat))
+    vlm = qwen2_5_vl(
+        text=_text(flat, shapes), vision=_vision(flat, shapes), mrope_section=_mrope(flat)
+    )
     vlm.config["tie_word_embeddings"] = tied
     return ModelConfig(
         vlm=vlm,
@@ -108,7 +112,9 @@ def _text(flat: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
         "intermediate_size": _shape(shapes, f"{layer}mlp.gate_proj.weight")[0],
         "num_hidden_layers": _count(shapes, r"model\.layers\.(\d+)\..*"),
         "num_attention_heads": heads,
-        "num_key_value_heads": _shape(shapes, f"{layer}self_attn.k_proj.weight")[0] * heads // hidden,
+        "num_key_value_heads": _shape(shapes, f"{layer}self_attn.k_proj.weight")[0]
+        * heads
+        // hidden,
     }
     given = {
         "rms_norm_eps": flat.get("rms_norm_eps", 1e-5),
@@ -119,9 +125,13 @@ def _text(flat: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
             "mrope_section": _mrope(flat),
         },
     }
-    unusual = {key: flat[key] for key, usual in TEXT_DEFAULTS.items() if flat.get(key, usual) != usual}
+    unusual = {
+        key: flat[key] for key, usual in TEXT_DEFAULTS.items() if flat.get(key, usual) != usual
+    }
     if "use_sliding_window" in unusual:
-        raise ValueError("use_sliding_window=True: no released model has it and it is not supported")
+        raise ValueError(
+            "use_sliding_window=True: no released model has it and it is not supported"
+        )
     return {**text, **given, **unusual}
 
 
@@ -129,7 +139,9 @@ def _mrope(flat: Mapping[str, Any]) -> list[int]:
     scaling = _key(flat, "rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "mrope") or "mrope_section" not in scaling:
-        raise ValueError(f"rope_scaling={scaling!r}: expected rope_type 'default' with an mrope_section")
+        raise ValueError(
+            f"rope_scaling={scaling!r}: expected rope_type 'default' with an mrope_section"
+        )
     return list(scaling["mrope_section"])
 
 
@@ -191,7 +203,9 @@ def _region(flat: Mapping[str, Any], shapes: Shapes, *, primary_only: bool) -> R
         box_frame="auxiliary" if auxiliary_frame and not primary_only else "primary",
         region_norm=region_norm,
         box_embedding=positions and (primary_only or strategy in ("bbox_based", "hybrid")),
-        map_embedding=positions and not primary_only and strategy in ("feature_map_based", "hybrid"),
+        map_embedding=positions
+        and not primary_only
+        and strategy in ("feature_map_based", "hybrid"),
     )
 
 

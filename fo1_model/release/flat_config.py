@@ -18,12 +18,27 @@ from fo1_model.release.configs import (
 from fo1_model.release.names import CONNECTOR, EMBEDDING
 
 _VISION_KEYS = (
-    *("depth", "hidden_size", "intermediate_size", "num_heads", "fullatt_block_indexes", "patch_size"),
-    *("temporal_patch_size", "spatial_merge_size", "window_size", "tokens_per_second", "out_hidden_size"),
+    *(
+        "depth",
+        "hidden_size",
+        "intermediate_size",
+        "num_heads",
+        "fullatt_block_indexes",
+        "patch_size",
+    ),
+    *(
+        "temporal_patch_size",
+        "spatial_merge_size",
+        "window_size",
+        "tokens_per_second",
+        "out_hidden_size",
+    ),
 )
 
 
-def release_of_config(config: ModelConfig, shapes: Shapes, vocabulary: Mapping[str, int]) -> dict[str, Any]:
+def release_of_config(
+    config: ModelConfig, shapes: Shapes, vocabulary: Mapping[str, int]
+) -> dict[str, Any]:
     """The flat config of an exported model.
 
     That of an imported one is given back as it was, unless the model has become another since. Where the
@@ -58,7 +73,13 @@ def _base_keys(config: ModelConfig, vocabulary: Mapping[str, int]) -> dict[str, 
     parsed: Any = Qwen2_5_VLConfig(**config.vlm.config)
     text, vision = parsed.text_config, parsed.vision_config
     copied = (
-        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *(
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+        ),
         *(
             "num_key_value_heads",
             "rms_norm_eps",
@@ -68,7 +89,11 @@ def _base_keys(config: ModelConfig, vocabulary: Mapping[str, int]) -> dict[str, 
         ),
     )
     rope = text.rope_parameters
-    mrope = {"type": "default", "rope_type": "default", "mrope_section": list(rope["mrope_section"])}
+    mrope = {
+        "type": "default",
+        "rope_type": "default",
+        "mrope_section": list(rope["mrope_section"]),
+    }
     tokens = {
         "bos_token_id": "<|endoftext|>",
         "eos_token_id": "<|im_end|>",

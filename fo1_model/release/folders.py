@@ -17,7 +17,14 @@ from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 from fo1_model.release.configs import MODEL_TYPE, bare_layers, config_of_release
 from fo1_model.release.flat_config import release_of_config
-from fo1_model.release.names import EMBEDDING, HEAD, NEW_ROWS, OWN_EMBEDDING, OWN_HEAD, released_name
+from fo1_model.release.names import (
+    EMBEDDING,
+    HEAD,
+    NEW_ROWS,
+    OWN_EMBEDDING,
+    OWN_HEAD,
+    released_name,
+)
 from fo1_model.weights import (
     MAX_FILE_BYTES,
     StoredWeights,
@@ -130,16 +137,22 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         return Qwen2Tokenizer.from_pretrained(str(folder))
     if (folder / "tokens.json").is_file():
         return _byte_tokenizer(read_json(folder / "tokens.json"))
-    raise ValueError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt")
+    raise ValueError(
+        f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt"
+    )
 
 
 def _byte_tokenizer(tokens: Mapping[str, int]) -> PreTrainedTokenizerFast:
     """Bytes at ids 0 to 255 in the order of every byte-level vocabulary, and ``tokens`` at their ids."""
-    symbols = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    symbols = {
+        symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
     tokenizer = Tokenizer(models.BPE(vocab={**symbols, **tokens}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in tokens]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
 
 
@@ -190,7 +203,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return flat
 
 
-def _without_tied_head(flat: Mapping[str, Any], stored: StoredWeights) -> dict[str, tuple[int, ...]]:
+def _without_tied_head(
+    flat: Mapping[str, Any], stored: StoredWeights
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights, less a head that only repeats the embedding of a tied model."""
     shapes = dict(stored.shapes)
     if HEAD in shapes and flat.get("tie_word_embeddings", False):

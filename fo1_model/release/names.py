@@ -48,7 +48,9 @@ _HALF = {
     "mlp": "ffn.fn.net",
 }
 """Inside half a block of DaViT: timm's names and the release's."""
-_BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.(spatial|channel)_block\.(cpe\d\.proj|[a-z]+\d?)\.(.+)")
+_BLOCK = re.compile(
+    r"stages\.(\d+)\.blocks\.(\d+)\.(spatial|channel)_block\.(cpe\d\.proj|[a-z]+\d?)\.(.+)"
+)
 
 
 def released_name(own: str, bare: Collection[str] = ()) -> str:

@@ -35,7 +35,9 @@ class InternVL(VLMFamily):
         text: Any = self.config.text_config
         vision: Any = self.config.vision_config
         require("vision_feature_layer", self.config.vision_feature_layer, -1)
-        require("vision_feature_select_strategy", self.config.vision_feature_select_strategy, "default")
+        require(
+            "vision_feature_select_strategy", self.config.vision_feature_select_strategy, "default"
+        )
         self.hidden_size = text.hidden_size
         self.vocabulary_rows = text.vocab_size
         self.tied = self.config.tie_word_embeddings

@@ -31,11 +31,13 @@ from PIL import Image
 
 from dataset_builders import DATASETS, BuildOptions, DataFolders
 from fo1_model.detectors import GroundTruthJitterConfig, Selection
-from pipelines import proposals, samples, shards
+from pipelines import samples
 from pipelines.artifacts import Artifact, fingerprint
 from pipelines.cluster import RuntimeConfig
-from pipelines.shards import ShardWorker
-from pipelines.tars import ShardSet, tasks_of
+from pipelines.proposals import generate
+from pipelines.shards import write
+from pipelines.shards.tar_format import ShardSet, tasks_of
+from pipelines.shards.write import ShardWorker
 
 BOXES = 7
 SIZE = (640, 480)
@@ -61,7 +63,9 @@ def write_coco(folder: Path, num_annotations: int) -> Path:
             stream.write((", " if image else "") + json.dumps(record))
         stream.write('], "annotations": [')
         for number in range(num_annotations):
-            x, y, w, h = (round(float(v), 2) for v in rng.uniform((0, 0, 20, 20), (500, 360, 140, 120)))
+            x, y, w, h = (
+                round(float(v), 2) for v in rng.uniform((0, 0, 20, 20), (500, 360, 140, 120))
+            )
             record = {
                 "id": number,
                 "image_id": number // BOXES,
@@ -73,7 +77,9 @@ def write_coco(folder: Path, num_annotations: int) -> Path:
             }
             stream.write((", " if number else "") + json.dumps(record))
         stream.write('], "categories": ')
-        stream.write(json.dumps([{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]) + "}")
+        stream.write(
+            json.dumps([{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]) + "}"
+        )
     return path
 
 
@@ -109,12 +115,16 @@ def write_pictures(folder: Path, number: int) -> None:
     rng = np.random.default_rng(1)
     for image in range(number):
         coarse = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
-        picture = np.asarray(Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)).astype(np.int16)
+        picture = np.asarray(Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)).astype(
+            np.int16
+        )
         noisy = (picture + rng.normal(0, 12, picture.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / "coco" / "train2017" / f"{image:012d}.jpg", quality=88)
 
 
-def made(kind: str, name: str, module: object, config: object, inputs: dict[str, str], root: str) -> Artifact:
+def made(
+    kind: str, name: str, module: object, config: object, inputs: dict[str, str], root: str
+) -> Artifact:
     key = fingerprint(kind=kind, version=module.VERSION, config=config, inputs=inputs)  # type: ignore[attr-defined]
     return Artifact(root=root, kind=kind, name=name, fingerprint=key)
 
@@ -128,29 +138,38 @@ class Prepared:
         config = samples.SamplesConfig(dataset="coco")
         inputs = samples.samples_inputs(config, self.folders, root / "digests")
         self.samples = made("samples", "coco", samples, config, inputs, self.root)
-        samples.build_samples(config, self.samples, folders=self.folders, runtime=runtime, inputs=inputs)
+        samples.build_samples(
+            config, self.samples, folders=self.folders, runtime=runtime, inputs=inputs
+        )
         detector = GroundTruthJitterConfig(num_distractors=60, selection=Selection(max_boxes=60))
-        found = proposals.ProposalsConfig(image_source="coco", detector=detector)
+        found = generate.ProposalsConfig(image_source="coco", detector=detector)
         supplies = (self.samples,)
-        inputs = proposals.proposals_inputs(found, self.folders, root / "digests", supplies)
-        self.proposals = made("proposals", "coco/jitter", proposals, found, inputs, self.root)
-        proposals.propose(
-            found, self.proposals, folders=self.folders, runtime=runtime, inputs=inputs, supplies=supplies
+        inputs = generate.proposals_inputs(found, self.folders, root / "digests", supplies)
+        self.proposals = made("proposals", "coco/jitter", generate, found, inputs, self.root)
+        generate.propose(
+            found,
+            self.proposals,
+            folders=self.folders,
+            runtime=runtime,
+            inputs=inputs,
+            supplies=supplies,
         )
 
-    def shards(self, config: shards.ShardsConfig, number: int) -> tuple[float, Artifact]:
+    def shards(self, config: write.ShardsConfig, number: int) -> tuple[float, Artifact]:
         """Seconds of one worker for all buckets, and the artifact with its markers but no manifest."""
         inputs = {"round": str(number)}
-        output = made("shards", "coco", shards, config, inputs, self.root)
+        output = made("shards", "coco", write, config, inputs, self.root)
         num_buckets = int(self.samples.manifest()["buckets"])
-        quotas = shards._quotas(config, self.samples, num_buckets)
+        quotas = write._quotas(config, self.samples, num_buckets)
         found = {"coco": self.proposals}
         start = time.perf_counter()
         worker = ShardWorker(config, self.samples, found, output, self.folders, {}, quotas)
         for bucket in range(num_buckets):
             worker(bucket)
         seconds = time.perf_counter() - start
-        output.commit_buckets(version=shards.VERSION, config=config, inputs=inputs, num_buckets=num_buckets)
+        output.commit_buckets(
+            version=write.VERSION, config=config, inputs=inputs, num_buckets=num_buckets
+        )
         return seconds, output
 
     def members(self, output: Artifact) -> dict[str, list[tuple[str, Path, str, bytes]]]:
@@ -162,7 +181,9 @@ class Prepared:
                 index = output.read_table(name.replace(".tar", ".index.parquet")).to_pylist()
                 for row in range(count):
                     data = source.read(name, row)["json"]
-                    file = self.folders.path(f"coco/train2017/{int(json.loads(data)['image_id']):012d}.jpg")
+                    file = self.folders.path(
+                        f"coco/train2017/{int(json.loads(data)['image_id']):012d}.jpg"
+                    )
                     names = index[row]["image_name"], file, index[row]["json_name"], data
                     listed.setdefault(name, []).append(names)
         return listed
@@ -188,14 +209,16 @@ def shard_rows(num_images: int, rounds: int) -> list[list[str]]:
         write_pictures(Path(name) / "data", num_images)
         prepared = Prepared(Path(name) / "data", Path(name) / "root")
         for turns in (3, 1):
-            config = shards.ShardsConfig(turns=turns)
+            config = write.ShardsConfig(turns=turns)
             ours, bare = [], []
             for number in range(rounds):
                 seconds, output = prepared.shards(config, number)
                 ours.append(seconds)
                 members = prepared.members(output)
                 bare.append(bare_loop(members, Path(name) / "bare" / f"{turns}-{number}"))
-                megabytes = sum(entry["bytes"] for entry in output.manifest()["files"].values()) / 2**20
+                megabytes = (
+                    sum(entry["bytes"] for entry in output.manifest()["files"].values()) / 2**20
+                )
                 output.delete()
             examples = sum(map(len, members.values()))
             rows.append(
@@ -245,11 +268,22 @@ def main(words: list[str] | None = None) -> None:
         "memory beyond imports, MiB",
     ]
     print(
-        table(header, [build_row(number) for number in (options.annotations // 10, options.annotations)]),
+        table(
+            header,
+            [build_row(number) for number in (options.annotations // 10, options.annotations)],
+        ),
         flush=True,
     )
     print("\n## Shards, one worker, against a bare `tarfile` loop over the same bytes\n")
-    header = ["questions an example", "shards", "examples", "MiB", "shards/s", "bare shards/s", "examples/s"]
+    header = [
+        "questions an example",
+        "shards",
+        "examples",
+        "MiB",
+        "shards/s",
+        "bare shards/s",
+        "examples/s",
+    ]
     header += ["beyond bare, ms an example", "share of bare"]
     print(table(header, shard_rows(options.images, options.rounds)))
 

@@ -23,9 +23,9 @@ from typing import TextIO
 
 import psutil
 
-from jobs.arguments import parse_arguments
-from jobs.recipes import stage2
-from jobs.steps import chain
+from jobs.chain import chain
+from jobs.recipes.arguments import parse_arguments
+from jobs.recipes.catalogue import stage2
 from pipelines import progress
 from pipelines.cluster import RuntimeConfig, connect
 
@@ -107,17 +107,21 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=200)
     given = parser.parse_args()
 
-    from dataset_builders.synthetic import WorldSettings, write_world
+    from dataset_builders.drawn_world.write import WorldSettings, write_world
 
     runtime = RuntimeConfig(root=given.root, data=f"{given.root}/datasets")
     memory, first = Memory(), FirstResult()
     rows: list[tuple[str, float, float, float]] = []
     with contextlib.redirect_stderr(Watch(first, sys.stderr)):
         with timed(rows, "draw the world", memory, first):
-            write_world(Path(runtime.data, "drawn"), WorldSettings(train=given.train, val=given.val))
+            write_world(
+                Path(runtime.data, "drawn"), WorldSettings(train=given.train, val=given.val)
+            )
         with timed(rows, "start Ray", memory, first):
             connect(runtime)
-        for step in chain(stage2(**parse_arguments(stage2, given.arguments)), runtime).steps.values():
+        for step in chain(
+            stage2(**parse_arguments(stage2, given.arguments)), runtime
+        ).steps.values():
             if step.artifact.status() != "done":
                 with timed(rows, f"{step.verb} {step.artifact.name}", memory, first):
                     step.execute(runtime)
@@ -138,7 +142,10 @@ def table(rows: list[tuple[str, float, float, float]], arguments: list[str]) -> 
         "",
         "| step | start-up s | work s | peak memory MiB |",
         "| --- | ---: | ---: | ---: |",
-        *(f"| {name} | {first:.1f} | {rest:.1f} | {peak:.0f} |" for name, first, rest, peak in rows),
+        *(
+            f"| {name} | {first:.1f} | {rest:.1f} | {peak:.0f} |"
+            for name, first, rest, peak in rows
+        ),
         f"| all | {startup:.1f} | {work:.1f} | {max(row[3] for row in rows):.0f} |",
     ]
     return "\n".join(lines)

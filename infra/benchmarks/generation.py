@@ -86,9 +86,13 @@ def questions(processor: Processor, count: int, side: int, boxes: int) -> list[E
     for index in range(count):
         rng = np.random.default_rng(index)
         image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
-        corners = np.sort(rng.uniform(0, side, (boxes, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
+        corners = (
+            np.sort(rng.uniform(0, side, (boxes, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
+        )
         messages = [{"role": "user", "content": content}]
-        samples.append(processor.encode(image, corners, messages, for_generation=True, sample_id=str(index)))
+        samples.append(
+            processor.encode(image, corners, messages, for_generation=True, sample_id=str(index))
+        )
     return samples
 
 
@@ -108,7 +112,9 @@ def report(given: argparse.Namespace) -> str:
         begin = watch.now()
         for first in range(0, len(chosen), batch_size):
             watch.start()
-            generate(model, processor, chosen[first : first + batch_size], config, logits_hook=endless)
+            generate(
+                model, processor, chosen[first : first + batch_size], config, logits_hook=endless
+            )
         return watch.now() - begin
 
     rows, rates = [], []
@@ -118,7 +124,9 @@ def report(given: argparse.Namespace) -> str:
         total = answer(batch_size, samples, config)
         rates.append(len(samples) / total)
         shares = [watch.seconds[part] / total for part in PARTS]
-        step = 1e3 * watch.seconds["decode"] / (given.new_tokens - 1) / -(-len(samples) // batch_size)
+        step = (
+            1e3 * watch.seconds["decode"] / (given.new_tokens - 1) / -(-len(samples) // batch_size)
+        )
         cells = [f"{100 * share:.0f}" for share in (*shares, 1 - sum(shares))]
         cells = [
             str(batch_size),
@@ -135,7 +143,12 @@ def heading(given: argparse.Namespace, prompt: int) -> list[str]:
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     accelerator = "no GPU used" if cpu else torch.cuda.get_device_name()
     task = f"{given.images} pictures of {given.side} px with {given.boxes} boxes, prompts of {prompt} tokens"
-    columns = ["batch", "answers per second", f"times batch {given.batches[0]}", "ms a decoding step"]
+    columns = [
+        "batch",
+        "answers per second",
+        f"times batch {given.batches[0]}",
+        "ms a decoding step",
+    ]
     return [
         f"# Generation, size {given.size}, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}",
         "",
@@ -160,8 +173,12 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=16, help="answered at every batch size")
     parser.add_argument("--new-tokens", type=int, default=64, help="of every answer, at least 2")
     parser.add_argument("--boxes", type=int, help="a picture; 100, with the tiny sizes 12")
-    parser.add_argument("--side", type=int, help="of the square pictures in px; 768, with the tiny sizes 192")
-    parser.add_argument("--constrained", action="store_true", help="hold answers to the region language")
+    parser.add_argument(
+        "--side", type=int, help="of the square pictures in px; 768, with the tiny sizes 192"
+    )
+    parser.add_argument(
+        "--constrained", action="store_true", help="hold answers to the region language"
+    )
     given = parser.parse_args(words)
     small = given.size in ("debug", "tiny")
     given.boxes = given.boxes or (12 if small else 100)

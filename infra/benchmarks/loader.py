@@ -8,7 +8,7 @@ the page cache, so what is compared is work, not a disk.
 Without decoding: `tarfile` walks the tars and reads every member; webdataset yields the members of each
 example; we find each position in the plan and read its members, in the plan's shuffled order, which the other
 two do not have. With decoding: JPEG to RGB tensor, JSON to boxes and messages, batches of 16; webdataset in a
-DataLoader of torch, we in `pipelines.loader`. Best of several alternating rounds, each over every example
+DataLoader of torch, we in `pipelines.loading.loader`. Best of several alternating rounds, each over every example
 once; a pass with processes begins when its first batch is there, for a run starts them once.
 """
 
@@ -32,12 +32,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pipelines.artifacts import Artifact
-from pipelines.collators import Example
-from pipelines.loader import Loader
-from pipelines.mixing import SamplePlan
-from pipelines.records import RegionExample
-from pipelines.tars import ShardSet, TarWriter
-from pipelines.views import view
+from pipelines.example_image import view
+from pipelines.loading.collators import Example
+from pipelines.loading.loader import Loader
+from pipelines.loading.sample_plan import SamplePlan
+from pipelines.schemas import RegionExample
+from pipelines.shards.tar_format import ShardSet, TarWriter
 
 BATCH = 16
 PER_SHARD = 256
@@ -49,7 +49,9 @@ SOURCE = "coco/detection"
 def jpeg(rng: np.random.Generator) -> bytes:
     """A picture as large as COCO's, in pixels and in bytes."""
     coarse = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)).astype(np.int16)
+    smooth = np.asarray(Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)).astype(
+        np.int16
+    )
     noisy = (smooth + rng.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
     sink = io.BytesIO()
     Image.fromarray(noisy).save(sink, "JPEG", quality=88)
@@ -58,7 +60,9 @@ def jpeg(rng: np.random.Generator) -> bytes:
 
 def record(number: int, rng: np.random.Generator) -> RegionExample:
     corners = rng.uniform(0, 400, (BOXES, 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(8, 80, corners.shape)], 1).astype(np.float32)
+    boxes = np.concatenate([corners, corners + rng.uniform(8, 80, corners.shape)], 1).astype(
+        np.float32
+    )
     slots = "".join(f"<region{i}><regionfeat>" for i in range(BOXES))
     answer = "<ground>zebra</ground><objects><region3><region7></objects>"
     return RegionExample(
@@ -196,7 +200,9 @@ def rate(read: Iterator[int], *, from_first: bool) -> float:
     return counted / (time.perf_counter() - start)
 
 
-def best(ways: dict[str, Callable[[], Iterator[int]]], rounds: int, *, from_first: bool) -> dict[str, float]:
+def best(
+    ways: dict[str, Callable[[], Iterator[int]]], rounds: int, *, from_first: bool
+) -> dict[str, float]:
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -225,14 +231,19 @@ def main(words: list[str] | None = None) -> None:
         readers = Readers(write_shards(Path(name), options.examples), options.shuffle_shards)
         megabytes = sum(Path(path).stat().st_size for path in readers.tars) / 2**20
         print(
-            f"{readers.number} examples in {len(readers.tars)} tars of {megabytes:.0f} MiB in all; ", end=""
+            f"{readers.number} examples in {len(readers.tars)} tars of {megabytes:.0f} MiB in all; ",
+            end="",
         )
-        print(f"{options.shuffle_shards} shards shuffled together; best of {options.rounds} rounds.\n")
+        print(
+            f"{options.shuffle_shards} shards shuffled together; best of {options.rounds} rounds.\n"
+        )
         print("## Without decoding, examples a second\n")
         ways = {"bare tar read": readers.bare, "webdataset": readers.web, "ours": readers.ours}
         found = best(ways, options.rounds, from_first=False)
         row = [f"{value:,.0f}" for value in found.values()]
-        row += [f"**{found['ours'] / found[other]:.2f}**" for other in ("webdataset", "bare tar read")]
+        row += [
+            f"**{found['ours'] / found[other]:.2f}**" for other in ("webdataset", "bare tar read")
+        ]
         print(table([*found, "ours / webdataset", "ours / bare tar read"], [row]), flush=True)
         print("\n## With decoding, examples a second\n")
         rows = []
@@ -246,7 +257,9 @@ def main(words: list[str] | None = None) -> None:
                 from_first=processes > 0,
             )
             ratio = found["ours"] / found["webdataset"]
-            rows.append([str(processes), *(f"{v:,.0f}" for v in found.values()), f"**{ratio:.2f}**"])
+            rows.append(
+                [str(processes), *(f"{v:,.0f}" for v in found.values()), f"**{ratio:.2f}**"]
+            )
         print(table(["processes", "webdataset", "ours", "ours / webdataset"], rows))
 
 

@@ -33,7 +33,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from dataset_builders.drawing import draw_scene
+from dataset_builders.drawn_world.drawing import draw_scene
 from fo1_model.boxes import to_center_size, to_corners
 from fo1_model.detectors import Selection
 from fo1_model.detectors.closed_set import untrained_rt_detr
@@ -42,8 +42,8 @@ from fo1_model.opn.config import OPN_SIZES
 from fo1_model.opn.criterion import OPNCriterion
 from fo1_model.opn.network import new_opn
 from fo1_model.opn.targets import OPNExample, collate, letterbox
-from pipelines.metrics.cases import Scene
-from pipelines.metrics.proposals import Proposed, proposal_recall
+from pipelines.evaluation.metrics.cases import Scene
+from pipelines.evaluation.metrics.proposals import Proposed, proposal_recall
 
 BATCH = 16
 WARM_UP = 0.1
@@ -74,7 +74,9 @@ def opn() -> Contender:
     criterion = OPNCriterion()
 
     def loss(examples: Sequence[Example], seeds: Sequence[int]) -> Tensor:
-        annotated = [OPNExample(image=image, boxes=boxes, ignore=flags) for image, boxes, flags in examples]
+        annotated = [
+            OPNExample(image=image, boxes=boxes, ignore=flags) for image, boxes, flags in examples
+        ]
         batch = collate(annotated, model.config, seeds=seeds)
         outputs = model(batch.pixels, batch.prompts, batch.boxes, batch.seeds)
         total, num_boxes, _ = criterion(outputs, batch)
@@ -98,7 +100,9 @@ def rt_detr() -> Contender:
         labels = []
         for image, boxes, ignore in examples:
             kept = torch.from_numpy(boxes[~ignore]) / torch.tensor(image.size * 2)
-            labels.append({"boxes": to_center_size(kept), "class_labels": torch.zeros(len(kept)).long()})
+            labels.append(
+                {"boxes": to_center_size(kept), "class_labels": torch.zeros(len(kept)).long()}
+            )
         return model(torch.stack([pixels(image) for image, _, _ in examples]), labels=labels).loss
 
     def propose(image: Image.Image) -> Found:
@@ -140,7 +144,10 @@ def fcos() -> Contender:
     def loss(examples: Sequence[Example], _: Sequence[int]) -> Tensor:
         images = [pil_to_tensor(image).float() / 255.0 for image, _, _ in examples]
         targets = [
-            {"boxes": torch.from_numpy(boxes[~ignore]), "labels": torch.zeros(int((~ignore).sum())).long()}
+            {
+                "boxes": torch.from_numpy(boxes[~ignore]),
+                "labels": torch.zeros(int((~ignore).sum())).long(),
+            }
             for _, boxes, ignore in examples
         ]
         return torch.stack(list(model(images, targets).values())).sum()
@@ -172,7 +179,9 @@ def train(contender: Contender, scenes: Sequence[Example], seconds: float) -> in
         start = time.process_time()
         share = used / seconds
         cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))) / 2
-        optimizer.param_groups[0]["lr"] = 1e-3 * (max(share, 0.01) / WARM_UP if share < WARM_UP else cosine)
+        optimizer.param_groups[0]["lr"] = 1e-3 * (
+            max(share, 0.01) / WARM_UP if share < WARM_UP else cosine
+        )
         chosen = [scenes[i] for i in rng.choice(len(scenes), BATCH, replace=False)]
         chosen = [mirrored(example) if rng.random() < 0.5 else example for example in chosen]
         loss = contender.loss(chosen, [steps * BATCH + i for i in range(BATCH)])

@@ -5,7 +5,7 @@
 
 The loop is what one would write by hand: a `DataLoader` that decodes and letterboxes, the same network in
 the same batches, the same selection; in a single process, and once more with a loader process beside it. The
-graph is `pipelines.proposals.propose`, bytes on disk and all. Both see the same JPEG pictures of COCO's size
+graph is `pipelines.proposals.generate.propose`, bytes on disk and all. Both see the same JPEG pictures of COCO's size
 (640 x 480, about 150 kB). The network costs about 100 ms an image on one core: an OPN of the tiny size whose
 square is enlarged.
 
@@ -47,11 +47,11 @@ from fo1_model.detectors import (
 )
 from fo1_model.opn.config import OPN_SIZES
 from fo1_model.opn.network import new_opn, save_opn
-from pipelines import proposals
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
-from pipelines.looking import SLICE
-from pipelines.supplies import Supply
+from pipelines.proposals import generate
+from pipelines.proposals.detector_inputs import Supply
+from pipelines.proposals.workers import SLICE
 
 CPU_SIDE_PX = 576
 """Square of the enlarged tiny OPN: about 100 ms an image on one core of 2025."""
@@ -69,7 +69,9 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> Prepared:
         path = self.paths[index]
         image = decode_image(path.read_bytes())
-        return self.prepare(DetectorInput(image_id=path.stem, image=image, known=as_known([[9, 9, 99, 99]])))
+        return self.prepare(
+            DetectorInput(image_id=path.stem, image=image, known=as_known([[9, 9, 99, 99]]))
+        )
 
 
 def loop_seconds(detector: Detector, paths: list[Path], loader_processes: int) -> tuple[float, int]:
@@ -98,34 +100,43 @@ class Graph:
         self.samples: Artifact | None = None
         self.rounds = 0
 
-    def seconds(self, detector: DetectorConfig, supplies: tuple[Supply, ...]) -> tuple[float, int, float]:
+    def seconds(
+        self, detector: DetectorConfig, supplies: tuple[Supply, ...]
+    ) -> tuple[float, int, float]:
         """Seconds from the first slice to the end, images in them, and seconds until the first slice."""
         folders = DataFolders(str(self.data))
-        config = proposals.ProposalsConfig(image_source="coco", detector=detector)
-        inputs = proposals.proposals_inputs(config, folders, self.root / "digests", supplies)
+        config = generate.ProposalsConfig(image_source="coco", detector=detector)
+        inputs = generate.proposals_inputs(config, folders, self.root / "digests", supplies)
         self.rounds += 1
-        output = made("proposals", f"coco/{self.rounds}", proposals, config, inputs, str(self.root))
+        output = made("proposals", f"coco/{self.rounds}", generate, config, inputs, str(self.root))
         arrivals: list[tuple[float, int]] = []
-        run_stages = proposals.run_stages
+        run_stages = generate.run_stages
 
         def timed(*args, **options) -> Iterator:
             for found in run_stages(*args, **options):
                 arrivals.append((time.perf_counter(), found.num_rows))
                 yield found
 
-        proposals.run_stages = timed
+        generate.run_stages = timed
         start = time.perf_counter()
         try:
-            proposals.propose(
-                config, output, folders=folders, runtime=self.runtime, inputs=inputs, supplies=supplies
+            generate.propose(
+                config,
+                output,
+                folders=folders,
+                runtime=self.runtime,
+                inputs=inputs,
+                supplies=supplies,
             )
         finally:
-            proposals.run_stages = run_stages
+            generate.run_stages = run_stages
         first = arrivals[0][0]
         return time.perf_counter() - first, sum(rows for _, rows in arrivals[1:]), first - start
 
 
-def best(measure: Callable[[], tuple[float, ...]], before: tuple[float, ...] | None) -> tuple[float, ...]:
+def best(
+    measure: Callable[[], tuple[float, ...]], before: tuple[float, ...] | None
+) -> tuple[float, ...]:
     """The faster of a new measurement (seconds, images, ...) and the one before."""
     new = measure()
     return new if before is None or new[1] / new[0] > before[1] / before[0] else before
@@ -203,7 +214,9 @@ def cpu_report(folder: Path, paths: list[Path], rounds: int, side: int) -> str:
     heavy = build_detector(OPNDetectorConfig(), str(network))
     rows = compare(heavy, paths, graph, (str(network),), rounds, 1)
     boxes = folder / "boxes.jsonl"
-    boxes.write_text("".join(f'{{"image": "{p.name}", "boxes": [[9, 9, 99, 99]]}}\n' for p in paths))
+    boxes.write_text(
+        "".join(f'{{"image": "{p.name}", "boxes": [[9, 9, 99, 99]]}}\n' for p in paths)
+    )
     free = compare(build_detector(BoxFileConfig()), paths, graph, (str(boxes),), rounds, 1)
     beyond = float(free[2][2]) - float(free[0][2])
     return (
@@ -217,7 +230,9 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--side", type=int, default=CPU_SIDE_PX, help="square of the network on a CPU, px")
+    parser.add_argument(
+        "--side", type=int, default=CPU_SIDE_PX, help="square of the network on a CPU, px"
+    )
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--size", default="swin_tiny", help="of the network on a GPU")
     options = parser.parse_args(words)
@@ -233,7 +248,9 @@ def main(words: list[str] | None = None) -> None:
     cpu = platform.processor() or platform.machine()
     command = f"--gpu --images {options.images}" if options.gpu else f"--images {options.images}"
     print(f"# Proposals: the graph against a hand-written loop ({datetime.date.today()})\n")
-    print(f"{os.cpu_count()} CPUs ({cpu}), Python {platform.python_version()}, torch {torch.__version__}.")
+    print(
+        f"{os.cpu_count()} CPUs ({cpu}), Python {platform.python_version()}, torch {torch.__version__}."
+    )
     print(f"`python infra/benchmarks/proposals.py {command} --rounds {options.rounds}`\n\n{text}")
 
 

@@ -79,7 +79,9 @@ def pooling(variant: str) -> Callable[..., Any]:
 
     def reference(levels: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
         size = levels[0].shape[1:]
-        resized = [F.interpolate(level[None], size=size, mode="bilinear")[0] for level in levels[1:]]
+        resized = [
+            F.interpolate(level[None], size=size, mode="bilinear")[0] for level in levels[1:]
+        ]
         return pool_regions_reference(torch.cat([levels[0], *resized]), boxes, **RELEASE)
 
     return {"fast": fast, "reference": reference}[variant]
@@ -122,7 +124,9 @@ def resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
-def in_own_process(given: argparse.Namespace, variant: str, what: str, side: int, result: Path) -> dict:
+def in_own_process(
+    given: argparse.Namespace, variant: str, what: str, side: int, result: Path
+) -> dict:
     command = [sys.executable, __file__, "--measure", variant, what, "--result", str(result)]
     command += ["--sides", str(side), "--boxes", str(given.boxes), "--device", given.device]
     command += ["--repeats", str(given.repeats), "--dims", *map(str, given.dims)]
@@ -160,7 +164,15 @@ def largest_difference(one: Path, other: Path) -> float:
 def heading(given: argparse.Namespace) -> list[str]:
     dims = "/".join(map(str, given.dims))
     clocked = "CPU time" if given.device == "cpu" else "wall time"
-    columns = ["side px", "pass", "reference ms", "fast ms", "time ratio", "reference MiB", "fast MiB"]
+    columns = [
+        "side px",
+        "pass",
+        "reference ms",
+        "fast ms",
+        "time ratio",
+        "reference MiB",
+        "fast MiB",
+    ]
     columns += ["memory ratio", "largest difference"]
     return [
         f"# Region pooling, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}",
@@ -197,7 +209,9 @@ def arguments(words: list[str]) -> argparse.Namespace:
         "--dims", type=int, nargs=4, default=[256, 512, 1024, 2048], help="channels, fine to coarse"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of what takes under two seconds")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed runs of what takes under two seconds"
+    )
     parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "PASS"), help=argparse.SUPPRESS)
     parser.add_argument("--result", help=argparse.SUPPRESS)
     given = parser.parse_args(words)

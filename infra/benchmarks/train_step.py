@@ -3,14 +3,14 @@
     python infra/benchmarks/train_step.py > infra/benchmarks/reports/DATE-train-step.md
     python infra/benchmarks/train_step.py --device cuda
 
-Every figure comes from a process of its own, which takes steps as `pipelines.loop` does: learner, DeepSpeed
+Every figure comes from a process of its own, which takes steps as `pipelines.training.loop` does: learner, DeepSpeed
 engine, forward and backward passes, clipping, AdamW. All steps see the same noise pictures with random boxes
 and a detection question. Weights are random. For comparison two savings are undone, alone and together
 (`train_variants.py`); all ways must give the same losses, or the run ends.
 
 On a CPU: a small model with the released vocabulary, one thread, float32, CPU time. On a GPU: the released
 size in bf16 and wall time. Peak memory is what a step needs above what stays at rest: weights, optimizer
-state and gradient buffers. Utilisation counts what the model is worth (`fo1_model.flops`), recomputed
+state and gradient buffers. Utilisation counts what the model is worth (`pipelines.training.flops`), recomputed
 activations left out.
 """
 
@@ -36,13 +36,13 @@ from train_variants import MODELS, VARIANTS, computed_as, samples
 
 from fo1_model.acceleration import attention_implementation
 from fo1_model.config import TOWERS
-from fo1_model.flops import peak_flops, train_flops
-from pipelines.engine import Engine
-from pipelines.learners import FO1Learner
-from pipelines.loader import MicroBatch, StepData
-from pipelines.recovery import RunState
-from pipelines.steps import take_step
-from pipelines.train_job import TrainConfig
+from pipelines.loading.loader import MicroBatch, StepData
+from pipelines.train_config import TrainConfig
+from pipelines.training.deepspeed_engine import Engine
+from pipelines.training.flops import peak_flops, train_flops
+from pipelines.training.learners import FO1Learner
+from pipelines.training.run_state import RunState
+from pipelines.training.train_step import take_step
 
 STAGES = ("stage1", "stage2")
 PHASES = ("towers and regions", "decoder", "head and loss", "backward", "clip and update", "rest")
@@ -82,7 +82,9 @@ class Trained:
             micro_batch_size=given.batch,
         )
         self.trainee.module.train()
-        encoded = samples(self.trainee.collator.processor, self.config.batch_size, given.side, given.boxes)
+        encoded = samples(
+            self.trainee.collator.processor, self.config.batch_size, given.side, given.boxes
+        )
         batches = [
             self.trainee.collator.collate(encoded[first : first + given.batch])
             for first in range(0, len(encoded), given.batch)
@@ -161,7 +163,9 @@ class Trained:
         field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         events = profile.key_averages()
         # On a GPU kernels are kept; ranges of the CPU are listed there once more, under the same names.
-        on_cpu = {event.key for event in events if event.device_type == torch.autograd.DeviceType.CPU}
+        on_cpu = {
+            event.key for event in events if event.device_type == torch.autograd.DeviceType.CPU
+        }
         found = [
             (event.key, event.count, getattr(event, field) / 1e6)
             for event in events
@@ -190,7 +194,10 @@ def measure(given: argparse.Namespace, stage: str, variant: str) -> dict[str, An
             "peak_flops": peak_flops(torch.device(given.device)),
         }
         if variant == "ours":
-            found |= {"phases": trained.phases(), "operations": trained.operations(given.operations)}
+            found |= {
+                "phases": trained.phases(),
+                "operations": trained.operations(given.operations),
+            }
     return found
 
 
@@ -215,23 +222,49 @@ def report(given: argparse.Namespace) -> str:
         for stage, measured in found.items()
         for variant in given.variants
     ]
-    header = ["stage", "variant", "s a step", "times the first", "peak MiB", "times the first", "loss"]
+    header = [
+        "stage",
+        "variant",
+        "s a step",
+        "times the first",
+        "peak MiB",
+        "times the first",
+        "loss",
+    ]
     lines += ["", "## Against full logits and the upsampled map", *table(header, rows, 2)]
     ours = {stage: measured["ours"] for stage, measured in found.items() if measured.get("ours")}
     if not ours:
         return "\n".join(lines)
-    header = ["stage", "tokens a sample", "of them supervised", "samples/s", "tokens/s", "TFLOP a step"]
+    header = [
+        "stage",
+        "tokens a sample",
+        "of them supervised",
+        "samples/s",
+        "tokens/s",
+        "TFLOP a step",
+    ]
     header += ["TFLOP/s", "utilisation, %", "MiB at rest", "peak MiB above"]
     rows = [[stage, *throughput(given, one)] for stage, one in ours.items()]
     lines += ["", "## Ours", *table(header, rows)]
     rows = [
-        [phase, *(f"{100 * one['phases'][phase] / sum(one['phases'].values()):.1f}" for one in ours.values())]
+        [
+            phase,
+            *(
+                f"{100 * one['phases'][phase] / sum(one['phases'].values()):.1f}"
+                for one in ours.values()
+            ),
+        ]
         for phase in PHASES
     ]
     lines += ["", "## Where a step goes, % of its time", *table(["phase", *ours], rows)]
     for stage, one in ours.items():
         rows = [
-            [f"`{name[:90]}`", str(calls), f"{1e3 * seconds:.1f}", f"{100 * seconds / one['seconds']:.1f}"]
+            [
+                f"`{name[:90]}`",
+                str(calls),
+                f"{1e3 * seconds:.1f}",
+                f"{100 * seconds / one['seconds']:.1f}",
+            ]
             for name, calls, seconds in one["operations"]
         ]
         title = f"## Operations of {stage} that take most time"
@@ -244,7 +277,13 @@ def compared(given: argparse.Namespace, first: dict | None, one: dict | None) ->
     if one is None:
         return ["out of memory", "", "", "", ""]
     if first is None:
-        return [f"{one['seconds']:.3f}", "", f"{one['peak'] / 2**20:,.0f}", "", f"{one['losses'][-1]:.5f}"]
+        return [
+            f"{one['seconds']:.3f}",
+            "",
+            f"{one['peak'] / 2**20:,.0f}",
+            "",
+            f"{one['losses'][-1]:.5f}",
+        ]
     tolerance = TOLERANCE * (1 if given.precision == "fp32" else 100)
     if not np.allclose(one["losses"], first["losses"], rtol=tolerance, atol=0):
         raise ArithmeticError(f"losses {one['losses']} differ from {first['losses']}")
@@ -298,7 +337,9 @@ def heading(given: argparse.Namespace) -> list[str]:
 def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--model", choices=sorted(MODELS), help="widened; with cuda the released size")
+    parser.add_argument(
+        "--model", choices=sorted(MODELS), help="widened; with cuda the released size"
+    )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--batch", type=int, help="samples in a forward pass; 1, with cuda 8")
@@ -322,7 +363,9 @@ def arguments(words: list[str]) -> argparse.Namespace:
     given.batch = given.batch or (8 if on_gpu else 1)
     given.precision = given.precision or ("bf16" if on_gpu else "fp32")
     given.recompute = (
-        (["language", "auxiliary"] if on_gpu else []) if given.recompute is None else given.recompute
+        (["language", "auxiliary"] if on_gpu else [])
+        if given.recompute is None
+        else given.recompute
     )
     given.warm_up = given.warm_up or (3 if on_gpu else 1)
     given.steps = given.steps or (10 if on_gpu else 3)

@@ -47,7 +47,9 @@ def widened() -> ModelConfig:
             mrope_section=[8, 8, 8],
         ),
         auxiliary=AuxiliaryConfig(
-            kwargs=davit(depths=[1, 1, 1, 1], dims=[64, 128, 256, 512], heads=[2, 4, 8, 16], window=12),
+            kwargs=davit(
+                depths=[1, 1, 1, 1], dims=[64, 128, 256, 512], heads=[2, 4, 8, 16], window=12
+            ),
             resize="squash",
             size=768,
         ),
@@ -61,13 +63,17 @@ MODELS: dict[str, Callable[[], ModelConfig]] = {"widened": widened, **SIZES}
 
 def full_logits(self: FO1Model, batch: Batch, *, return_logits: bool = False) -> ModelOutput:  # noqa: ARG001
     """`FO1Model.forward` with the head at every position, as language models usually compute their loss."""
-    hidden = self.decode(self.embed(batch), batch.attention_mask, batch.positions, places=batch.places)
+    hidden = self.decode(
+        self.embed(batch), batch.attention_mask, batch.positions, places=batch.places
+    )
     logits = self.logits(hidden).flatten(0, 1)
     targets = F.pad(batch.labels, (0, 1), value=IGNORE)[:, 1:].flatten()
     weights = F.pad(batch.loss_weights, (0, 1))[:, 1:].flatten() * (targets != IGNORE)
     losses = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
     loss_sum, num_tokens = (losses * weights).sum(), weights.sum()
-    by_sample = loss_sum.new_zeros(len(batch.sample_ids), 2, dtype=torch.float64)  # which nobody reads here
+    by_sample = loss_sum.new_zeros(
+        len(batch.sample_ids), 2, dtype=torch.float64
+    )  # which nobody reads here
     return ModelOutput(loss_sum=loss_sum, num_tokens=num_tokens, by_sample=by_sample)
 
 
@@ -83,14 +89,25 @@ def computed_as(variant: str) -> Iterator[None]:
                 region_encoder, "pool_levels", lambda maps, boxes, **_: resized(maps, boxes)
             )
             stack.enter_context(levels)
-            stack.enter_context(mock.patch.object(region_encoder, "pool_regions", pool_regions_reference))
+            stack.enter_context(
+                mock.patch.object(region_encoder, "pool_regions", pool_regions_reference)
+            )
         yield
 
 
 def samples(processor: Processor, count: int, side: int, boxes: int) -> list[Encoded]:
     """Noise pictures with random boxes, asked for six categories of which each has a few boxes."""
-    names = ["red circle", "blue square", "green star", "yellow ring", "white cross", "black triangle"]
-    question = f"Please detect {'; '.join(names)} in this image. Answer the question with object indexes."
+    names = [
+        "red circle",
+        "blue square",
+        "green star",
+        "yellow ring",
+        "white cross",
+        "black triangle",
+    ]
+    question = (
+        f"Please detect {'; '.join(names)} in this image. Answer the question with object indexes."
+    )
     answer = "\n".join(
         f"<ground>{name}</ground><objects>{''.join(f'<region{i}>' for i in range(n, boxes, 36))}</objects>"
         for n, name in enumerate(names)

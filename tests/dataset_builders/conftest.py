@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from dataset_builders import BuildOptions, DataFolders
-from dataset_builders.image_sources import coco_source
+from dataset_builders.drawn_world.write import WorldSettings, write_world
+from dataset_builders.readers.coco_files import coco_source
 from dataset_builders.records import REJECT_SCHEMA, Ledger, Reject, Sample, reject_to_row
-from dataset_builders.synthetic import WorldSettings, write_world
 
 
 def coco_records() -> dict[str, Any]:
@@ -32,7 +32,11 @@ def coco_records() -> dict[str, Any]:
             {"id": 4, "image_id": 7, "category_id": 18, "bbox": [-2, 10, 12, 10], "iscrowd": 0},
             {"id": 5, "image_id": 3, "category_id": 18, "bbox": [30, 30, 30, 30], "iscrowd": 1},
         ],
-        "categories": [{"id": 18, "name": "cat"}, {"id": 90, "name": "dog"}, {"id": 2, "name": "toaster"}],
+        "categories": [
+            {"id": 18, "name": "cat"},
+            {"id": 90, "name": "dog"},
+            {"id": 2, "name": "toaster"},
+        ],
     }
 
 
@@ -69,7 +73,9 @@ def collect(items: Any) -> SimpleNamespace:
     (ledger,) = [item for item in items if isinstance(item, Ledger)]
     assert items[-1] is ledger
     ledger.check(Counter(reject.unit for reject in rejects))
-    pa.Table.from_pylist([reject_to_row(reject) for reject in rejects], REJECT_SCHEMA).validate(full=True)
+    pa.Table.from_pylist([reject_to_row(reject) for reject in rejects], REJECT_SCHEMA).validate(
+        full=True
+    )
     ids = [sample.sample_id for sample in samples]
     assert len(set(ids)) == len(ids)
     return SimpleNamespace(
@@ -90,8 +96,10 @@ def coco_folders(root: Path) -> DataFolders:
     return DataFolders("/nowhere", {"coco": str(root)})
 
 
-def build_coco(root: Path, options: BuildOptions | None = None, *, ask: str = "present") -> SimpleNamespace:
-    from dataset_builders.detection import build
+def build_coco(
+    root: Path, options: BuildOptions | None = None, *, ask: str = "present"
+) -> SimpleNamespace:
+    from dataset_builders.tasks.detection import build
 
     return collect(
         build(

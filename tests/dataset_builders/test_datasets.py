@@ -10,8 +10,7 @@ from dataset_builders import DATASETS, IMAGE_SOURCES, BuildOptions, DataFolders
 from dataset_builders.images import bucket_of, buckets_holding
 from dataset_builders.records import SAMPLE_SCHEMA, TASKS, ImageRef, sample_from_row, sample_to_row
 from dataset_builders.validation import validate
-
-from .conftest import collect
+from tests.dataset_builders.conftest import collect
 
 DRAWN = sorted(name for name in DATASETS if name.startswith("drawn"))
 
@@ -31,7 +30,9 @@ def test_every_spec_is_complete(name: str) -> None:
     assert set(spec.tasks) <= set(TASKS)
     assert set(spec.stages) <= {1, 2}
     assert all((spec.licence, spec.source, spec.layout))
-    pictures = [name for source in (*spec.images, *spec.optional_images) for name in source.pictures]
+    pictures = [
+        name for source in (*spec.images, *spec.optional_images) for name in source.pictures
+    ]
     for name in (*spec.files, *spec.containers, *spec.optional_files, *pictures):
         assert name.partition("*")[0].rstrip("/") in spec.layout, "the layout shows what is read"
 
@@ -39,7 +40,9 @@ def test_every_spec_is_complete(name: str) -> None:
 def test_image_sources_are_told_apart_by_name() -> None:
     for spec in DATASETS.values():
         for source in (*spec.images, *spec.optional_images):
-            assert IMAGE_SOURCES[source.name] is source, "one name, one source: proposals are shared by it"
+            assert IMAGE_SOURCES[source.name] is source, (
+                "one name, one source: proposals are shared by it"
+            )
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -54,7 +57,11 @@ def test_a_drawn_dataset_builds_with_nothing_left_out(name: str, drawn_root: Pat
         validate(sample)
         assert sample.dataset == name
         ref = refs[sample.image_id]
-        assert (ref.image_uri, ref.width, ref.height) == (sample.image_uri, sample.width, sample.height)
+        assert (ref.image_uri, ref.width, ref.height) == (
+            sample.image_uri,
+            sample.width,
+            sample.height,
+        )
         assert ref.image_source == sample.image_source == source.name
     rows = [sample_to_row(sample, bucket=0) for sample in built.samples]
     table = pa.Table.from_pylist(rows, SAMPLE_SCHEMA)
@@ -77,7 +84,9 @@ def test_buckets_of_one_source_lie_whole_in_those_of_another(num_buckets: int, o
         image_id = f"image {number}"
         holding = buckets_holding(bucket_of(image_id, num_buckets), num_buckets, others)
         assert bucket_of(image_id, others) in holding
-    everything = [b for bucket in range(num_buckets) for b in buckets_holding(bucket, num_buckets, others)]
+    everything = [
+        b for bucket in range(num_buckets) for b in buckets_holding(bucket, num_buckets, others)
+    ]
     assert set(everything) == set(range(others))
 
 

@@ -11,15 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset_builders import DATASETS, IMAGE_SOURCES, BuildOptions, DataFolders
+from dataset_builders.benchmark_leakage import excluded_images
 from dataset_builders.images import BadImage, decode_image, read_image_bytes
-from dataset_builders.leakage import excluded_images
 from dataset_builders.records import BadRecord, ImageRef
 from dataset_builders.validation import validate
+from tests.dataset_builders.conftest import collect
 from tests.formats import FORMATS, SEED
 from tests.formats.mutate import mutate_file
 from tests.formats.scenes import Format
-
-from .conftest import collect
 
 OPTIONS = BuildOptions(paraphrases=True)
 GENERATED = {name: item for item in FORMATS for name in item.datasets}
@@ -47,7 +46,9 @@ def test_every_dataset_has_a_generated_sample() -> None:
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_it_builds_the_same_way_twice_and_few_records_are_lost(name: str, data_of: Callable) -> None:
+def test_it_builds_the_same_way_twice_and_few_records_are_lost(
+    name: str, data_of: Callable
+) -> None:
     spec, folders = DATASETS[name], DataFolders(str(data_of(GENERATED[name])))
     built = collect(spec.samples(folders, OPTIONS))
     assert len(built.samples) > 3
@@ -63,7 +64,9 @@ def test_it_builds_the_same_way_twice_and_few_records_are_lost(name: str, data_o
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_its_pictures_are_listed_and_have_the_size_that_samples_say(name: str, data_of: Callable) -> None:
+def test_its_pictures_are_listed_and_have_the_size_that_samples_say(
+    name: str, data_of: Callable
+) -> None:
     spec, folders = DATASETS[name], DataFolders(str(data_of(GENERATED[name])))
     listed = {
         (source.name, ref.image_id): ref
@@ -92,7 +95,9 @@ def test_its_pictures_are_listed_and_have_the_size_that_samples_say(name: str, d
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_a_wrong_folder_is_refused_with_file_place_and_layout(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"dataset {name}: .* not found: there is no {tmp_path}") as error:
+    with pytest.raises(
+        ValueError, match=f"dataset {name}: .* not found: there is no {tmp_path}"
+    ) as error:
         next(DATASETS[name].samples(DataFolders(str(tmp_path)), OPTIONS))
     assert DATASETS[name].layout in str(error.value)
 
@@ -141,7 +146,9 @@ def test_mutated_records_are_used_or_rejected_never_lost(
     for name in item.datasets:
         try:
             built = collect(DATASETS[name].samples(folders, OPTIONS))  # holds the ledger
-        except ValueError as error:  # a whole file may have become unusable, but never because of one record
+        except (
+            ValueError
+        ) as error:  # a whole file may have become unusable, but never because of one record
             assert DATASETS[name].layout in str(error)  # noqa: PT017
             assert not isinstance(error.__cause__, BadRecord), error  # noqa: PT017
             continue
@@ -150,10 +157,14 @@ def test_mutated_records_are_used_or_rejected_never_lost(
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_a_planted_leak_is_known_for_every_dataset(name: str, data_of: Callable, tmp_path: Path) -> None:
+def test_a_planted_leak_is_known_for_every_dataset(
+    name: str, data_of: Callable, tmp_path: Path
+) -> None:
     """The user's list names the image of one sample; `test_every_dataset` sees it dropped from the shards."""
     folders = DataFolders(str(data_of(GENERATED[name])), {"benchmarks": str(tmp_path)})
-    shown = next(s for s in collect(DATASETS[name].samples(folders, OPTIONS)).samples if s.image_uri)
+    shown = next(
+        s for s in collect(DATASETS[name].samples(folders, OPTIONS)).samples if s.image_uri
+    )
     space = IMAGE_SOURCES[shown.image_source].key_space or shown.image_source
     (tmp_path / "planted.txt").write_text(f"{space} {shown.image_id}\n\n")
     assert excluded_images(folders, ["planted"])[space, shown.image_id] == "planted"

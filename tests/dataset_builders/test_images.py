@@ -51,7 +51,10 @@ def test_exif_orientation_is_applied() -> None:
 
 def test_modes_become_rgb() -> None:
     colour = Image.new("RGB", (8, 6), (204, 0, 51))
-    for data in (encoded(colour.convert("P"), "PNG"), encoded(colour.convert("CMYK"), "JPEG", quality=95)):
+    for data in (
+        encoded(colour.convert("P"), "PNG"),
+        encoded(colour.convert("CMYK"), "JPEG", quality=95),
+    ):
         image = decode_image(data)
         assert image.mode == "RGB"
         assert np.abs(np.asarray(image)[3, 3].astype(int) - (204, 0, 51)).max() < 12
@@ -73,7 +76,9 @@ def test_truncated_and_foreign_bytes_are_undecodable() -> None:
 
 def test_bomb_is_refused_before_it_is_decoded() -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     for side in (9_000, 100_000):  # above our limit; above the size at which Pillow itself refuses
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
@@ -143,7 +148,10 @@ def test_links_inside_the_root_and_a_linked_root_are_fine(tmp_path: Path) -> Non
     (tmp_path / "real" / "b.jpg").symlink_to("a.jpg")
     (tmp_path / "linked").symlink_to(tmp_path / "real")
     assert read_image_bytes(DataFolders(str(tmp_path)), "linked/b.jpg") == b"abc"
-    assert read_image_bytes(DataFolders("/nowhere", {"x": str(tmp_path / "linked")}), "x/b.jpg") == b"abc"
+    assert (
+        read_image_bytes(DataFolders("/nowhere", {"x": str(tmp_path / "linked")}), "x/b.jpg")
+        == b"abc"
+    )
     assert safe_join(str(tmp_path / "linked"), "a.jpg") == tmp_path.resolve() / "real" / "a.jpg"
 
 

@@ -26,7 +26,11 @@ def test_run_lengths_by_hand() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.integers(1, 40), st.integers(1, 40), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1), st.booleans()
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
 )
 def test_same_box_as_cocoapi(height: int, width: int, share: float, seed: int, blob: bool) -> None:
     rng = np.random.default_rng(seed)

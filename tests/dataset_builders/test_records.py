@@ -62,11 +62,18 @@ TEXT = Sample(
 
 def test_arrow_roundtrip_keeps_every_field() -> None:
     unknown = replace(
-        SAMPLE, sample_id="b", absent_labels=None, absent_regime=None, objects=(), turns=SAMPLE.turns
+        SAMPLE,
+        sample_id="b",
+        absent_labels=None,
+        absent_regime=None,
+        objects=(),
+        turns=SAMPLE.turns,
     )
     view = replace(SAMPLE, window=(0, 0, 100, 80), absent_weights=(1.0,))
     samples = [SAMPLE, unknown, view, TEXT]
-    table = pa.Table.from_pylist([sample_to_row(sample, bucket=3) for sample in samples], SAMPLE_SCHEMA)
+    table = pa.Table.from_pylist(
+        [sample_to_row(sample, bucket=3) for sample in samples], SAMPLE_SCHEMA
+    )
     table.validate(full=True)
     assert [sample_from_row(row) for row in table.to_pylist()] == samples
     assert table.column("absent_labels").to_pylist() == [["toaster"], None, ["toaster"], None]
@@ -77,7 +84,12 @@ def test_reject_row_follows_its_schema() -> None:
     reject = Reject.of("annotations/4", BadRecord("empty_box", "box [1, 1, 1, 1]"), "box")
     rows = pa.Table.from_pylist([reject_to_row(reject)], REJECT_SCHEMA).to_pylist()
     assert rows == [
-        {"record_id": "annotations/4", "unit": "box", "reason": "empty_box", "detail": "box [1, 1, 1, 1]"}
+        {
+            "record_id": "annotations/4",
+            "unit": "box",
+            "reason": "empty_box",
+            "detail": "box [1, 1, 1, 1]",
+        }
     ]
 
 
@@ -178,7 +190,8 @@ def test_text_that_could_forge_our_tags_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a < b > c", "<region>x".replace("<region>", "region 3"), "naïve 猫 🐈", "x\ty\nz", "<b>"]
+    "text",
+    ["a < b > c", "<region>x".replace("<region>", "region 3"), "naïve 猫 🐈", "x\ty\nz", "<b>"],
 )
 def test_harmless_text_passes_unchanged(text: str) -> None:
     assert check_text(text, what="caption") == text

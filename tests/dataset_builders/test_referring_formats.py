@@ -4,22 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from dataset_builders import (
-    BuildOptions,
-    DataFolders,
-    counterfactual,
+from dataset_builders import BuildOptions, DataFolders
+from dataset_builders.datasets.referring import (
+    c_refcoco,
     finecops,
     refcoco,
-    refer_hf,
-    refer_mdetr,
+    refcoco_hf,
+    refcoco_mdetr,
 )
 from dataset_builders.images import read_image_size
+from tests.dataset_builders.conftest import collect
 from tests.formats.referring import FORMATS
 from tests.formats.scenes import Format
 
-from .conftest import collect
-
-MODULES = (refcoco, refer_mdetr, refer_hf, counterfactual, finecops)
+MODULES = (refcoco, refcoco_mdetr, refcoco_hf, c_refcoco, finecops)
 SPECS = {spec.name: spec for module in MODULES for spec in module.DATASETS}
 
 

@@ -63,7 +63,9 @@ def sample(processor: Processor) -> Sample:
         image = picture(width, height, seed) if width else None
         boxes = some_boxes(count, width, height, seed) if count else None
         regions = grammar.region_prompt(count) + "\n" if count else ""
-        content = f"{grammar.IMAGE}\n" * bool(width) + regions + "Please detect red circle in this image."
+        content = (
+            f"{grammar.IMAGE}\n" * bool(width) + regions + "Please detect red circle in this image."
+        )
         messages = [{"role": "user", "content": content}]
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})

@@ -9,7 +9,9 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
     LlavaOnevisionImageProcessorPil,
 )
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
-from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
+from transformers.models.llava_onevision.video_processing_llava_onevision import (
+    LlavaOnevisionVideoProcessor,
+)
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
@@ -23,7 +25,7 @@ from fo1_model.checkpoint import new_model
 from fo1_model.config import ModelConfig, VLMConfig, debug
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
-from fo1_model.tiny_tokenizer import tiny_tokenizer
+from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
 SPECIAL_TOKENS = {  # beyond the tiny tokenizer's, which are Qwen2.5-VL's
     "internvl": ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
@@ -52,7 +54,9 @@ _TEXT = {
     "pad_token_id": None,
     "initializer_range": 0.3,
 }
-_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}}
+_MROPE = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+}
 _SQUARE_VISION = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -82,7 +86,13 @@ def small_vlm(family: str, tokenizer: PreTrainedTokenizerFast, side: int = SIDE)
         "vision_start_token_id": ids["<|vision_start|>"],
     }
     square = {**_SQUARE_VISION, "image_size": side}
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 14}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 14,
+    }
     config = {
         "qwen2_vl": lambda: {
             **qwen,
@@ -125,7 +135,11 @@ def small_vlm(family: str, tokenizer: PreTrainedTokenizerFast, side: int = SIDE)
             "image_grid_pinpoints": pinpoints(side),
             "vision_aspect_ratio": "anyres_max_2",
             "text_config": {"model_type": "qwen2", **text},
-            "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False, **square},
+            "vision_config": {
+                "model_type": "siglip_vision_model",
+                "vision_use_head": False,
+                **square,
+            },
             "tie_word_embeddings": False,
         },
         "smolvlm": lambda: {
@@ -189,7 +203,9 @@ def base_inputs(family: str, text: str, image=None) -> dict[str, torch.Tensor]:
         )
         videos = Qwen3VLVideoProcessor() if three else Qwen2VLVideoProcessor()
         processor = names[family](images, tokenizer, videos)
-        inputs = processor(images=image, text=[text], return_tensors="pt", return_mm_token_type_ids=True)
+        inputs = processor(
+            images=image, text=[text], return_tensors="pt", return_mm_token_type_ids=True
+        )
     elif family == "internvl":
         for name, token in {
             "start_image_token": "<img>",
@@ -204,7 +220,9 @@ def base_inputs(family: str, text: str, image=None) -> dict[str, torch.Tensor]:
             image_mean=[0.485, 0.456, 0.406],
             image_std=[0.229, 0.224, 0.225],
         )
-        processor = InternVLProcessor(images, tokenizer, InternVLVideoProcessor(), image_seq_length=4)
+        processor = InternVLProcessor(
+            images, tokenizer, InternVLVideoProcessor(), image_seq_length=4
+        )
         inputs = processor(images=image, text=[text], return_tensors="pt", crop_to_patches=False)
     else:
         images = LlavaOnevisionImageProcessorPil(
@@ -230,7 +248,9 @@ def _smolvlm_inputs(tokenizer, text, image):
     inputs = {}
     if image is not None:
         images = SmolVLMImageProcessorPil(
-            size={"longest_edge": 4 * SIDE}, max_image_size={"longest_edge": SIDE}, do_image_splitting=False
+            size={"longest_edge": 4 * SIDE},
+            max_image_size={"longest_edge": SIDE},
+            do_image_splitting=False,
         )
         inputs = dict(images(image, return_tensors="pt", return_row_col_info=True))
         tile = get_image_prompt_string(

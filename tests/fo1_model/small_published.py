@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fo1_model.config import VLMConfig, debug
 from fo1_model.model import FO1Model
-from fo1_model.tiny_tokenizer import tiny_tokenizer
 from fo1_model.vlms import build_family
+from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
 
 def write_vlm(
@@ -46,9 +46,17 @@ def florence_tensors(dims: list[int], *, mlp_ratio: int = 4) -> dict[str, Tensor
     for stage, dim in enumerate(dims):
         before, kernel = (3, 7) if stage == 0 else (dims[stage - 1], 3)
         conv = f"vision_tower.convs.{stage}"
-        shapes |= {f"{conv}.proj.weight": (dim, before, kernel, kernel), f"{conv}.proj.bias": (dim,)}
-        shapes |= {f"{conv}.norm.{kind}": (dim if stage == 0 else before,) for kind in ("weight", "bias")}
-        for block, attention in (("spatial_block", "window_attn"), ("channel_block", "channel_attn")):
+        shapes |= {
+            f"{conv}.proj.weight": (dim, before, kernel, kernel),
+            f"{conv}.proj.bias": (dim,),
+        }
+        shapes |= {
+            f"{conv}.norm.{kind}": (dim if stage == 0 else before,) for kind in ("weight", "bias")
+        }
+        for block, attention in (
+            ("spatial_block", "window_attn"),
+            ("channel_block", "channel_attn"),
+        ):
             half = f"vision_tower.blocks.{stage}.0.{block}"
             for name in ("conv1.fn.dw", "conv2.fn.dw"):
                 shapes |= {f"{half}.{name}.weight": (dim, 1, 3, 3), f"{half}.{name}.bias": (dim,)}
@@ -62,7 +70,9 @@ def florence_tensors(dims: list[int], *, mlp_ratio: int = 4) -> dict[str, Tensor
             ):
                 shapes |= {f"{half}.{name}.weight": (rows, columns), f"{half}.{name}.bias": (rows,)}
     generator = torch.Generator().manual_seed(9)
-    return {name: torch.randn(shape, generator=generator).half() * 0.1 for name, shape in shapes.items()}
+    return {
+        name: torch.randn(shape, generator=generator).half() * 0.1 for name, shape in shapes.items()
+    }
 
 
 def write_florence(folder: Path, **changes: Any) -> dict[str, Tensor]:
@@ -79,7 +89,9 @@ def write_florence(folder: Path, **changes: Any) -> dict[str, Tensor]:
         **changes,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "florence2", "vision_config": vision}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "florence2", "vision_config": vision})
+    )
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return tensors
 

@@ -24,8 +24,13 @@ def trained(request):
     samples = []
     for image, count in [(picture(70, 64), 3), (None, 0)]:
         boxes = some_boxes(count, *image.size) if image else None
-        content = (f"{grammar.IMAGE}\n" if image else "") + grammar.region_prompt(count) + "What is it?"
-        turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "a red circle"}]
+        content = (
+            (f"{grammar.IMAGE}\n" if image else "") + grammar.region_prompt(count) + "What is it?"
+        )
+        turns = [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": "a red circle"},
+        ]
         samples.append(processor.encode(image, boxes, turns))
     parameter_groups(model, "stage2_primary", 1e-3)
     model.train()
@@ -36,13 +41,17 @@ def loss_and_gradients(model, batch):
     torch.manual_seed(0)
     loss = model(batch).loss_sum
     loss.backward()
-    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), {
+        name: p.grad for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 def passes_of_first_layer(model, name, batch):
     """How often a part of the first layer of a tower runs in a step."""
     family = model.family
-    tower = family.vision_tower(model.vlm) if name == "primary" else family.language_model(model.vlm)
+    tower = (
+        family.vision_tower(model.vlm) if name == "primary" else family.language_model(model.vlm)
+    )
     layer = next(m for m in tower.modules() if isinstance(m, GradientCheckpointingLayer))
     linear = next(m for m in layer.modules() if isinstance(m, nn.Linear))
     passes = []

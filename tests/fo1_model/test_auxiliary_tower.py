@@ -6,7 +6,12 @@ from PIL import Image
 from fo1_model.auxiliary_tower import AuxiliaryTower, auxiliary_image, auxiliary_size
 from fo1_model.config import SIZES, AuxiliaryConfig
 
-SMALL = {"depths": [1, 1, 2, 1], "embed_dims": [8, 12, 16, 24], "num_heads": [1, 2, 2, 3], "window_size": 4}
+SMALL = {
+    "depths": [1, 1, 2, 1],
+    "embed_dims": [8, 12, 16, 24],
+    "num_heads": [1, 2, 2, 3],
+    "window_size": 4,
+}
 
 
 def config(resize: str = "dynamic", size: int = 64, drop_path: float = 0.0) -> AuxiliaryConfig:
@@ -69,14 +74,22 @@ def test_resizing_is_bicubic() -> None:
 def test_four_maps_that_know_their_scale(tower: AuxiliaryTower) -> None:
     # The tower sees 66x50 px of an image that is 132x200.
     maps = tower([torch.randn(3, 50, 66)], [(132, 200)])[0]
-    assert [tuple(m.values.shape) for m in maps] == [(8, 13, 17), (12, 7, 9), (16, 4, 5), (24, 2, 3)]
+    assert [tuple(m.values.shape) for m in maps] == [
+        (8, 13, 17),
+        (12, 7, 9),
+        (16, 4, 5),
+        (24, 2, 3),
+    ]
     assert [m.scale for m in maps] == [(0.5, 0.25)] * 4
     assert [m.stride for m in maps] == [4, 8, 16, 32]
 
 
 def test_batching_changes_nothing(tower: AuxiliaryTower) -> None:
     generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(3, h, w, generator=generator) for h, w in [(40, 56), (33, 30), (40, 56), (56, 40)]]
+    images = [
+        torch.randn(3, h, w, generator=generator)
+        for h, w in [(40, 56), (33, 30), (40, 56), (56, 40)]
+    ]
     sizes = [(56, 40), (30, 33), (112, 80), (40, 56)]
     together = tower(images, sizes)
     for image, size, maps in zip(images, sizes, together, strict=True):
@@ -89,7 +102,9 @@ def test_batching_changes_nothing(tower: AuxiliaryTower) -> None:
 
 def test_equal_sizes_share_one_call_and_nothing_is_padded(tower: AuxiliaryTower) -> None:
     shapes: list[tuple[int, ...]] = []
-    hook = tower.model.stem.register_forward_hook(lambda _, args, __: shapes.append(tuple(args[0].shape)))
+    hook = tower.model.stem.register_forward_hook(
+        lambda _, args, __: shapes.append(tuple(args[0].shape))
+    )
     tower(
         [torch.zeros(3, 32, 40), torch.zeros(3, 40, 32), torch.zeros(3, 32, 40)],
         [(40, 32), (32, 40), (40, 32)],
@@ -131,7 +146,11 @@ def test_every_parameter_gets_the_same_gradient_with_checkpointing() -> None:
         tower.set_gradient_checkpointing(enabled)
         tower.zero_grad()
         runs: list[int] = []
-        hook = tower.model.stages[2].blocks[0][0].register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        hook = (
+            tower.model.stages[2]
+            .blocks[0][0]
+            .register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        )
         sum(level.values.pow(3).sum() for level in tower(image, [(36, 32)])[0]).backward()
         hook.remove()
         assert len(runs) == 1 + enabled

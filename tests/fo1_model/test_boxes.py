@@ -40,7 +40,10 @@ def test_clip_by_hand() -> None:
 
 def test_scale_and_area_by_hand() -> None:
     assert box_ops.scale(BOXES[1:2], 2, 10).tolist() == [[2, 10, 6, 30]]
-    assert box_ops.area(torch.tensor([[1.0, 2.0, 4.0, 8.0], [4.0, 2.0, 1.0, 8.0]])).tolist() == [18, 0]
+    assert box_ops.area(torch.tensor([[1.0, 2.0, 4.0, 8.0], [4.0, 2.0, 1.0, 8.0]])).tolist() == [
+        18,
+        0,
+    ]
 
 
 def test_iou_by_hand() -> None:
@@ -53,7 +56,9 @@ def test_center_size_by_hand() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(coordinates, coordinates, coordinates, coordinates), min_size=1, max_size=5))
+@given(
+    st.lists(st.tuples(coordinates, coordinates, coordinates, coordinates), min_size=1, max_size=5)
+)
 def test_corners_and_center_size_are_inverse(rows) -> None:
     boxes = torch.tensor(rows, dtype=torch.float64)
     torch.testing.assert_close(box_ops.to_corners(box_ops.to_center_size(boxes)), boxes)

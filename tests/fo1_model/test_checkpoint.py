@@ -58,7 +58,9 @@ def test_an_untied_head_is_stored(tmp_path):
     config.vlm.config["tie_word_embeddings"] = False
     model, processor = new_model(config, seed=0)
     save_model(model, processor, tmp_path)
-    assert {"vlm.lm_head.weight", "new_output_rows.weight"} <= set(load_file(tmp_path / "model.safetensors"))
+    assert {"vlm.lm_head.weight", "new_output_rows.weight"} <= set(
+        load_file(tmp_path / "model.safetensors")
+    )
     loaded, _ = load_model(tmp_path)
     assert torch.equal(loaded.vlm.lm_head.weight, model.vlm.lm_head.weight)
     assert not torch.equal(loaded.vlm.lm_head.weight, loaded.vlm.get_input_embeddings().weight)

@@ -3,7 +3,14 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from fo1_model.config import SIZES, AuxiliaryConfig, ConnectorConfig, ModelConfig, RegionConfig, debug
+from fo1_model.config import (
+    SIZES,
+    AuxiliaryConfig,
+    ConnectorConfig,
+    ModelConfig,
+    RegionConfig,
+    debug,
+)
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
@@ -57,6 +64,10 @@ def test_configs_are_frozen():
 def test_3b_has_the_numbers_of_the_release():
     config = SIZES["qwen2_5_vl_3b"]()
     text, vision = config.vlm.config["text_config"], config.vlm.config["vision_config"]
-    assert (text["hidden_size"], text["num_hidden_layers"], text["vocab_size"]) == (2048, 36, 151936)
+    assert (text["hidden_size"], text["num_hidden_layers"], text["vocab_size"]) == (
+        2048,
+        36,
+        151936,
+    )
     assert (vision["depth"], vision["hidden_size"], vision["out_hidden_size"]) == (32, 1280, 2048)
     assert sum(config.auxiliary.dims) + 4 * config.region.pyramid_dim == 5888

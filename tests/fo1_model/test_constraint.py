@@ -10,7 +10,7 @@ from fo1_model import grammar
 from fo1_model.answer_tokens import AnswerVocabulary, PhraseNames, token_texts
 from fo1_model.constraint import GrammarConstraint
 from fo1_model.generation import GenerationConfig, _choose
-from fo1_model.tiny_tokenizer import tiny_tokenizer
+from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
 NUM_REGIONS = 12
 NAMES = ("red cup", "cup", "café", "a<b>", "x")
@@ -76,10 +76,14 @@ def spells(said: str, text: bytes) -> int:
 def check(text: str, num_regions: int, names: tuple[str, ...] | None) -> None:
     parsed = grammar.parse(text, num_regions)
     assert parsed.problem is None
-    outside = re.sub(r"<ground>([^<]|<(?!/?ground>))*</ground><objects>(<region\d+>)*</objects>", "", text)
+    outside = re.sub(
+        r"<ground>([^<]|<(?!/?ground>))*</ground><objects>(<region\d+>)*</objects>", "", text
+    )
     assert not re.search(r"</?(ground|objects?)>", outside, re.IGNORECASE)
     assert not grammar.reserved_text(re.sub(r"<region\d+>", "", outside))
-    for phrase, objects in re.findall(r"<ground>(.*?)</ground><objects>(.*?)</objects>", text, re.DOTALL):
+    for phrase, objects in re.findall(
+        r"<ground>(.*?)</ground><objects>(.*?)</objects>", text, re.DOTALL
+    ):
         assert len(phrase.splitlines()) == 1
         assert max(Counter(objects.split(">")[:-1]).values(), default=0) <= 1
         assert names is None or phrase in names
@@ -104,20 +108,26 @@ def test_whatever_the_model_says_the_answer_reads_cleanly(
     taste = data.draw(st.lists(st.integers(1, NUM_OTHERS + len(texts) - 1), max_size=9))
     taste += data.draw(st.lists(st.integers(1, NUM_OTHERS - 1), max_size=9))
     seed = data.draw(st.integers(0, 2**16))
-    answers = decode(constraint, texts, steps=limit, seed=seed, taste=taste, temperature=temperature)
+    answers = decode(
+        constraint, texts, steps=limit, seed=seed, taste=taste, temperature=temperature
+    )
     for tokens, count, allowed in zip(answers, num_regions, names, strict=True):
         assert tokens is not None, "the answer must have ended"
         check(text_of(tokens, texts), count, allowed)
 
 
 phrases = st.text(st.sampled_from("ab <>/|\né\u2028g5"), min_size=1, max_size=8).filter(
-    lambda text: text == text.strip() and len(text.splitlines()) == 1 and not grammar.reserved_text(text)
+    lambda text: (
+        text == text.strip() and len(text.splitlines()) == 1 and not grammar.reserved_text(text)
+    )
 )
 pieces = st.lists(
     st.one_of(
         st.tuples(phrases, st.lists(st.integers(0, 6), min_size=1, max_size=4)),
         st.tuples(st.none(), st.lists(st.integers(0, 6), min_size=1, max_size=3)),
-        st.tuples(st.text(st.sampled_from("<>/regionGROUND |\n5é"), min_size=1, max_size=12), st.just([])),
+        st.tuples(
+            st.text(st.sampled_from("<>/regionGROUND |\n5é"), min_size=1, max_size=12), st.just([])
+        ),
     ),
     max_size=4,
 )
@@ -144,8 +154,12 @@ def test_every_clean_answer_is_allowed_token_by_token(data, texts, parts):
             fitting = [token for token, text in vocabulary.texts.items() if rest.startswith(text)]
             ids.append(data.draw(st.sampled_from(fitting)))
             rest = rest[len(vocabulary.texts[ids[-1]]) :]
-    names = data.draw(st.sampled_from([None, [text for text, said in parts if text and said] or None]))
-    constraint = GrammarConstraint(vocabulary, num_regions=[7], max_new_tokens=len(ids) + 5, names=[names])
+    names = data.draw(
+        st.sampled_from([None, [text for text, said in parts if text and said] or None])
+    )
+    constraint = GrammarConstraint(
+        vocabulary, num_regions=[7], max_new_tokens=len(ids) + 5, names=[names]
+    )
     for place, token in enumerate([*ids, STOP]):
         logits = torch.zeros(1, NUM_OTHERS + len(texts))
         allowed = constraint(torch.tensor([ids[:place]], dtype=torch.int64), logits)
@@ -162,7 +176,9 @@ def allowed_texts(said: list[bytes | str], *, limit=50, num_regions=3, names=Non
     )
     ids = [words.index(word) for word in said]
     for place in range(len(ids) + 1):
-        scores = constraint(torch.tensor([ids[:place]], dtype=torch.int64), torch.zeros(1, len(words)))
+        scores = constraint(
+            torch.tensor([ids[:place]], dtype=torch.int64), torch.zeros(1, len(words))
+        )
     return {word for word, score in zip(words, scores[0], strict=True) if score == 0}
 
 
@@ -235,7 +251,10 @@ def test_a_long_line_break_cannot_be_assembled_in_a_phrase():
 def test_names_are_spelled_to_their_end_on_every_path():
     def after(said, limit=50):
         return allowed_texts(
-            ["<ground>", *said], names=("cat", "cats", "dog"), extra=(b"ca", b"do", b"tsx"), limit=limit
+            ["<ground>", *said],
+            names=("cat", "cats", "dog"),
+            extra=(b"ca", b"do", b"tsx"),
+            limit=limit,
         )
 
     assert after([]) == {b"c", b"ca", b"d", b"do"}
@@ -306,7 +325,9 @@ def test_the_texts_of_tokens_are_what_the_tokenizer_writes(data):
     assert len(ordinary) == len(tokenizer) - 14
     ids = data.draw(st.lists(st.sampled_from(ordinary), max_size=12))
     together = b"".join(texts[token] for token in ids).decode(errors="replace")
-    assert together == tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert together == tokenizer.decode(
+        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
 
 
 def test_another_kind_of_tokenizer_is_refused():

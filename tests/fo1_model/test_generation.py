@@ -23,14 +23,20 @@ def samples(sample):
 def greedy_by_recomputing(model, processor, one, num_tokens):
     """Every token from a whole forward pass over all tokens before it, without a cache."""
     ids = one.input_ids.tolist()
-    starts = [i for i, token in enumerate(ids) if token == processor.token_ids.image and ids[i - 1] != token]
+    starts = [
+        i
+        for i, token in enumerate(ids)
+        if token == processor.token_ids.image and ids[i - 1] != token
+    ]
     chosen: list[int] = []
     with torch.no_grad():
         embedded = model.embed(processor.collate([one]))
         for _ in range(num_tokens):
             length = len(ids) + len(chosen)
             positions = model.family.positions(length, list(zip(starts, one.grids, strict=True)))
-            hidden = model.decode(embedded, torch.ones(1, length, dtype=torch.int64), positions[:, None])
+            hidden = model.decode(
+                embedded, torch.ones(1, length, dtype=torch.int64), positions[:, None]
+            )
             chosen.append(int(model.logits(hidden[:, -1]).argmax()))
             embedded = torch.cat([embedded, model.embed_ids(torch.tensor([chosen[-1:]]))], dim=1)
             if chosen[-1] in processor.stop_ids:
@@ -61,7 +67,10 @@ def test_positions_matter_in_that_comparison(model, processor, samples, monkeypa
     def by_token_count(embeddings, mask, positions, cache=None):
         calls.append(None)
         return decode(
-            embeddings, mask, positions if len(calls) == 1 else mask.sum() - 1 + 0 * positions, cache
+            embeddings,
+            mask,
+            positions if len(calls) == 1 else mask.sum() - 1 + 0 * positions,
+            cache,
         )
 
     monkeypatch.setattr(model, "decode", by_token_count)
@@ -90,7 +99,9 @@ def test_the_hook_decides_and_logprobs_are_of_the_unmodified_logits(model, proce
     assert first.parsed.regions == (2, 0)
     assert first.parsed.problem == "unknown regions 7"
     places = [script.index(processor.token_ids.new[index]) for index in (2, 0)]
-    assert first.region_logprobs == pytest.approx([logprobs[0][place] for place in places], abs=1e-4)
+    assert first.region_logprobs == pytest.approx(
+        [logprobs[0][place] for place in places], abs=1e-4
+    )
     assert answers[1].parsed.regions == (2, 0, 7)
     assert answers[2].parsed.regions == ()
 
@@ -106,7 +117,11 @@ def test_a_finished_row_is_padded_while_others_go_on(model, processor, samples):
         return logits
 
     answers = generate(
-        model, processor, samples[:2], GenerationConfig(max_new_tokens=4), logits_hook=stop_the_first
+        model,
+        processor,
+        samples[:2],
+        GenerationConfig(max_new_tokens=4),
+        logits_hook=stop_the_first,
     )
     assert steps[-1][0].tolist() == [processor.stop_ids[0], processor.pad_id, processor.pad_id]
     assert [answer.finished for answer in answers] == [True, False]
@@ -114,7 +129,9 @@ def test_a_finished_row_is_padded_while_others_go_on(model, processor, samples):
 
 
 def test_length_limit_is_reported(model, processor, samples):
-    assert not generate(model, processor, samples[:1], GenerationConfig(max_new_tokens=2))[0].finished
+    assert not generate(model, processor, samples[:1], GenerationConfig(max_new_tokens=2))[
+        0
+    ].finished
 
 
 def test_a_finished_row_does_not_speak_on(processor):
@@ -123,7 +140,11 @@ def test_a_finished_row_does_not_speak_on(processor):
     answer = read_answer(
         processor, [region, stop, region, processor.token_ids.new[0]], [-1.0, -2.0, -3.0, -4.0], 5
     )
-    assert (answer.text, answer.parsed.regions, answer.region_logprobs) == ("<region1>", (1,), (-1.0,))
+    assert (answer.text, answer.parsed.regions, answer.region_logprobs) == (
+        "<region1>",
+        (1,),
+        (-1.0,),
+    )
     assert answer.finished
 
 
@@ -132,7 +153,9 @@ def test_draws_depend_on_seed_and_sample_not_on_the_batch(model, processor, samp
     together = generate(model, processor, samples, config)
     alone = [generate(model, processor, [one], config)[0] for one in samples]
     assert [answer.text for answer in together] == [answer.text for answer in alone]
-    other = generate(model, processor, samples, GenerationConfig(max_new_tokens=8, temperature=1.0, seed=4))
+    other = generate(
+        model, processor, samples, GenerationConfig(max_new_tokens=8, temperature=1.0, seed=4)
+    )
     assert [answer.text for answer in together] != [answer.text for answer in other]
 
 
@@ -148,10 +171,16 @@ def test_draws_follow_the_distribution():
     probabilities = torch.tensor([0.5, 0.1, 0.3, 0.1])
     generators = [torch.Generator().manual_seed(seed) for seed in range(4000)]
     logits = probabilities.log().expand(4000, 4)
-    drawn = _choose(logits, GenerationConfig(temperature=1.0), generators).bincount(minlength=4) / 4000
+    drawn = (
+        _choose(logits, GenerationConfig(temperature=1.0), generators).bincount(minlength=4) / 4000
+    )
     torch.testing.assert_close(drawn, probabilities, rtol=0, atol=0.03)
-    nucleus = _choose(logits, GenerationConfig(temperature=1.0, top_p=0.7), generators).bincount(minlength=4)
-    torch.testing.assert_close(nucleus / 4000, torch.tensor([0.625, 0, 0.375, 0]), rtol=0, atol=0.03)
+    nucleus = _choose(logits, GenerationConfig(temperature=1.0, top_p=0.7), generators).bincount(
+        minlength=4
+    )
+    torch.testing.assert_close(
+        nucleus / 4000, torch.tensor([0.625, 0, 0.375, 0]), rtol=0, atol=0.03
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +201,9 @@ def test_no_answer_of_a_random_model_is_malformed_under_the_constraint(model, pr
     broken = 0
     for seed in range(4):
         for constrained in (True, False):
-            config = GenerationConfig(max_new_tokens=24, temperature=2.0, seed=seed, constrained=constrained)
+            config = GenerationConfig(
+                max_new_tokens=24, temperature=2.0, seed=seed, constrained=constrained
+            )
             answers = generate(model, processor, samples, config)
             problems = [answer.parsed.problem for answer in answers]
             if not constrained:
@@ -195,7 +226,10 @@ def test_greedy_answers_are_held_to_the_language_as_well(model, processor, sampl
 
 def scripted(processor, answers):
     """A hook under which row i wants to say ``answers[i]``, tokens of any other answer next best."""
-    scripts = [processor.tokenizer.encode(text + "<|im_end|>", add_special_tokens=False) for text in answers]
+    scripts = [
+        processor.tokenizer.encode(text + "<|im_end|>", add_special_tokens=False)
+        for text in answers
+    ]
 
     def want(tokens, logits):
         wanted = logits.clone()
@@ -235,7 +269,9 @@ def test_the_constraint_changes_nothing_that_is_allowed(model, processor, sample
 
 def test_what_breaks_the_language_is_left_out(model, processor, samples):
     wanted = ["<ground>red</ground><objects><region2><region7><region2></objects>", "", "", "", ""]
-    held = generate(model, processor, samples, CONSTRAINED, logits_hook=scripted(processor, wanted))[0]
+    held = generate(
+        model, processor, samples, CONSTRAINED, logits_hook=scripted(processor, wanted)
+    )[0]
     assert held.text.startswith("<ground>red</ground><objects><region2>")
     assert held.parsed.problem is None
 

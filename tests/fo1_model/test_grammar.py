@@ -8,7 +8,9 @@ from fo1_model import grammar
 from fo1_model.grammar import parse, render
 
 phrases = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12).filter(
-    lambda text: text == text.strip() and len(text.splitlines()) == 1 and not grammar.reserved_text(text)
+    lambda text: (
+        text == text.strip() and len(text.splitlines()) == 1 and not grammar.reserved_text(text)
+    )
 )
 free_text = st.text(max_size=12).filter(lambda text: text and not re.search(r"[<>|]", text))
 regions = st.lists(st.integers(0, 99), min_size=1, max_size=6)
@@ -28,7 +30,9 @@ def test_what_is_rendered_reads_back(written):
             said += sorted(set(indices))
         else:
             said += indices
-    assert answer.phrases == tuple((text, tuple(sorted(indices))) for text, indices in united.items())
+    assert answer.phrases == tuple(
+        (text, tuple(sorted(indices))) for text, indices in united.items()
+    )
     assert answer.regions == tuple(dict.fromkeys(said))
     assert answer.problem is None
 
@@ -87,7 +91,12 @@ def test_spelling():
             (2,),
             "unknown regions 512",
         ),
-        ("<ground>cup</ground><objects><region5></objects>", (("cup", ()),), (), "unknown regions 5"),
+        (
+            "<ground>cup</ground><objects><region5></objects>",
+            (("cup", ()),),
+            (),
+            "unknown regions 5",
+        ),
         # without phrases every index counts
         ("It is <region2>, not <region0> or <region2>.", (), (2, 0), None),
         ("None", (), (), None),
@@ -117,7 +126,16 @@ def test_parts_that_would_not_read_back_are_refused(part):
 
 
 @pytest.mark.parametrize(
-    "text", ["a <region12>", "<Object>", "</objects>", "<ground>", "x<image>", "<regionfeat>", "<|im_end|>"]
+    "text",
+    [
+        "a <region12>",
+        "<Object>",
+        "</objects>",
+        "<ground>",
+        "x<image>",
+        "<regionfeat>",
+        "<|im_end|>",
+    ],
 )
 def test_reserved(text):
     assert grammar.reserved_text(text)

@@ -7,7 +7,13 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from fo1_model import hub
 from fo1_model.checkpoint import load_model, save_model
@@ -78,13 +84,17 @@ def test_the_order_of_imports_does_not_matter(imports, folder):
         "names = [type(c.from_pretrained(folder)).__name__ for c in (AutoConfig, AutoModel, AutoProcessor)]\n"
         "print(*names)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.split() == ["FO1Config", "FO1Model", "Processor"]
 
 
 def test_importing_the_package_imports_nothing_heavy():
     code = "import fo1_model, sys; print({'torch', 'transformers', 'timm'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "set()"
 
 
@@ -114,7 +124,9 @@ def test_a_large_model_is_sharded(model, processor, folder, tmp_path):
     assert set(index["weight_map"]) == set(whole)
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in whole.values())
     files = sorted(set(index["weight_map"].values()))
-    assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
+    assert files == [
+        f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
+    ]
     for file in files:
         held = load_file(tmp_path / "many" / file)
         assert {name for name, where in index["weight_map"].items() if where == file} == set(held)
@@ -122,7 +134,9 @@ def test_a_large_model_is_sharded(model, processor, folder, tmp_path):
     assert same(model, AutoModel.from_pretrained(tmp_path / "many"))
     # Saved again in one file, nothing of the many is left to be read.
     save_model(model, processor, tmp_path / "many")
-    assert {file.name for file in (tmp_path / "many").iterdir()} == {file.name for file in folder.iterdir()}
+    assert {file.name for file in (tmp_path / "many").iterdir()} == {
+        file.name for file in folder.iterdir()
+    }
 
 
 def test_loaded_weights_do_not_depend_on_the_file(model, folder):

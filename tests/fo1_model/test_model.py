@@ -45,15 +45,21 @@ def test_loss_is_cross_entropy_over_all_positions_masked(model, processor, sampl
     batch = processor.collate([*samples, long_sample])
     seen: list[torch.Tensor] = []
     with torch.no_grad():
-        handle = model.vlm.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        handle = model.vlm.lm_head.register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0])
+        )
         output = model(batch, return_logits=True)
         handle.remove()
-        logits = model.logits(model.decode(model.embed(batch), batch.attention_mask, batch.positions))
+        logits = model.logits(
+            model.decode(model.embed(batch), batch.attention_mask, batch.positions)
+        )
     supervised = batch.labels[:, 1:] != -100
     assert [len(hidden) for hidden in seen] == [int(supervised.sum())]
     assert supervised.sum() < 0.2 * supervised.numel()
     torch.testing.assert_close(output.logits, logits[:, :-1][supervised], rtol=1e-5, atol=1e-5)
-    full = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum")
+    full = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum"
+    )
     torch.testing.assert_close(output.loss_sum, full, rtol=1e-6, atol=1e-6)
     assert output.num_tokens == (batch.labels[:, 1:] != -100).sum()
     assert output.logits is not None
@@ -65,7 +71,9 @@ def test_batch_equals_single_samples(model, processor, samples):
     with torch.no_grad():
         together = model(processor.collate(samples), return_logits=True)
         alone = [model(processor.collate([one]), return_logits=True) for one in samples]
-    torch.testing.assert_close(together.logits, torch.cat([one.logits for one in alone]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        together.logits, torch.cat([one.logits for one in alone]), rtol=0, atol=1e-5
+    )
     assert together.num_tokens == sum(one.num_tokens for one in alone)
 
 
@@ -132,7 +140,9 @@ def test_several_images_number_on(model, processor, sample):
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
 @pytest.mark.parametrize("which", [[0], [2], [3], [0, 1, 2, 3, 4]])
-def test_every_trainable_parameter_gets_a_gradient_from_any_batch(model, processor, samples, stage, which):
+def test_every_trainable_parameter_gets_a_gradient_from_any_batch(
+    model, processor, samples, stage, which
+):
     parameter_groups(model, stage, 1e-3)
     model.train()
     model(processor.collate([samples[index] for index in which])).loss_sum.backward()
@@ -209,7 +219,9 @@ def test_ablations_run_and_train(processor, sample, region):
     assert own.token_ids == processor.token_ids
     parameter_groups(model, "stage2", 1e-3)
     model(processor.collate([sample(84, 56, 3, ANSWER)])).loss_sum.backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in model.region_encoder.connector.parameters())
+    assert all(
+        parameter.grad.abs().sum() > 0 for parameter in model.region_encoder.connector.parameters()
+    )
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 

@@ -14,9 +14,10 @@ from fo1_model.checkpoint import new_model
 from fo1_model.config import debug
 from fo1_model.parity import compare, compare_case, main
 from fo1_model.release import export_release
+from tests import SHARED
 from tests.fo1_model.conftest import picture, some_boxes
 
-CASES = Path(__file__).parents[3] / "shared" / "parity"
+CASES = SHARED / "parity"
 COUNT = 5
 NEW_TOKENS = 3
 
@@ -31,7 +32,9 @@ def test_the_release(name):
     assert {line.name for line in lines} >= set(load_file(folder / "outputs.safetensors")) - {
         "logits_columns"
     }
-    assert {"input_ids", "pixel_values", "pixel_values_aux", "boxes_aux"} <= {line.name for line in lines}
+    assert {"input_ids", "pixel_values", "pixel_values_aux", "boxes_aux"} <= {
+        line.name for line in lines
+    }
     assert notes == []
 
 
@@ -106,7 +109,15 @@ def test_a_case_made_with_plain_transformers(case):
     found = verdicts(case)
     assert found.pop("generated") is False  # the made-up tokens
     assert found == dict.fromkeys(
-        ["input_ids", "pixel_values", "image_grid_thw", "image_tokens", "position_ids", "rope_deltas"], True
+        [
+            "input_ids",
+            "pixel_values",
+            "image_grid_thw",
+            "image_tokens",
+            "position_ids",
+            "rope_deltas",
+        ],
+        True,
     )
 
 
@@ -131,7 +142,9 @@ def test_a_changed_reference_fails(name, case, tmp_path, capsys):
         values[name].view(-1)[0] += 1
     save_file(values, f"{file}.safetensors")
     assert main([str(tmp_path)]) == 1
-    failed = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith("FAIL")]
+    failed = [
+        line.split() for line in capsys.readouterr().out.splitlines() if line.endswith("FAIL")
+    ]
     assert name in [words[0] for words in failed]
 
 
@@ -142,7 +155,9 @@ def test_greedy_tokens_are_the_arguments_of_the_largest_logits(case, tmp_path):
     inputs = load_file(case / "inputs.safetensors")
     messages = [{"role": "user", "content": f"<image>\n{grammar.region_prompt(COUNT)}\n"}]
     messages[0]["content"] += "Please detect red circle in this image."
-    encoded = processor.encode(picture(90, 61), inputs["boxes"].numpy(), messages, for_generation=True)
+    encoded = processor.encode(
+        picture(90, 61), inputs["boxes"].numpy(), messages, for_generation=True
+    )
     with torch.inference_mode():
         batch = processor.collate([encoded])
         embeddings, chosen = model.embed(batch), []

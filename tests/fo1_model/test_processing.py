@@ -9,14 +9,16 @@ from fo1_model import grammar
 from fo1_model.batch import IGNORE
 from fo1_model.config import debug
 from fo1_model.processing import Processor, check_boxes, fit_image
-from fo1_model.tiny_tokenizer import tiny_tokenizer
+from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
 BOXES = np.array([[1, 2, 30, 40], [5, 5, 60, 50]], np.float32)
 QUESTION = "Please detect red circle in this image."
 
 
 def picture(width: int = 84, height: int = 56) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def user(count: int = 2, question: str = QUESTION) -> dict[str, str]:
@@ -60,7 +62,9 @@ def test_only_answers_are_supervised_with_their_end(processor):
     encoded = processor.encode(picture(), BOXES, messages)
     supervised = encoded.labels != IGNORE
     assert torch.equal(encoded.labels[supervised], encoded.input_ids[supervised])
-    text = processor.tokenizer.decode(encoded.labels[supervised].tolist(), skip_special_tokens=False)
+    text = processor.tokenizer.decode(
+        encoded.labels[supervised].tolist(), skip_special_tokens=False
+    )
     assert text == f"{answers[0]}<|im_end|>{answers[1]}<|im_end|>"
 
 
@@ -74,7 +78,10 @@ def test_training_ids_start_with_the_ids_that_generation_starts_from(processor):
 
 
 def test_own_system_turn_replaces_the_default(processor):
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The system?"}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "The system?"},
+    ]
     text = processor.tokenizer.decode(processor.encode(None, None, messages).input_ids.tolist())
     assert text.count("<|im_start|>system") == 1
     assert "Be brief." in text
@@ -141,7 +148,10 @@ def test_every_error_comes_before_any_compute(processor, monkeypatch):
     monkeypatch.setattr(processor.family, "preprocess", must_not_run)
     monkeypatch.setattr("fo1_model.processing.fit_image", must_not_run)
     monkeypatch.setattr("fo1_model.processing.auxiliary_image", must_not_run)
-    two = {"role": "user", "content": f"{grammar.IMAGE}{grammar.IMAGE}{grammar.region_prompt(1)}Where?"}
+    two = {
+        "role": "user",
+        "content": f"{grammar.IMAGE}{grammar.IMAGE}{grammar.region_prompt(1)}Where?",
+    }
     fine = np.zeros((0, 4), np.float32)
     for second, boxes, message in [
         (Image.new("RGB", (0, 5)), [[0, 0, 1, 1]], "image of 0x5 pixels"),

@@ -75,17 +75,23 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return set(one) == set(other) and all(torch.equal(value, other[name]) for name, value in one.items())
+    return set(one) == set(other) and all(
+        torch.equal(value, other[name]) for name, value in one.items()
+    )
 
 
 @pytest.mark.parametrize("layout", ["older", "present", "several_files"])
 def test_the_towers_are_the_folders(layout: str, tmp_path: Path) -> None:
-    vlm = write_vlm(tmp_path / "vlm", **({"max_shard_size": "100KB"} if layout == "several_files" else {}))
+    vlm = write_vlm(
+        tmp_path / "vlm", **({"max_shard_size": "100KB"} if layout == "several_files" else {})
+    )
     names = {name for file in (tmp_path / "vlm").glob("*.safetensors") for name in load_file(file)}
     assert "visual.patch_embed.proj.weight" in names, "transformers writes the older names"
     assert (len(list((tmp_path / "vlm").glob("*.safetensors"))) > 1) == (layout == "several_files")
     if layout == "present":
-        state = {name: value for name, value in vlm.state_dict().items() if name != "lm_head.weight"}
+        state = {
+            name: value for name, value in vlm.state_dict().items() if name != "lm_head.weight"
+        }
         assert "model.visual.patch_embed.proj.weight" in state
         save_file(state, tmp_path / "vlm" / "model.safetensors", metadata={"format": "pt"})
     tower = write_florence(tmp_path / "florence")
@@ -103,7 +109,9 @@ def test_the_towers_are_the_folders(layout: str, tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_the_rest_is_fresh_and_seeded(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rest_is_fresh_and_seeded(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def twice(*_: Any) -> None:
         raise AssertionError("the VLM is made a second time")
 
@@ -116,7 +124,9 @@ def test_the_rest_is_fresh_and_seeded(folders: dict[str, Path], monkeypatch: pyt
     assert same(first.state_dict(), again.state_dict())
     assert same(first.vlm.state_dict(), other.vlm.state_dict())
     for name, value in first.region_encoder.state_dict().items():
-        assert value.std() == 0 or not torch.equal(value, other.region_encoder.state_dict()[name]), name
+        assert value.std() == 0 or not torch.equal(
+            value, other.region_encoder.state_dict()[name]
+        ), name
     assert not torch.equal(first.new_rows.weight, other.new_rows.weight)
 
 
@@ -140,7 +150,9 @@ def test_half_precision_is_read_as_it_is(tmp_path: Path) -> None:
 def test_every_family_answers_text_as_its_folder_does(family: str, tmp_path: Path) -> None:
     """Bit by bit, also after the model was saved as ours."""
     tokenizer = small_tokenizer(family)
-    config = ModelConfig(vlm=small_vlm(family, tokenizer), auxiliary=debug().auxiliary, region=debug().region)
+    config = ModelConfig(
+        vlm=small_vlm(family, tokenizer), auxiliary=debug().auxiliary, region=debug().region
+    )
     theirs = write_vlm(tmp_path / "vlm", config.vlm, tokenizer)
     write_florence(tmp_path / "florence")
     model, processor = published_model(
@@ -208,7 +220,10 @@ def test_the_published_config_is_that_of_the_size(tmp_path: Path) -> None:
     for changes, words in (
         ({"hidden_size": 3584}, r"text_config\.hidden_size=3584, the size asked for 2048; give"),
         ({"rope_theta": 1e4}, r"rope_theta=10000"),
-        ({"vision_config": QWEN_3B["vision_config"] | {"window_size": 56}}, r"vision_config\.window_size=56"),
+        (
+            {"vision_config": QWEN_3B["vision_config"] | {"window_size": 56}},
+            r"vision_config\.window_size=56",
+        ),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ({"model_type": "qwen2_vl"}, "it is a 'qwen2_vl'; the size asked for needs a 'qwen2_5_vl'"),
     ):
@@ -228,7 +243,10 @@ def put(name: str, value: torch.Tensor) -> Any:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (drop("model.layers.1.mlp.up_proj.weight"), r"1 weights are missing: .*layers\.1\.mlp\.up_proj"),
+        (
+            drop("model.layers.1.mlp.up_proj.weight"),
+            r"1 weights are missing: .*layers\.1\.mlp\.up_proj",
+        ),
         (put("model.layers.2.x", torch.ones(1)), r"1 weights are not the model's: .*layers\.2\.x"),
         (put("model.norm.weight", torch.ones(3)), r"norm\.weight is \[3\], the model has \[32\]"),
     ],
@@ -245,10 +263,19 @@ def test_a_damaged_vlm_is_refused(damage: Any, words: str, folders: dict[str, Pa
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (drop("vision_tower.convs.2.norm.bias"), r"Florence-2\): 1 weights are missing: .*convs\.2\.norm\.b"),
-        (put("vision_tower.blocks.9.x", torch.ones(1)), r"not the model's: vision_tower\.blocks\.9\.x"),
+        (
+            drop("vision_tower.convs.2.norm.bias"),
+            r"Florence-2\): 1 weights are missing: .*convs\.2\.norm\.b",
+        ),
+        (
+            put("vision_tower.blocks.9.x", torch.ones(1)),
+            r"not the model's: vision_tower\.blocks\.9\.x",
+        ),
         (put("vision_tower.convs.0.proj.bias", torch.ones(3)), r"convs\.0\.proj\.bias is \[3\]"),
-        (drop("vision_tower.convs.0.proj.weight"), r"no DaViT .* it is 'florence2' with \d+ tensors"),
+        (
+            drop("vision_tower.convs.0.proj.weight"),
+            r"no DaViT .* it is 'florence2' with \d+ tensors",
+        ),
     ],
 )
 def test_a_damaged_tower_is_refused_before_weights_are_read(
@@ -264,7 +291,11 @@ def test_a_damaged_tower_is_refused_before_weights_are_read(
 
 def test_other_heads_than_the_size_s_are_refused(tmp_path: Path, folders: dict[str, Path]) -> None:
     """Shapes do not tell them."""
-    for field, value in (("num_heads", [2, 2, 2, 2]), ("num_groups", [1, 1, 1, 1]), ("window_size", 12)):
+    for field, value in (
+        ("num_heads", [2, 2, 2, 2]),
+        ("num_groups", [1, 1, 1, 1]),
+        ("window_size", 12),
+    ):
         write_florence(tmp_path / field, **{field: value})
         with pytest.raises(ValueError, match=rf"vision_config\.{field}=.*the size asked for"):
             check_published(debug(), {**folders, "auxiliary": tmp_path / field})
@@ -304,4 +335,6 @@ def test_drawing_both_towers_is_as_before(folders: dict[str, Path]) -> None:
     model, _ = new_model(debug(), 0)
     torch.manual_seed(0)
     again = FO1Model(debug(), model.token_ids)
-    assert torch.equal(model.region_encoder.connector[0].weight, again.region_encoder.connector[0].weight)
+    assert torch.equal(
+        model.region_encoder.connector[0].weight, again.region_encoder.connector[0].weight
+    )

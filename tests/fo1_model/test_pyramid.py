@@ -59,7 +59,9 @@ def test_a_patch_stays_in_its_place_on_every_level() -> None:
     changed = values.clone()
     changed[:, 4, 2] += 10
     pairs = zip(
-        pyramid(FeatureMap(values, (1, 1), 14)), pyramid(FeatureMap(changed, (1, 1), 14)), strict=True
+        pyramid(FeatureMap(values, (1, 1), 14)),
+        pyramid(FeatureMap(changed, (1, 1), 14)),
+        strict=True,
     )
     rows, columns = [], []
     for before, after in pairs:

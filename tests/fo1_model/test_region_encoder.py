@@ -30,7 +30,9 @@ def maps(dims: tuple[int, ...] = DIMS) -> tuple[list[FeatureMap], FeatureMap]:
     return auxiliary, FeatureMap(torch.randn(16, 10, 12, generator=generator), scale, PATCH)
 
 
-BOXES = torch.tensor([[3.0, 4.0, 60.0, 90.0], [100.5, 20.0, 101.0, 133.0], [0.0, 0.0, 181.0, 133.0]])
+BOXES = torch.tensor(
+    [[3.0, 4.0, 60.0, 90.0], [100.5, 20.0, 101.0, 133.0], [0.0, 0.0, 181.0, 133.0]]
+)
 
 
 def encoder(num_layers: int = 2, dims: tuple[int, ...] = DIMS, **region: object) -> RegionEncoder:
@@ -79,7 +81,9 @@ def hybrid_by_the_book(module: RegionEncoder, dims: tuple[int, ...] = DIMS) -> t
         boxes = primary_boxes
         if settings.box_frame == "auxiliary":
             frame, boxes = (4 * size[1], 4 * size[0]), BOXES
-        hybrid = hybrid + torch.tensor([embed(box, frame, hybrid.shape[1]) for box in boxes.tolist()])
+        hybrid = hybrid + torch.tensor(
+            [embed(box, frame, hybrid.shape[1]) for box in boxes.tolist()]
+        )
     return hybrid
 
 
@@ -175,7 +179,10 @@ def test_the_released_widths() -> None:
     with torch.device("meta"):
         module = RegionEncoder(config.region, config.connector, primary_dim=1280, **build)
         plain = RegionEncoder(
-            dataclasses.replace(config.region, pyramid=False), config.connector, primary_dim=5120, **build
+            dataclasses.replace(config.region, pyramid=False),
+            config.connector,
+            primary_dim=5120,
+            **build,
         )
     assert module.hybrid_size == 5888
     assert plain.hybrid_size == 8960
@@ -188,7 +195,9 @@ def test_the_released_widths() -> None:
     assert sum(value.numel() for value in module.connector.parameters()) == 16_257_024
 
 
-@pytest.mark.parametrize(("num_layers", "names"), [(1, {"0"}), (2, {"0", "2"}), (3, {"0", "2", "4"})])
+@pytest.mark.parametrize(
+    ("num_layers", "names"), [(1, {"0"}), (2, {"0", "2"}), (3, {"0", "2", "4"})]
+)
 def test_connector_layers_and_their_initialisation(num_layers: int, names: set[str]) -> None:
     connector = encoder(num_layers).connector
     assert {name.split(".")[0] for name in connector.state_dict()} == names
@@ -196,7 +205,9 @@ def test_connector_layers_and_their_initialisation(num_layers: int, names: set[s
         [value.flatten() for name, value in connector.state_dict().items() if "weight" in name]
     )
     assert weights.std().item() == pytest.approx(0.02, rel=0.15)
-    assert all(value.abs().max() == 0 for name, value in connector.state_dict().items() if "bias" in name)
+    assert all(
+        value.abs().max() == 0 for name, value in connector.state_dict().items() if "bias" in name
+    )
 
 
 def test_hooks_fire_on_the_module_and_everything_inside() -> None:
@@ -278,6 +289,8 @@ def test_a_model_of_the_primary_branch_has_no_idle_tower(kept: bool, sample) -> 
     assert (model.auxiliary is not None) == kept
     groups = parameter_groups(model, "stage2", 1e-3)
     trained = {id(parameter) for group in groups for parameter in group["params"]}
-    assert not any(id(p) in trained for name, p in model.named_parameters() if name.startswith("auxiliary"))
+    assert not any(
+        id(p) in trained for name, p in model.named_parameters() if name.startswith("auxiliary")
+    )
     model.train()(processor.collate([sample(84, 56, 2, "None")])).loss_sum.backward()
     assert all(p.grad is not None for group in groups for p in group["params"])

@@ -32,7 +32,11 @@ def ramp(height: int, width: int) -> torch.Tensor:
         # Without alignment a box is at least one cell wide: the middle of (2, 3)-(3, 4).
         ((2, 3, 2, 3), {"output_size": 1, "aligned": False, "sampling_ratio": 1}, (2.5, 3.5)),
         # Two samples a side at -0.5 and 1.5: the first is clamped to cell 0.
-        ((-1.5, -1.5, 2.5, 2.5), {"output_size": 1, "aligned": False, "sampling_ratio": 2}, (0.75, 0.75)),
+        (
+            (-1.5, -1.5, 2.5, 2.5),
+            {"output_size": 1, "aligned": False, "sampling_ratio": 2},
+            (0.75, 0.75),
+        ),
         # Samples at -1.5 (dropped, it still counts) and 2.5 along x, 2 and 4 along y.
         ((-3.5, 1, 4.5, 5), {"output_size": 1, "aligned": False, "sampling_ratio": 2}, (1.25, 1.5)),
         # Beyond the far border: clamped to the last cell within one cell of it, nothing farther out.
@@ -61,13 +65,16 @@ whole_cells = st.tuples(*[st.integers(-3, 26).map(float)] * 4)
 def cases(draw):
     grid = draw(st.tuples(st.integers(1, 24), st.integers(1, 24)))
     sizes = [
-        (draw(st.integers(1, grid[0])), draw(st.integers(1, grid[1]))) for _ in range(draw(st.integers(0, 2)))
+        (draw(st.integers(1, grid[0])), draw(st.integers(1, grid[1])))
+        for _ in range(draw(st.integers(0, 2)))
     ]
     aligned = draw(st.booleans())
     corners = draw(st.lists(anywhere | small | whole_cells, min_size=1, max_size=6))
     boxes = torch.tensor(corners, dtype=torch.float64)
     if aligned:  # torchvision crashes on a negative number of samples
-        boxes = torch.cat([boxes[:, :2].minimum(boxes[:, 2:]), boxes[:, :2].maximum(boxes[:, 2:])], dim=1)
+        boxes = torch.cat(
+            [boxes[:, :2].minimum(boxes[:, 2:]), boxes[:, :2].maximum(boxes[:, 2:])], dim=1
+        )
     return {
         "grid": grid,
         "sizes": [grid, *sizes],
@@ -84,8 +91,12 @@ def cases(draw):
 def check_against_reference(case, device: str = "cpu") -> None:
     """Levels pooled as if upsampled and concatenated, and the gradient of each, in float64."""
     generator = torch.Generator().manual_seed(case["seed"])
-    levels = [torch.randn(2, *size, generator=generator, dtype=torch.float64) for size in case["sizes"]]
-    out_grad = torch.randn(len(case["boxes"]), 2 * len(levels), generator=generator, dtype=torch.float64)
+    levels = [
+        torch.randn(2, *size, generator=generator, dtype=torch.float64) for size in case["sizes"]
+    ]
+    out_grad = torch.randn(
+        len(case["boxes"]), 2 * len(levels), generator=generator, dtype=torch.float64
+    )
     boxes = case["boxes"].to(device)
 
     def fast(leaves):
@@ -94,17 +105,23 @@ def check_against_reference(case, device: str = "cpu") -> None:
     def one_by_one(leaves):
         size = case["grid"]
         return torch.cat(
-            [pool_regions(leaf, boxes, upsampled_size=size, **case["settings"]) for leaf in leaves], dim=1
+            [pool_regions(leaf, boxes, upsampled_size=size, **case["settings"]) for leaf in leaves],
+            dim=1,
         )
 
     def reference(leaves):
-        resized = [F.interpolate(leaf[None], size=case["grid"], mode="bilinear")[0] for leaf in leaves]
+        resized = [
+            F.interpolate(leaf[None], size=case["grid"], mode="bilinear")[0] for leaf in leaves
+        ]
         return pool_regions_reference(torch.cat(resized), boxes, **case["settings"])
 
     def reference_one_by_one(leaves):
         size = case["grid"]
         return torch.cat(
-            [pool_regions_reference(leaf, boxes, upsampled_size=size, **case["settings"]) for leaf in leaves],
+            [
+                pool_regions_reference(leaf, boxes, upsampled_size=size, **case["settings"])
+                for leaf in leaves
+            ],
             dim=1,
         )
 
@@ -134,10 +151,13 @@ def test_equals_the_reference_on_a_gpu(case) -> None:
 
 def test_levels_are_pooled_as_if_upsampled_and_concatenated() -> None:
     generator = torch.Generator().manual_seed(0)
-    levels = [torch.randn(c, h, w, generator=generator) for c, h, w in [(2, 13, 17), (3, 7, 9), (4, 4, 5)]]
+    levels = [
+        torch.randn(c, h, w, generator=generator) for c, h, w in [(2, 13, 17), (3, 7, 9), (4, 4, 5)]
+    ]
     boxes = torch.tensor([[0.0, 0.0, 17.0, 13.0], [3.2, 4.1, 9.9, 5.0]])
     upsampled = torch.cat(
-        [torch.nn.functional.interpolate(v[None], size=(13, 17), mode="bilinear") for v in levels], dim=1
+        [torch.nn.functional.interpolate(v[None], size=(13, 17), mode="bilinear") for v in levels],
+        dim=1,
     )
     expected = roi_align(upsampled, [boxes], 7, 1.0, -1, False).mean((2, 3))
     torch.testing.assert_close(pool_levels(levels, boxes, **RELEASE, grid_size=(13, 17)), expected)
@@ -162,7 +182,9 @@ def test_a_box_as_wide_as_the_image_rounds_as_in_the_release() -> None:
         ratio = patches * 14 / width
         values = torch.randn(2, 4 * patches, 4 * patches, generator=generator)
         boxes = torch.tensor([[0.0, 0.0, width, width]])
-        ours = pool_regions(values, boxes_in_cells(FeatureMap(values, (ratio, ratio), 3.5), boxes), **RELEASE)
+        ours = pool_regions(
+            values, boxes_in_cells(FeatureMap(values, (ratio, ratio), 3.5), boxes), **RELEASE
+        )
         expected = roi_align(values[None], [boxes * ratio], 7, 1 / 3.5, -1, False).mean((2, 3))
         torch.testing.assert_close(ours, expected)
 
@@ -220,7 +242,8 @@ def test_half_precision_maps_are_summed_in_float32() -> None:
 def test_many_boxes_at_the_release_width_agree_in_float32() -> None:
     generator = torch.Generator().manual_seed(3)
     levels = [
-        torch.randn(d, 96 // s, 128 // s, generator=generator) for d, s in [(256, 1), (512, 2), (1024, 4)]
+        torch.randn(d, 96 // s, 128 // s, generator=generator)
+        for d, s in [(256, 1), (512, 2), (1024, 4)]
     ]
     low = torch.rand(100, 2, generator=generator) * torch.tensor([140.0, 110.0]) - 8
     boxes = torch.cat([low, low + 60 * torch.rand(100, 2, generator=generator) ** 3], dim=1)
@@ -232,7 +255,11 @@ def test_many_boxes_at_the_release_width_agree_in_float32() -> None:
 
 def test_no_boxes_keep_the_graph() -> None:
     values = torch.randn(5, 4, 4, requires_grad=True)
-    for settings_ in (RELEASE, {**RELEASE, "sampling_ratio": 2}, {**RELEASE, "upsampled_size": (8, 8)}):
+    for settings_ in (
+        RELEASE,
+        {**RELEASE, "sampling_ratio": 2},
+        {**RELEASE, "upsampled_size": (8, 8)},
+    ):
         pooled = pool_regions(values, torch.zeros(0, 4), **settings_)
         assert pooled.shape == (0, 5)
         pooled.sum().backward()

@@ -35,7 +35,9 @@ def family_model(request):
     samples = []
     for image, count, answer in [(picture(70, 64), 3, ANSWER), (None, 0, "hi")]:
         boxes = some_boxes(count, *image.size) if image and count else None
-        content = (f"{grammar.IMAGE}\n" if image else "") + grammar.region_prompt(count) + "What is it?"
+        content = (
+            (f"{grammar.IMAGE}\n" if image else "") + grammar.region_prompt(count) + "What is it?"
+        )
         turns = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
         samples.append(processor.encode(image, boxes, turns))
     return model, processor, samples
@@ -55,8 +57,14 @@ def test_what_a_stage_freezes_stays_bit_identical_and_the_rest_moves(family_mode
     model = copy.deepcopy(original)
     before, owners = snapshot(model), part_of_parameters(model)
     train(model, processor, samples, stage)
-    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    inside = {name for name in before if owners[name] in STAGES[stage].parts} - idle_parameters(model)
+    moved = {
+        name
+        for name, parameter in model.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
+    inside = {name for name in before if owners[name] in STAGES[stage].parts} - idle_parameters(
+        model
+    )
     assert moved == inside
     rows = model.vlm.get_input_embeddings().weight
     (name,) = [name for name, parameter in model.named_parameters() if parameter is rows]
@@ -106,14 +114,19 @@ def test_stage_1_learns_one_answer(model, processor, sample):
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_groups_hold_every_trainable_parameter_once(model, stage):
-    groups = parameter_groups(model, stage, 1e-3, weight_decay=0.1, learning_rates={"new_rows": 5e-3})
+    groups = parameter_groups(
+        model, stage, 1e-3, weight_decay=0.1, learning_rates={"new_rows": 5e-3}
+    )
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     trainable = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
     assert sorted(grouped) == sorted(trainable)
     assert len(set(grouped)) == len(grouped)
     for group in groups:
         assert group["params"]
-        decays = all(parameter.ndim > 1 for parameter in group["params"]) and "new_rows" not in group["name"]
+        decays = (
+            all(parameter.ndim > 1 for parameter in group["params"])
+            and "new_rows" not in group["name"]
+        )
         assert group["weight_decay"] == (0.1 if decays else 0.0)
         assert group["lr"] == (5e-3 if "new_rows" in group["name"] else 1e-3)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from dataset_builders.drawing import CATEGORIES
+from dataset_builders.drawn_world.drawing import CATEGORIES
 
 from .scenes import Format, cmyk, grey16, jpeg, palette, png, rotated, scene, truncated, write
 
@@ -94,13 +94,17 @@ def _encoded(number: int, image: Image.Image) -> bytes:
     return {2: rotated, 3: cmyk, 4: truncated}.get(number, jpeg)(image)
 
 
-def _coco(pictures: list[tuple[str, Image.Image, Boxed]], names: tuple[str, ...], first_id: int) -> Any:
+def _coco(
+    pictures: list[tuple[str, Image.Image, Boxed]], names: tuple[str, ...], first_id: int
+) -> Any:
     """COCO's JSON of (file_name, picture, boxes); the drawn labels take the first twelve names."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, (name, image, boxed) in enumerate(pictures):
         width, height = image.size
-        images.append({"id": first_id + number, "file_name": name, "width": width, "height": height})
+        images.append(
+            {"id": first_id + number, "file_name": name, "width": width, "height": height}
+        )
         for box, label in boxed:
             annotations.append(
                 {
@@ -220,7 +224,9 @@ def write_visdrone(root: Path, seed: int) -> None:
     folder = root / "visdrone/VisDrone2019-DET-train"
     for number in range(8):
         image, boxed = (
-            crowded(seed, number, 6) if number == 0 else _boxed(seed, 80 + number, empty=number == 5)
+            crowded(seed, number, 6)
+            if number == 0
+            else _boxed(seed, 80 + number, empty=number == 5)
         )
         lines = []
         for row, (box, label) in enumerate(boxed):
@@ -233,9 +239,15 @@ def write_visdrone(root: Path, seed: int) -> None:
         if number == 3:
             lines += ["5,5,3,3,0,0,0,0", "20,20,20,20,1,11,0,0", "30,30,0,9,1,4,0,0"]
         name = f"0000{number:03d}_00000_d_0000001"
-        write(folder / f"annotations/{name}.txt", "\n".join(lines[:1] if number == 7 else lines) + "\n")
+        write(
+            folder / f"annotations/{name}.txt",
+            "\n".join(lines[:1] if number == 7 else lines) + "\n",
+        )
         if number != 7:  # its picture is missing
-            write(folder / f"images/{name}.jpg", jpeg(image) if number == 0 else _encoded(number, image))
+            write(
+                folder / f"images/{name}.jpg",
+                jpeg(image) if number == 0 else _encoded(number, image),
+            )
 
 
 def write_crowdhuman(root: Path, seed: int) -> None:
@@ -253,14 +265,25 @@ def write_crowdhuman(root: Path, seed: int) -> None:
                     "head_attr": {} if row % 2 else {"ignore": 0, "occ": 1, "unsure": 0},
                     "fbox": [x - 9, y, width + 20, height + 60],  # leaves the picture at times
                     "vbox": visible,
-                    "extra": {"box_id": row, "occ": 1, **({"ignore": 1} if (number, row) == (1, 0) else {})},
+                    "extra": {
+                        "box_id": row,
+                        "occ": 1,
+                        **({"ignore": 1} if (number, row) == (1, 0) else {}),
+                    },
                 }
             )
         if number in (2, 5):
             mask = [0, 0, 60, 60] if number == 2 else [0, 0, 4, 4]
             extra = {"box_id": len(boxes), "ignore": 1}
             boxes.append(
-                {"tag": "mask", "hbox": mask, "head_attr": {}, "fbox": mask, "vbox": mask, "extra": extra}
+                {
+                    "tag": "mask",
+                    "hbox": mask,
+                    "head_attr": {},
+                    "fbox": mask,
+                    "vbox": mask,
+                    "extra": extra,
+                }
             )
         name = f"27328{number},c9db000d5146c{number:03d}"
         missing = number == 7
@@ -300,7 +323,11 @@ def _document(rng: random.Random) -> tuple[Image.Image, Boxed, list[dict[str, An
     cells = []
     y = 40
     for kind in ["Page-header", "Title", *rng.choices(LAYOUT, k=5), "Page-footer"]:
-        lines = 1 if kind in ("Title", "Page-header", "Page-footer", "Section-header") else rng.randint(2, 4)
+        lines = (
+            1
+            if kind in ("Title", "Page-header", "Page-footer", "Section-header")
+            else rng.randint(2, 4)
+        )
         top = y
         for _ in range(lines):
             words = " ".join(rng.choices(PAGE_WORDS, k=8))
@@ -356,7 +383,10 @@ def write_doclaynet(root: Path, seed: int) -> None:
         write(root / f"doclaynet/PNG/{name}.png", encode(image))
         if number != 3:  # its text is not there
             metadata = {"original_width": PAGE[0], "original_height": PAGE[1], "page_no": number}
-            content = {"metadata": {**metadata, "coco_width": SQUARE, "coco_height": SQUARE}, "cells": cells}
+            content = {
+                "metadata": {**metadata, "coco_width": SQUARE, "coco_height": SQUARE},
+                "cells": cells,
+            }
             write(root / f"doclaynet/JSON/{name}.json", json.dumps(content))
     categories = [{"id": number, "name": name} for number, name in enumerate(LAYOUT, 1)]
     content = {"categories": categories, "images": images, "annotations": annotations}
@@ -380,7 +410,9 @@ FORMATS = (
         write=write_visdrone,
         records={"visdrone/VisDrone2019-DET-train/annotations/*.txt": "text"},
     ),
-    Format(datasets=("crowdhuman",), write=write_crowdhuman, records={"crowdhuman/*.odgt": "jsonl"}),
+    Format(
+        datasets=("crowdhuman",), write=write_crowdhuman, records={"crowdhuman/*.odgt": "jsonl"}
+    ),
     Format(
         datasets=("doclaynet",),
         write=write_doclaynet,

@@ -5,11 +5,15 @@ import random
 from pathlib import Path
 from typing import Any
 
-from dataset_builders.drawing import CATEGORIES, COLOURS, SHAPES, Scene
+from dataset_builders.drawn_world.drawing import CATEGORIES, COLOURS, SHAPES, Scene
 
 from .scenes import Format, cmyk, jpeg, rotated, scene, truncated, write
 
-NAMES = (*(name.replace(" ", "_") for name in CATEGORIES), "drum_(container)", "drum_(musical_instrument)")
+NAMES = (
+    *(name.replace(" ", "_") for name in CATEGORIES),
+    "drum_(container)",
+    "drum_(musical_instrument)",
+)
 _PART = {"circle": "rim", "square": "lid", "triangle": "base"}
 _THINGS = {"circle": "ball", "square": "box", "triangle": "trash_can"}
 _SHADED = ("blue", "brown", "green", "grey", "orange", "pink", "purple", "red")
@@ -127,7 +131,13 @@ def _lvis(root: Path, seed: int, split: str, places: list[tuple[str, int]]) -> N
         }
         for number, name in enumerate(NAMES, 1)
     ]
-    content = {"info": {}, "annotations": boxes, "images": images, "licenses": [], "categories": categories}
+    content = {
+        "info": {},
+        "annotations": boxes,
+        "images": images,
+        "licenses": [],
+        "categories": categories,
+    }
     _dump(root / f"lvis/lvis_v1_{split}.json", content)
 
 
@@ -143,7 +153,9 @@ def write_paco_ego4d(root: Path, seed: int) -> None:
     _paco(root, seed, "paco_ego4d", "paco_ego4d/images", places, joint=False)
 
 
-def _paco(root: Path, seed: int, dataset: str, folder: str, places: dict[int, str], *, joint: bool) -> None:
+def _paco(
+    root: Path, seed: int, dataset: str, folder: str, places: dict[int, str], *, joint: bool
+) -> None:
     rng = random.Random(seed)
     things = {shape: number for number, shape in enumerate(SHAPES, 41)}
     parts = {shape: (900 if joint else 1) + number for number, shape in enumerate(SHAPES)}
@@ -171,7 +183,10 @@ def _paco(root: Path, seed: int, dataset: str, folder: str, places: dict[int, st
             boxes.append(_paco_box(owner + 1, number, parts[shape], part, owner, colour, rng))
     boxes[1]["obj_ann_id"] = 99_999  # a part of an object that is not there
     del boxes[2]["attribute_ids"]
-    pairs = [{"supercategory": "PART", "id": parts[s], "name": f"{_THINGS[s]}:{_PART[s]}"} for s in SHAPES]
+    pairs = [
+        {"supercategory": "PART", "id": parts[s], "name": f"{_THINGS[s]}:{_PART[s]}"}
+        for s in SHAPES
+    ]
     content = {
         "images": images,
         "annotations": boxes,
@@ -180,10 +195,12 @@ def _paco(root: Path, seed: int, dataset: str, folder: str, places: dict[int, st
             *(pairs if joint else []),
         ],
         "part_categories": [
-            {"supercategory": "PART", "id": number, "name": _PART[s]} for number, s in enumerate(SHAPES, 1)
+            {"supercategory": "PART", "id": number, "name": _PART[s]}
+            for number, s in enumerate(SHAPES, 1)
         ],
         "attributes": [
-            {"supercategory": "ATTR", "id": number, "name": name} for number, name in enumerate(ATTRIBUTES)
+            {"supercategory": "ATTR", "id": number, "name": name}
+            for number, name in enumerate(ATTRIBUTES)
         ],
         "attr_type_to_attr_idxs": TYPES,
     }
@@ -207,7 +224,9 @@ def _paco_box(
         "bbox": _xywh(box),
         "area": 1.0,
         "segmentation": {"size": [1, 1], "counts": "01"},
-        "attribute_ids": sorted(ATTRIBUTES.index(name) for name in (colour, "plain", material, "opaque")),
+        "attribute_ids": sorted(
+            ATTRIBUTES.index(name) for name in (colour, "plain", material, "opaque")
+        ),
         "dom_color_ids": [ATTRIBUTES.index(colour)],
         "obj_ann_id": owner,
         "unknown_color": int(rng.random() < 0.2),
@@ -227,7 +246,9 @@ def write_vaw(root: Path, seed: int) -> None:
         for item in drawn.objects:
             colour, shape = item.label.split(" ")
             others = [name for name in COLOURS if name != colour]
-            known = number == 2_410_205 or rng.random() < 0.7  # one picture has negative labels alone
+            known = (
+                number == 2_410_205 or rng.random() < 0.7
+            )  # one picture has negative labels alone
             rows.append(
                 {
                     "image_id": number,
@@ -271,9 +292,24 @@ def write_visual_genome(root: Path, seed: int) -> None:
             x, y, w, h = _xywh(item.box)
             unique = number * 100 + at
             listed.append(
-                {"object_id": unique, "x": x, "y": y, "w": w, "h": h, "names": [item.label], "synsets": []}
+                {
+                    "object_id": unique,
+                    "x": x,
+                    "y": y,
+                    "w": w,
+                    "h": h,
+                    "names": [item.label],
+                    "synsets": [],
+                }
             )
-            long = {"region_id": unique, "image_id": number, "x": x - 1, "y": y, "width": w, "height": h}
+            long = {
+                "region_id": unique,
+                "image_id": number,
+                "x": x - 1,
+                "y": y,
+                "width": w,
+                "height": h,
+            }
             short = {"id": unique, "image": number, "x": x, "y": y, "w": w, "h": h}
             told.append((short if at % 2 else long) | {"phrase": f"the {item.label}  is here "})
         told.append(told[0] | {"region_id": number * 100 + 90, "phrase": told[0]["phrase"].upper()})
@@ -288,11 +324,21 @@ def write_visual_genome(root: Path, seed: int) -> None:
 
 
 FORMATS = (
-    Format(datasets=("lvis_train",), write=write_lvis_train, records={"lvis/lvis_v1_train.json": "json"}),
-    Format(datasets=("lvis_val",), write=write_lvis_val, records={"lvis/lvis_v1_val.json": "json"}),
-    Format(datasets=("paco_lvis",), write=write_paco_lvis, records={"paco/paco_lvis_v1_train.json": "json"}),
     Format(
-        datasets=("paco_ego4d",), write=write_paco_ego4d, records={"paco/paco_ego4d_v1_train.json": "json"}
+        datasets=("lvis_train",),
+        write=write_lvis_train,
+        records={"lvis/lvis_v1_train.json": "json"},
+    ),
+    Format(datasets=("lvis_val",), write=write_lvis_val, records={"lvis/lvis_v1_val.json": "json"}),
+    Format(
+        datasets=("paco_lvis",),
+        write=write_paco_lvis,
+        records={"paco/paco_lvis_v1_train.json": "json"},
+    ),
+    Format(
+        datasets=("paco_ego4d",),
+        write=write_paco_ego4d,
+        records={"paco/paco_ego4d_v1_train.json": "json"},
     ),
     Format(
         datasets=("vaw",),

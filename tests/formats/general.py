@@ -31,7 +31,13 @@ def _drawn(root: Path, seed: int, name: str, number: int, encode: Any = jpeg) ->
 def _pictures(root: Path, seed: int) -> None:
     """The folders that the conversations share with other datasets."""
     for number in range(600, 606):
-        _drawn(root, seed, f"coco/train2017/{number:012d}.jpg", number, rotated if number == 603 else jpeg)
+        _drawn(
+            root,
+            seed,
+            f"coco/train2017/{number:012d}.jpg",
+            number,
+            rotated if number == 603 else jpeg,
+        )
     _drawn(root, seed, f"coco/val2017/{650:012d}.jpg", 650)
     for number in (2410600, 2410601):
         _drawn(root, seed, f"vg/VG_100K/{number}.jpg", number, cmyk if number == 2410601 else jpeg)
@@ -69,7 +75,10 @@ def write_tallyqa(root: Path, seed: int) -> None:
 
 
 def _talk(*values: str) -> list[dict[str, str]]:
-    return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
+    return [
+        {"from": ("human", "gpt")[number % 2], "value": value}
+        for number, value in enumerate(values)
+    ]
 
 
 def write_llava(root: Path, seed: int) -> None:
@@ -80,14 +89,26 @@ def write_llava(root: Path, seed: int) -> None:
         "a circle",
     )
     records: list[dict[str, Any]] = [
-        {"id": "000000000600", "image": coco, "conversations": _talk("<image>\nWhat is it?", "A drawing.")},
+        {
+            "id": "000000000600",
+            "image": coco,
+            "conversations": _talk("<image>\nWhat is it?", "A drawing."),
+        },
         {
             "id": "000000000600",
             "image": coco,
             "conversations": _talk("How many?\n<image>", "Two.", "Sure?", "Yes."),
         },
-        {"id": "000000000601", "image": "coco/train2017/000000000601.jpg", "conversations": _talk(*boxed)},
-        {"id": "2410610", "image": "gqa/images/2410610.jpg", "conversations": _talk("<image>\nRed?", "no")},
+        {
+            "id": "000000000601",
+            "image": "coco/train2017/000000000601.jpg",
+            "conversations": _talk(*boxed),
+        },
+        {
+            "id": "2410610",
+            "image": "gqa/images/2410610.jpg",
+            "conversations": _talk("<image>\nRed?", "no"),
+        },
         {
             "id": "140031996",
             "image": "ocr_vqa/images/140031996.jpg",
@@ -103,8 +124,15 @@ def write_llava(root: Path, seed: int) -> None:
             "image": "vg/VG_100K_2/2410603.jpg",
             "conversations": _talk("<image>\nBlue?", "yes"),
         },
-        {"id": "KnWVQHr_0", "conversations": _talk("Weights?", "Use [0.1, 0.2, 0.3, 0.4] for a start.")},
-        {"id": "KnWVQHr_1", "model": "", "conversations": _talk("Sing.", "La.", "Again.", "La la.")},
+        {
+            "id": "KnWVQHr_0",
+            "conversations": _talk("Weights?", "Use [0.1, 0.2, 0.3, 0.4] for a start."),
+        },
+        {
+            "id": "KnWVQHr_1",
+            "model": "",
+            "conversations": _talk("Sing.", "La.", "Again.", "La la."),
+        },
         {"id": 17, "conversations": _talk("1 + 1?", "2")},
     ]
     write(root / "llava/llava_v1_5_mix665k.json", json.dumps(records, ensure_ascii=False))
@@ -117,7 +145,10 @@ def write_cauldron(root: Path, seed: int) -> None:
         for number, encode in enumerate(encoders):
             picture = {"bytes": encode(scene(seed, first + number).image), "path": None}
             several = number == 7 and subset == "ai2d"
-            asked = {"user": "Question: Which shape is it?\nChoices:\nA: circle\nB: star", "source": subset}
+            asked = {
+                "user": "Question: Which shape is it?\nChoices:\nA: circle\nB: star",
+                "source": subset,
+            }
             texts = [asked | {"assistant": "Answer: A"}]
             texts += [{"user": "Sure?", "assistant": "Yes.", "source": subset}] * (number % 3)
             rows.append({"images": [picture] * (2 if several else 1), "texts": texts})
@@ -132,13 +163,19 @@ def write_cogvlm(root: Path, seed: int) -> None:
         {"role": "user", "content": "What can be inferred about the shapes?"},
         {"role": "assistant", "content": "They are drawn."},
     ]
-    chinese = [{"role": "user", "content": "图中有几个形状"}, {"role": "assistant", "content": "几个形状。"}]
+    chinese = [
+        {"role": "user", "content": "图中有几个形状"},
+        {"role": "assistant", "content": "几个形状。"},
+    ]
 
     def label(name: str, content: Any) -> None:
         write(folder / name, json.dumps(content, ensure_ascii=False))
 
     for number in range(1, 4):
-        for place, first in (("details-minigpt4_3500", 1500), ("instruction_multi_conversations", 1510)):
+        for place, first in (
+            ("details-minigpt4_3500", 1500),
+            ("instruction_multi_conversations", 1510),
+        ):
             name = f"llava_{place}_formate"
             encode = {2: truncated, 3: cmyk}.get(number, jpeg)
             _drawn(folder, seed, f"{name}/images/{number:08d}.jpg", first + number, encode)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dataset_builders.drawing import Scene
+from dataset_builders.drawn_world.drawing import Scene
 
 from .scenes import Format, cmyk, grey16, jpeg, palette, png, rotated, scene, truncated, write
 
@@ -22,7 +22,9 @@ COCO_FIRST, VG_FIRST, FLICKR_FIRST = 400, 2410400, 36979400
 Boxes = list[tuple[float, float, float, float]]
 
 
-def said(*pieces: str | tuple[str, Sequence[int]]) -> tuple[str, list[tuple[int, int, Sequence[int]]]]:
+def said(
+    *pieces: str | tuple[str, Sequence[int]],
+) -> tuple[str, list[tuple[int, int, Sequence[int]]]]:
     """A caption of plain pieces and (phrase, objects): its text; begin, end and objects of each phrase."""
     text, spans = "", []
     for piece in pieces:
@@ -40,7 +42,11 @@ def xywh(box: Sequence[float]) -> list[float]:
 
 def full(seed: int, number: int, least: int = 3) -> Scene:
     """A scene with enough objects."""
-    return next(drawn for k in range(1000) if len((drawn := scene(seed, number * 1000 + k)).objects) >= least)
+    return next(
+        drawn
+        for k in range(1000)
+        if len((drawn := scene(seed, number * 1000 + k)).objects) >= least
+    )
 
 
 class GoldG:
@@ -68,14 +74,22 @@ class GoldG:
             else {"width": width, "height": height}
         )
         self.images.append(
-            {"id": number, "caption": caption, "tokens_negative": [[0, len(caption)]], **sizes, **fields}
+            {
+                "id": number,
+                "caption": caption,
+                "tokens_negative": [[0, len(caption)]],
+                **sizes,
+                **fields,
+            }
         )
         for start, end, rows in spans:
             for row in rows:
                 box = xywh(drawn.objects[row].box)
                 self.box(number, box, [[start, end]], crowd=row in crowd)
 
-    def box(self, image: int, box: list[float], tokens: list[list[int]], *, crowd: bool = False) -> None:
+    def box(
+        self, image: int, box: list[float], tokens: list[list[int]], *, crowd: bool = False
+    ) -> None:
         self.boxes.append(
             {
                 "id": len(self.boxes) + 1,
@@ -109,14 +123,18 @@ def _mixed_captions(file: GoldG, drawn: Scene, number: int, fields: dict[str, An
     file.add(drawn, text, spans, **fields)
     end = text.index("border") + len("border")
     start = end - len(f"{third} at the border")
-    file.box(len(file.images) - 1, xywh(drawn.objects[2].box), [[start, start + len(third)]])  # nested
+    file.box(
+        len(file.images) - 1, xywh(drawn.objects[2].box), [[start, start + len(third)]]
+    )  # nested
     if number % 3 == 0:  # two spans one blank apart are one phrase, two far apart are two
         text, _ = said(f"some {first} beside {second}")
         file.add(drawn, text, [], **fields)
         image = len(file.images) - 1
         file.box(image, xywh(drawn.objects[0].box), [[0, 4], [5, 5 + len(first)]])
         tail = len(text) - len(second)
-        file.box(image, xywh(drawn.objects[1].box), [[tail, len(text)], [5 + len(first) + 1, tail - 1]])
+        file.box(
+            image, xywh(drawn.objects[1].box), [[tail, len(text)], [5 + len(first) + 1, tail - 1]]
+        )
 
 
 def write_mixed(root: Path, seed: int) -> None:
@@ -167,7 +185,8 @@ def write_flickr(root: Path, seed: int) -> None:
         names.append(name)
         if number != 6:  # one picture is not there
             write(
-                root / f"flickr30k/flickr30k-images/{name}.jpg", (cmyk if number == 2 else jpeg)(drawn.image)
+                root / f"flickr30k/flickr30k-images/{name}.jpg",
+                (cmyk if number == 2 else jpeg)(drawn.image),
             )
         labels = [item.label for item in drawn.objects]
         chains = [number * 100 + row + 1 for row in range(len(labels))]
@@ -181,7 +200,11 @@ def write_flickr(root: Path, seed: int) -> None:
         write(entities / f"Sentences/{name}.txt", "\n".join(lines) + "\n")
         write(entities / f"Annotations/{name}.xml", _xml(drawn, name, chains, f"{number}99"))
         text, spans = said((f"A {labels[0]}", [0]), " is near ", (f"a {labels[1]}", [1]), " .")
-        fields = {"file_name": f"{name}.jpg", "original_img_id": int(name), "dataset_name": "flickr"}
+        fields = {
+            "file_name": f"{name}.jpg",
+            "original_img_id": int(name),
+            "dataset_name": "flickr",
+        }
         for sentence in range(2):
             goldg.add(drawn, text, spans, sentence_id=sentence, tokens_positive_eval=[], **fields)
     write(entities / "train.txt", "\n".join(names) + "\n")
@@ -240,7 +263,12 @@ def write_grit(root: Path, seed: int) -> None:
             for number in range(6):
                 drawn = full(seed, 700 + shard * 6 + number)
                 key = f"{shard:05d}{number:04d}"
-                record = {**grit_record(drawn, number), "key": key, "status": "success", "exif": "{}"}
+                record = {
+                    **grit_record(drawn, number),
+                    "key": key,
+                    "status": "success",
+                    "exif": "{}",
+                }
                 picture = forms.get(number, jpeg)(drawn.image) if shard == 0 else jpeg(drawn.image)
                 members = {
                     "jpg": picture,
@@ -248,7 +276,9 @@ def write_grit(root: Path, seed: int) -> None:
                     "json": json.dumps(record).encode(),
                 }
                 for suffix, data in members.items():
-                    if not (shard and number == 5 and suffix == "json"):  # one record without its JSON
+                    if not (
+                        shard and number == 5 and suffix == "json"
+                    ):  # one record without its JSON
                         info = tarfile.TarInfo(f"{key}.{suffix}")
                         info.size = len(data)
                         tar.addfile(info, io.BytesIO(data))
@@ -261,7 +291,9 @@ def write_grit(root: Path, seed: int) -> None:
         if number == 6:
             rows[-1]["status"] = "failed_to_download"
         elif number != 7:  # one picture was lost later
-            write(root / f"grit/images/00000/{key}.jpg", (cmyk if number == 2 else jpeg)(drawn.image))
+            write(
+                root / f"grit/images/00000/{key}.jpg", (cmyk if number == 2 else jpeg)(drawn.image)
+            )
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=3)
     write(root / "grit/metadata/00000.parquet", buffer.getvalue())
@@ -301,15 +333,23 @@ def write_rexverse(root: Path, seed: int) -> None:
     cuts = [0, offsets[2] + 700, offsets[6], len(content)]
     for part, (start, end) in enumerate(pairwise(cuts)):
         write(root / f"rexverse/0_500000_image_part_{part}.tsv", content[start:end])
-    write(root / "rexverse/0_500000_image.tsv.lineidx", "".join(f"{offset}\n" for offset in offsets))
+    write(
+        root / "rexverse/0_500000_image.tsv.lineidx", "".join(f"{offset}\n" for offset in offsets)
+    )
     order = list(range(8))
     random.Random(seed).shuffle(order)
-    told = {"one_sentence.annotation": "A {} is drawn here.", "referring.annotations": "the {} of box {}"}
+    told = {
+        "one_sentence.annotation": "A {} is drawn here.",
+        "referring.annotations": "the {} of box {}",
+    }
     for name, wording in told.items():
         rows: list[tuple[int, Any]] = []
         for number in order:
             boxes = [
-                {"bbox": [round(value, 1) for value in item.box], "phrase": wording.format(item.label, row)}
+                {
+                    "bbox": [round(value, 1) for value in item.box],
+                    "phrase": wording.format(item.label, row),
+                }
                 for row, item in enumerate(scenes[number].objects)
             ]
             rows.append((offsets[number], {"boxes": boxes}))
@@ -355,7 +395,10 @@ def write_humanref(root: Path, seed: int) -> None:
             text = think(expression, wrong if number == 7 else chosen, count)
             boxes = [xywh(item.box) for item in drawn.objects]
             rows.append(
-                (offsets[number], {"gt_boxes": boxes, "region_map": {expression: chosen}, "think": text})
+                (
+                    offsets[number],
+                    {"gt_boxes": boxes, "region_map": {expression: chosen}, "think": text},
+                )
             )
         lines, index = annotation_tsv(rows[::-1])
         folder = root / "humanref_cot"

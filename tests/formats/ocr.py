@@ -8,7 +8,18 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from tests.formats.scenes import Format, cmyk, grey16, jpeg, palette, png, rotated, scene, truncated, write
+from tests.formats.scenes import (
+    Format,
+    cmyk,
+    grey16,
+    jpeg,
+    palette,
+    png,
+    rotated,
+    scene,
+    truncated,
+    write,
+)
 
 Box = tuple[float, float, float, float]
 _WORDS = ("EXIT", "Genaxis Theatre", "10, Downing St", 'the "Crown"', "£5", "Push")
@@ -73,7 +84,9 @@ def write_mlt2019(root: Path, seed: int) -> None:
         write(root / "mlt2019" / name, encode(image))
         lines = []
         for box in boxes:
-            lines.append(_line(*_quad(box, slant=0.2 * (number % 2)), *_SCRIPTS[word % len(_SCRIPTS)]))
+            lines.append(
+                _line(*_quad(box, slant=0.2 * (number % 2)), *_SCRIPTS[word % len(_SCRIPTS)])
+            )
             word += 1
         lines.append(_line(*_quad((1, 1, 12, 9)), "None", "###"))
         if number == 0:
@@ -82,7 +95,9 @@ def write_mlt2019(root: Path, seed: int) -> None:
         mark, end = ("\ufeff", "\r\n") if number % 2 else ("", "\n")
         text = mark + end.join(lines) + end
         write(root / "mlt2019/train_gt_t13" / f"{Path(name).stem}.txt", text.encode())
-    write(root / "mlt2019/train_gt_t13/tr_img_09999.txt", "1,1,9,1,9,9,1,9,Latin,lost\n")  # no such picture
+    write(
+        root / "mlt2019/train_gt_t13/tr_img_09999.txt", "1,1,9,1,9,9,1,9,Latin,lost\n"
+    )  # no such picture
 
 
 def write_icdar2015(root: Path, seed: int) -> None:
@@ -105,7 +120,17 @@ def _bezier(box: Box) -> list[float]:
     third, two = x1 + (x2 - x1) / 3, x2 - (x2 - x1) / 3
     top, bottom = y1 + rise, y2
     upper = (x1, top, third, top - 4 * rise / 3, two, top - 4 * rise / 3, x2, top)
-    return [*upper, x2, bottom, two, bottom - 4 * rise / 3, third, bottom - 4 * rise / 3, x1, bottom]
+    return [
+        *upper,
+        x2,
+        bottom,
+        two,
+        bottom - 4 * rise / 3,
+        third,
+        bottom - 4 * rise / 3,
+        x1,
+        bottom,
+    ]
 
 
 def _codes(text: str, length: int) -> list[int]:
@@ -120,7 +145,9 @@ def write_syntext(root: Path, seed: int, *, version: int) -> None:
         name = f"{number:07d}.jpg"
         encode = {1: cmyk, 2: png, 3: truncated}.get(number, jpeg)
         write(root / f"syntext{version}/images/{name}", encode(image))
-        images.append({"id": number, "file_name": name, "width": image.width, "height": image.height})
+        images.append(
+            {"id": number, "file_name": name, "width": image.width, "height": image.height}
+        )
         for box in boxes:
             text = ("Genaxis", "the", "~{}|", "A b")[len(annotations) % 4]
             x1, y1, x2, y2 = box
@@ -138,7 +165,11 @@ def write_syntext(root: Path, seed: int, *, version: int) -> None:
             )
     annotations[0]["rec"] = [39, 95, *[96] * (length - 2)]  # a character that the alphabet lacks
     annotations[1]["bezier_pts"] = annotations[1]["bezier_pts"][:8]  # one curve only
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "text"}]}
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "text"}],
+    }
     write(root / f"syntext{version}/annotations/train.json", json.dumps(content))
 
 
@@ -156,11 +187,18 @@ def write_wildreceipt(root: Path, seed: int) -> None:
             annotations.append(
                 {"box": corners, "text": ("$5.00", "TOTAL", "1OIY")[row % 3], "label": row % 26}
             )
-        annotations.append({"box": [1.0, 9.0, 9.0, 9.0, 9.0, 1.0, 1.0, 1.0], "text": "", "label": 0})
+        annotations.append(
+            {"box": [1.0, 9.0, 9.0, 9.0, 9.0, 1.0, 1.0, 1.0], "text": "", "label": 0}
+        )
         if number == 4:
             annotations.append({"box": [20.0, 9.0, 30.0, 9.0], "text": "half", "label": 25})
         lines.append(
-            {"file_name": name, "height": image.height, "width": image.width, "annotations": annotations}
+            {
+                "file_name": name,
+                "height": image.height,
+                "width": image.width,
+                "annotations": annotations,
+            }
         )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write(root / "wildreceipt/train.txt", text)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset_builders.drawing import CATEGORIES, Scene
+from dataset_builders.drawn_world.drawing import CATEGORIES, Scene
 
 from . import scenes
 from .scenes import Format
@@ -61,7 +61,11 @@ def pictures(seed: int, first: int = FIRST_ID) -> list[Picture]:
 
 def write_coco(root: Path, seed: int) -> list[Picture]:
     """Write the pictures into coco/train2017: one truncated, one lying on its side, one CMYK."""
-    kinds: dict[int, Callable[..., bytes]] = {2: scenes.truncated, 3: scenes.rotated, 4: scenes.cmyk}
+    kinds: dict[int, Callable[..., bytes]] = {
+        2: scenes.truncated,
+        3: scenes.rotated,
+        4: scenes.cmyk,
+    }
     found = pictures(seed)
     for position, picture in enumerate(found):
         data = kinds.get(position, scenes.jpeg)(picture.scene.image)
@@ -84,8 +88,18 @@ def instances(found: list[Picture]) -> dict[str, Any]:
         for picture in found
         for row, item in enumerate(picture.scene.objects)
     ]
-    crowd = {"id": found[0].annotation(90), "image_id": found[0].number, "bbox": [5, 5, 60, 60], "iscrowd": 1}
-    empty = {"id": found[1].annotation(91), "image_id": found[1].number, "bbox": [5, 5, 0, 9], "iscrowd": 0}
+    crowd = {
+        "id": found[0].annotation(90),
+        "image_id": found[0].number,
+        "bbox": [5, 5, 60, 60],
+        "iscrowd": 1,
+    }
+    empty = {
+        "id": found[1].annotation(91),
+        "image_id": found[1].number,
+        "bbox": [5, 5, 0, 9],
+        "iscrowd": 0,
+    }
     return {
         "info": {},
         "images": [{"id": p.number, "file_name": p.name2014, **p.size} for p in found],
@@ -95,7 +109,10 @@ def instances(found: list[Picture]) -> dict[str, Any]:
 
 
 def categories() -> list[dict[str, Any]]:
-    return [{"id": number, "name": name, "supercategory": "shape"} for name, number in CATEGORY_IDS.items()]
+    return [
+        {"id": number, "name": name, "supercategory": "shape"}
+        for name, number in CATEGORY_IDS.items()
+    ]
 
 
 def refs(found: list[Picture], splits: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -130,7 +147,9 @@ def write_refer(root: Path, seed: int, *, folder: str, file: str, splits: dict[s
     found = write_coco(root, seed)
     scenes.write(root / folder / "instances.json", json.dumps(instances(found)))
     # Python 2 wrote protocol 0 or 2
-    scenes.write(root / folder / file, pickle.dumps(list(refs(found, splits)), protocol=seed % 2 * 2))
+    scenes.write(
+        root / folder / file, pickle.dumps(list(refs(found, splits)), protocol=seed % 2 * 2)
+    )
 
 
 def write_grefcoco(root: Path, seed: int) -> None:
@@ -141,12 +160,18 @@ def write_grefcoco(root: Path, seed: int) -> None:
         picture, target = found[position // 3], ref["ann_id"]
         if position % 3 == 1:
             ref |= {"ann_id": [picture.annotation(0), target], "category_id": [1, 1]}
-            ref["sentences"] = [one | {"raw": f"both of {one['raw'].strip()}"} for one in ref["sentences"]]
+            ref["sentences"] = [
+                one | {"raw": f"both of {one['raw'].strip()}"} for one in ref["sentences"]
+            ]
         if position % 3 == 2:
             ref |= {"ann_id": [-1], "category_id": [-1], "file_name": picture.name2014}
-            ref["sentences"] = [one | {"raw": f"a purple {one['raw'].strip()}"} for one in ref["sentences"]]
+            ref["sentences"] = [
+                one | {"raw": f"a purple {one['raw'].strip()}"} for one in ref["sentences"]
+            ]
     crowd = {"raw": "the crowd", "sent": "the crowd", "sent_id": 9999, "tokens": []}
-    listed.append(listed[0] | {"ref_id": 999, "ann_id": [found[0].annotation(90)], "sentences": [crowd]})
+    listed.append(
+        listed[0] | {"ref_id": 999, "ann_id": [found[0].annotation(90)], "sentences": [crowd]}
+    )
     scenes.write(root / "grefcoco/instances.json", json.dumps(instances(found)))
     scenes.write(root / "grefcoco/grefs(unc).json", json.dumps(listed))
 
@@ -160,7 +185,11 @@ def write_mdetr(root: Path, seed: int, *, name: str, empty: bool = False) -> Non
         entry = {"id": len(images), "original_id": picture.number, "file_name": picture.name2014}
         more = {"caption": said, "dataset_name": name, "tokens_negative": [], **picture.size}
         for box in boxes:
-            number = {"id": len(annotations), "image_id": len(images), "tokens_positive": [[0, len(said)]]}
+            number = {
+                "id": len(annotations),
+                "image_id": len(images),
+                "tokens_positive": [[0, len(said)]],
+            }
             annotations.append(number | {"area": 1.0, "iscrowd": 0} | box)
         images.append(entry | more)
 
@@ -178,7 +207,13 @@ def write_mdetr(root: Path, seed: int, *, name: str, empty: bool = False) -> Non
             add(picture, picture.said(row), box)
         if empty:
             add(picture, f"both of {picture.said(0)}", *boxes[:2])
-            nothing = {"bbox": [0, 0, 0, 0], "iscrowd": -1, "area": -1, "category_id": -1, "original_id": -1}
+            nothing = {
+                "bbox": [0, 0, 0, 0],
+                "iscrowd": -1,
+                "area": -1,
+                "category_id": -1,
+                "original_id": -1,
+            }
             add(picture, f"a purple {picture.said(0)}", nothing | {"empty": True})
     outside = {"bbox": [900.0, 900.0, 9.0, 9.0], "category_id": 1, "original_id": 1}
     add(found[0], "far away", outside)
@@ -200,8 +235,16 @@ def write_hub(root: Path, seed: int, *, folder: str, splits: dict[str, str]) -> 
         rows.append(
             ref
             | {"bbox": [x, y, x + width, y + height], "raw_image_info": json.dumps(info)}
-            | {"raw_anns": "{}", "raw_sentences": "[]", "image_path": f"coco/train2014/{picture.name2014}"}
-            | {"captions": [], "global_image_id": f"coco.{picture.number}", "anns_id": str(ref["ann_id"])}
+            | {
+                "raw_anns": "{}",
+                "raw_sentences": "[]",
+                "image_path": f"coco/train2014/{picture.name2014}",
+            }
+            | {
+                "captions": [],
+                "global_image_id": f"coco.{picture.number}",
+                "anns_id": str(ref["ann_id"]),
+            }
         )
         answers.setdefault(ref["split"], []).append(
             {
@@ -218,9 +261,13 @@ def write_hub(root: Path, seed: int, *, folder: str, splits: dict[str, str]) -> 
     data = root / folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     train = [row for row in rows if row["split"] == "train"]
-    pq.write_table(pa.Table.from_pylist(train), data / "train-00000-of-00001-5f3a.parquet", row_group_size=7)
+    pq.write_table(
+        pa.Table.from_pylist(train), data / "train-00000-of-00001-5f3a.parquet", row_group_size=7
+    )
     for split in sorted(set(answers) - {"train"}):
-        pq.write_table(pa.Table.from_pylist(answers[split]), data / f"{split}-00000-of-00001.parquet")
+        pq.write_table(
+            pa.Table.from_pylist(answers[split]), data / f"{split}-00000-of-00001.parquet"
+        )
 
 
 def write_crec(root: Path, seed: int, *, file: str) -> None:
@@ -231,9 +278,20 @@ def write_crec(root: Path, seed: int, *, file: str) -> None:
         listed = rows["train" if picture.split == "train" else "val"]
         for row in range(3):
             said, changed = picture.said(row), f"purple {picture.said(row)}"
-            common = {"iid": picture.number, "refs": [said], "atts": ["purple"], "att_pos": 0, "att_id": 2}
+            common = {
+                "iid": picture.number,
+                "refs": [said],
+                "atts": ["purple"],
+                "att_pos": 0,
+                "att_id": 2,
+            }
             true = common | {"bbox": picture.xywh(row), "query": said, "neg": changed, "cf_id": 0}
-            false = common | {"bbox": [0, 0, 0, 0], "query": changed.split(), "neg": said, "cf_id": 1}
+            false = common | {
+                "bbox": [0, 0, 0, 0],
+                "query": changed.split(),
+                "neg": said,
+                "cf_id": 1,
+            }
             listed += [true, false | ({"refs": said} if row else {})]
     rows["train"].append(rows["train"][0] | {"iid": 399})
     rows["train"].append(rows["train"][1] | {"bbox": found[0].xywh(0)})
@@ -247,9 +305,17 @@ def write_finecops(root: Path, seed: int) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
 
-    def add(number: int | str, picture: Picture, name: str, said: str, box: list[float], **more: Any) -> None:
+    def add(
+        number: int | str, picture: Picture, name: str, said: str, box: list[float], **more: Any
+    ) -> None:
         images.append({"id": number, "file_name": name, "caption": said, **picture.size})
-        annotation = {"id": len(annotations), "image_id": number, "bbox": box, "category_id": 1, "iscrowd": 0}
+        annotation = {
+            "id": len(annotations),
+            "image_id": number,
+            "bbox": box,
+            "category_id": 1,
+            "iscrowd": 0,
+        }
         annotations.append(annotation | {"area": 1.0, "level": 1, "tuple_type": "2_hop"} | more)
 
     for position, picture in enumerate(found):
@@ -264,9 +330,21 @@ def write_finecops(root: Path, seed: int) -> None:
         edited = f"neg_{picture.number}.png"
         data = kinds[position % len(kinds)](scenes.scene(seed, picture.number, empty=True).image)
         scenes.write(root / "finecops/negative_images" / edited, data)
-        add(f"{number}_1", picture, edited, f"The {picture.said(2)}.", box, **negative, negative_cate="image")
+        add(
+            f"{number}_1",
+            picture,
+            edited,
+            f"The {picture.said(2)}.",
+            box,
+            **negative,
+            negative_cate="image",
+        )
     add("bad", found[0], f"{found[0].number}.jpg", "the lost one", [-50.0, -50.0, 9.0, 9.0])
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "object"}],
+    }
     for name in ("expression_all_train_set", "test_expression_pos"):
         scenes.write(root / f"finecops/{name}_coco_format.json", json.dumps(content))
 
@@ -305,7 +383,9 @@ def _mdetr(name: str, file: str, *, empty: bool = False) -> Format:
 
 
 def _crec(name: str, file: str) -> Format:
-    return Format(datasets=(name,), write=partial(write_crec, file=file), records={f"crec/{file}": "json"})
+    return Format(
+        datasets=(name,), write=partial(write_crec, file=file), records={f"crec/{file}": "json"}
+    )
 
 
 FORMATS = (

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_builders.drawing import CATEGORIES, Scene
+from dataset_builders.drawn_world.drawing import CATEGORIES, Scene
 
 from .scenes import Format, cmyk, grey16, jpeg, palette, png, rotated, scene, truncated, write
 
 COCO = range(500, 508)
-BOX_REQUEST = (
-    "Please provide the bounding box coordinate of the region that can help you answer the question better."
-)
+BOX_REQUEST = "Please provide the bounding box coordinate of the region that can help you answer the question better."
 
 
 def _dump(path: Path, content: Any) -> None:
@@ -25,7 +23,10 @@ def _dump(path: Path, content: Any) -> None:
 
 
 def _talk(*values: Any) -> list[dict[str, Any]]:
-    return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
+    return [
+        {"from": ("human", "gpt")[number % 2], "value": value}
+        for number, value in enumerate(values)
+    ]
 
 
 def _xywh(box: tuple[float, ...]) -> list[float]:
@@ -80,14 +81,18 @@ def write_osprey(root: Path, seed: int) -> None:
         labels = [item.label for item in picture.objects]
         base = {
             "id": number,
-            "file_name": f"COCO_train2014_{number:012d}.jpg" if number % 2 else f"{number:012d}.jpg",
+            "file_name": f"COCO_train2014_{number:012d}.jpg"
+            if number % 2
+            else f"{number:012d}.jpg",
             "height": picture.image.height,
             "width": picture.image.width,
             "annotation": [{"segmentation": mask} for mask in _masks(picture)],
         }
         boxed = base | {"annotation": [{"bbox": _xywh(item.box)} for item in picture.objects]}
         named = [(f"<region{row}>", label) for row, label in enumerate(labels, 1)]
-        short = [text for tag, label in named for text in (f"What is {tag}?", label.capitalize() + ".")]
+        short = [
+            text for tag, label in named for text in (f"What is {tag}?", label.capitalize() + ".")
+        ]
         parts = [text for tag, label in named for text in (f"Colour of {tag}?", label.split()[0])]
         checks = [
             text
@@ -97,16 +102,25 @@ def write_osprey(root: Path, seed: int) -> None:
                 "Yes, it is." if row % 2 else "No, it is not.",
             )
         ]
-        told = [f"{tag}: A {label} on a mottled ground.\nIts edge is sharp." for tag, label in named]
+        told = [
+            f"{tag}: A {label} on a mottled ground.\nIts edge is sharp." for tag, label in named
+        ]
         files["short_form"].append(base | {"conversations": _talk(*short)})
         files["part_level"].append(boxed | {"conversations": _talk(*parts)})
         files["lvis_positive_negative"].append(base | {"conversations": _talk(*checks)})
         files["detail_description"].append(base | {"description": told})
-        talk = _talk("Where is <region1>?", f"The {labels[0]} in <region1> is drawn.", "Sure?", "Yes.")
+        talk = _talk(
+            "Where is <region1>?", f"The {labels[0]} in <region1> is drawn.", "Sure?", "Yes."
+        )
         files["conversation"].append(base | {"conversations": talk})
     short_form, conversation = files["short_form"], files["conversation"]
-    short_form[0]["annotation"] = [*short_form[0]["annotation"], {"segmentation": []}]  # no polygon at all
-    conversation[1]["conversations"][1]["value"] = "The thing in region1 is drawn."  # a name without its tag
+    short_form[0]["annotation"] = [
+        *short_form[0]["annotation"],
+        {"segmentation": []},
+    ]  # no polygon at all
+    conversation[1]["conversations"][1]["value"] = (
+        "The thing in region1 is drawn."  # a name without its tag
+    )
     conversation[2]["conversations"][0]["value"] = "Where is <Region1]?"
     files["detail_description"][3]["description"][0] = "<regin 1>: A shape."
     files["part_level"][4]["conversations"][0]["value"] = "Colour of <region99>?"
@@ -138,7 +152,9 @@ def write_sharegpt4v(root: Path, seed: int) -> None:
             )
         seen = ", a ".join(item.label for item in picture.objects)
         asked = ("<image>\nDescribe it.", "What do you see?\n<image>")[number % 2]
-        records.append({"id": str(number), "image": name, "conversations": _talk(asked, f"I see a {seen}.")})
+        records.append(
+            {"id": str(number), "image": name, "conversations": _talk(asked, f"I see a {seen}.")}
+        )
     _dump(root / "coco/annotations/instances_train2017.json", instances)
     others = {
         "sam/images/sa_545504.jpg": jpeg,
@@ -194,7 +210,9 @@ def write_visual_cot(root: Path, seed: int) -> None:
                 "answer": item.label.split()[0],
             }
             lines.append(asked | {"image": picture, "bboxs": [box]} | facts)
-            mixed.append(_cot_conversation(f"cot/{folder}/{picture}", name, asked, box, (width, height)))
+            mixed.append(
+                _cot_conversation(f"cot/{folder}/{picture}", name, asked, box, (width, height))
+            )
         if name == "dude":
             lines.append(lines[0] | {"bboxs": [[586, 4435, 1083, 4517]]})  # of another page
             lines.append(lines[0] | {"bboxs": [[10, 10, width + 50, height + 50]]})
@@ -251,12 +269,19 @@ def write_vcr(root: Path, seed: int) -> None:
                 ["Is", [0], "near", [last], "?"] if last else ["Is", [0], "alone", "?"],
                 f"Is 1 near {last + 1}?",
             ),
-            (["Do", "n't", "you", "see", "the", "t", "-", "square", "of", [last], "?"], "Don't you see?"),
+            (
+                ["Do", "n't", "you", "see", "the", "t", "-", "square", "of", [last], "?"],
+                "Don't you see?",
+            ),
             (["What", "is", "everyone", "doing", "?"], "What is everyone doing?"),
         ]
         for question, original in questions:
             number = len(lines)
-            wrong = [["No", "."], ["It", "'s", "a", "trick", "."], ["Both", [0], "and", "none", "."]]
+            wrong = [
+                ["No", "."],
+                ["It", "'s", "a", "trick", "."],
+                ["Both", [0], "and", "none", "."],
+            ]
             because = [list(range(min(3, last + 1))), "stand", "still", ",", "you", "see", "."]
             label = number % 4
             line = {
@@ -298,7 +323,9 @@ def write_mdvp(root: Path, seed: int) -> None:
         picture = scene(seed, number)
         write(root / f"vg/VG_100K{'_2' * (number % 2)}/{number}.jpg", jpeg(picture.image))
         places[f"{elsewhere}/vg/VG_100K/{number}.jpg"] = picture
-    for number, (name, encode) in enumerate({"android/0.png": palette, "multipanel/1.png": png}.items()):
+    for number, (name, encode) in enumerate(
+        {"android/0.png": palette, "multipanel/1.png": png}.items()
+    ):
         picture = scene(seed, 560 + number)
         write(root / f"mdvp/images/{name}", encode(picture.image))
         places[name] = picture
@@ -307,9 +334,13 @@ def write_mdvp(root: Path, seed: int) -> None:
         boxes = [_xywh(item.box) for item in picture.objects]
         mark = "<Mark 1>" if number % 2 else "Region 1"
         label = picture.objects[0].label
-        talk = _talk(f"<image>\nWhat is {mark}?", f"{mark} is a {label}.", "How many marks?", len(boxes))
+        talk = _talk(
+            f"<image>\nWhat is {mark}?", f"{mark} is a {label}.", "How many marks?", len(boxes)
+        )
         questions.append({"image": path, "bbox": boxes, "conversations": talk})
-        listed = "\n".join(f"Region {row}: {item.label}" for row, item in enumerate(picture.objects, 1))
+        listed = "\n".join(
+            f"Region {row}: {item.label}" for row, item in enumerate(picture.objects, 1)
+        )
         talk = _talk("Please identify the labels of each marked region in the image.", listed)
         names.append({"image": path, "bbox": boxes, "conversations": talk})
     points = [item.box[:2] for item in picture.objects]
@@ -334,7 +365,10 @@ FORMATS = (
     Format(
         datasets=("visual_cot", "visual_cot_mixed"),
         write=write_visual_cot,
-        records={"visual_cot/viscot_dataset/*.jsonl": "jsonl", "visual_cot/viscot_363k.json": "json"},
+        records={
+            "visual_cot/viscot_dataset/*.jsonl": "jsonl",
+            "visual_cot/viscot_363k.json": "json",
+        },
     ),
     Format(
         datasets=("vcr",),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset_builders.drawing import Scene, draw_scene
+from dataset_builders.drawn_world.drawing import Scene, draw_scene
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,9 @@ from fo1_model.checkpoint import new_model
 from fo1_model.config import debug
 from fo1_model.generation import GenerationConfig, generate
 from fo1_model.stages import parameter_groups
+from tests import ROOT
 
-BENCHMARKS = Path(__file__).parents[2] / "infra/benchmarks"
+BENCHMARKS = ROOT / "infra/benchmarks"
 sys.path.append(str(BENCHMARKS))  # scripts share some functions
 
 
@@ -29,7 +29,9 @@ def script(name: str):
 
 def table(text: str) -> list[dict[str, str]]:
     lines = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if "|" in line
     ]
     return [dict(zip(lines[0], row, strict=True)) for row in lines[2:]]
 
@@ -90,10 +92,24 @@ def test_peak_memory_is_that_of_the_call_alone():
 
 @pytest.mark.parametrize("more", [[], ["--constrained"]])
 def test_generation(more, capsys):
-    words = ["--size", "debug", "--images", "3", "--new-tokens", "4", "--batches", "1", "2", "--side", "56"]
+    words = [
+        "--size",
+        "debug",
+        "--images",
+        "3",
+        "--new-tokens",
+        "4",
+        "--batches",
+        "1",
+        "2",
+        "--side",
+        "56",
+    ]
     script("generation").main([*words, *more])
     text = capsys.readouterr().out
-    assert re.search(r"3 pictures of 56 px with 12 boxes, prompts of \d+ tokens, 4 new tokens each", text)
+    assert re.search(
+        r"3 pictures of 56 px with 12 boxes, prompts of \d+ tokens, 4 new tokens each", text
+    )
     assert ("constrained." in text) == bool(more)
     rows = table(text)
     assert [row["batch"] for row in rows] == ["1", "2"]
@@ -139,7 +155,16 @@ def test_build_and_shard(capsys):
 @pytest.mark.cluster
 def test_proposals():
     """In a process of its own, whose loader processes can import it."""
-    command = [sys.executable, BENCHMARKS / "proposals.py", "--images", "48", "--rounds", "1", "--side", "64"]
+    command = [
+        sys.executable,
+        BENCHMARKS / "proposals.py",
+        "--images",
+        "48",
+        "--rounds",
+        "1",
+        "--side",
+        "64",
+    ]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     heavy, free = (table(part) for part in text.split("## What a row costs"))
     for rows in (heavy, free):
@@ -164,7 +189,9 @@ def test_loader():
     assert "48 examples in 1 tars" in text
     read, decoded = (table(part) for part in text.split("## With decoding"))
     (row,) = read
-    rates = {name: float(row[name].replace(",", "")) for name in ("bare tar read", "webdataset", "ours")}
+    rates = {
+        name: float(row[name].replace(",", "")) for name in ("bare tar read", "webdataset", "ours")
+    }
     assert all(rate > 0 for rate in rates.values())
     assert float(row["ours / webdataset"].strip("*")) == pytest.approx(
         rates["ours"] / rates["webdataset"], abs=0.01
@@ -184,7 +211,9 @@ def test_loaders_are_compared_over_the_same_examples(tmp_path):
         batch_size=16,
         micro_batch_size=16,
     )
-    ours = [item for data in loader.steps(0, 2) for micro in data.micro_batches for item in micro.batch]
+    ours = [
+        item for data in loader.steps(0, 2) for micro in data.micro_batches for item in micro.batch
+    ]
     theirs = [benchmark.decoded_member(members) for members in readers._web()]
     matched = {text + str(boxes.tolist()): image for image, boxes, text in ours}
     assert len(matched) == 32
@@ -244,14 +273,18 @@ def test_train_step_on_a_gpu_that_is_full(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "in_own_process", lambda _given, _stage, variant: found[variant])
     words = [*SMALL_STEP, "--batch", "8", "--passes", "1", "--stages", "stage2"]
     benchmark.main(words)
-    against, ours, _, operations = (table(part) for part in capsys.readouterr().out.split("\n## ")[1:])
+    against, ours, _, operations = (
+        table(part) for part in capsys.readouterr().out.split("\n## ")[1:]
+    )
     assert [row["s a step"] for row in against] == ["2.000", "out of memory"]
     assert (ours[0]["utilisation, %"], ours[0]["samples/s"], ours[0]["tokens/s"]) == (
         "**45.0**",
         "4.00",
         "4,000",
     )
-    assert operations == [{"operation": "`gemm`", "calls": "4", "ms": "500.0", "% of a step": "25.0"}]
+    assert operations == [
+        {"operation": "`gemm`", "calls": "4", "ms": "500.0", "% of a step": "25.0"}
+    ]
     found["both"] = one | {"losses": [3.1]}
     with pytest.raises(ArithmeticError, match="differ"):
         benchmark.main(words)
@@ -276,7 +309,9 @@ def test_what_is_undone_changes_no_gradient(variant):
         with variants.computed_as(name):
             found = model(batch)
         found.loss_sum.backward()
-        gradients.append((float(found.num_tokens), [p.grad for p in model.parameters() if p.requires_grad]))
+        gradients.append(
+            (float(found.num_tokens), [p.grad for p in model.parameters() if p.requires_grad])
+        )
     assert gradients[0][0] == gradients[1][0]
     for ours, other in zip(gradients[0][1], gradients[1][1], strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,6 @@
 """Manifests and image: strictly valid, of one version, without secrets; their commands parse."""
 
 import json
-import os
 import re
 import shlex
 import tomllib
@@ -15,16 +14,17 @@ import yaml
 from jsonschema import Draft7Validator
 
 from jobs.submit import check_words
+from tests import ROOT, SHARED
 
-ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
-SHARED = Path(os.environ.get("FO1_SHARED", ROOT.parent / "shared"))
 CRDS = SHARED / "data" / "kuberay_crds"
 KUBERAY = sorted((INFRA / "kuberay").glob("*.yaml"))
 JOBS = [path for path in KUBERAY if path.name.startswith("train-")]
 VM = INFRA / "ray" / "cluster.yaml"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-RAY_VERSION = re.search(r"^ray==(.+)$", (INFRA / "constraints.txt").read_text(), re.MULTILINE).group(1)
+RAY_VERSION = re.search(
+    r"^ray==(.+)$", (INFRA / "constraints.txt").read_text(), re.MULTILINE
+).group(1)
 TYPES = {
     "object": dict,
     "array": list,
@@ -57,7 +57,9 @@ def faults(value: Any, schema: dict[str, Any], where: str = "") -> Iterator[str]
             yield f"{where}: {value!r} does not match"
         return
     wanted = TYPES.get(schema.get("type", ""))
-    if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
+    if wanted and (
+        not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)
+    ):
         yield f"{where}: {value!r} is no {schema['type']}"
         return
     if "enum" in schema and value not in schema["enum"]:
@@ -80,7 +82,9 @@ def faults(value: Any, schema: dict[str, Any], where: str = "") -> Iterator[str]
             yield from faults(item, properties[name], f"{where}.{name}")
         elif isinstance(more, dict):
             yield from faults(item, more, f"{where}.{name}")
-        elif not (more is True or schema.get("x-kubernetes-preserve-unknown-fields") or is_free(schema)):
+        elif not (
+            more is True or schema.get("x-kubernetes-preserve-unknown-fields") or is_free(schema)
+        ):
             yield f"{where}: unknown field {name!r}"
 
 
@@ -129,13 +133,22 @@ def test_manifests_fit_the_schemas(path: Path, schemas: dict[str, dict[str, Any]
         (lambda spec: spec.update(entryPoint="fo1 list"), ".spec: unknown field 'entryPoint'"),
         (lambda spec: spec.update(backoffLimit="0"), ".spec.backoffLimit: '0' is no integer"),
         (lambda spec: spec.update(shutdownAfterJobFinishes=1), "is no boolean"),
-        (lambda spec: spec["rayClusterSpec"]["authOptions"].update(mode="none"), "'none' is none of"),
+        (
+            lambda spec: spec["rayClusterSpec"]["authOptions"].update(mode="none"),
+            "'none' is none of",
+        ),
         (
             lambda spec: spec["rayClusterSpec"]["workerGroupSpecs"][0].pop("minReplicas"),
             "minReplicas is missing",
         ),
-        (lambda spec: container_of(spec).update(imagePullpolicy="Always"), "unknown field 'imagePullpolicy'"),
-        (lambda spec: container_of(spec)["resources"]["limits"].update(memory="lots"), "does not match"),
+        (
+            lambda spec: container_of(spec).update(imagePullpolicy="Always"),
+            "unknown field 'imagePullpolicy'",
+        ),
+        (
+            lambda spec: container_of(spec)["resources"]["limits"].update(memory="lots"),
+            "does not match",
+        ),
         (lambda spec: container_of(spec)["env"][0].pop("name"), ".env[0]: name is missing"),
     ],
 )
@@ -211,7 +224,10 @@ def test_the_machines_fit_rays_schema() -> None:
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
     config = load(VM)
     assert list(Draft7Validator(schema).iter_errors(config)) == []
-    for broken in (config | {"idle_timeout": 5}, {**config, "docker": config["docker"] | {"imag": "x"}}):
+    for broken in (
+        config | {"idle_timeout": 5},
+        {**config, "docker": config["docker"] | {"imag": "x"}},
+    ):
         assert list(Draft7Validator(schema).iter_errors(broken))
 
 
@@ -238,7 +254,9 @@ def test_commands_in_comments_parse(path: Path) -> None:
 
 def instructions() -> list[tuple[str, str]]:
     text = (INFRA / "Dockerfile").read_text()
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [
+        line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")
+    ]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in joined.splitlines()]
 
@@ -252,14 +270,18 @@ def test_the_image_is_made_of_what_is_here() -> None:
         if name == "FROM":
             assert re.match(r"python:3\.1[1-9]-slim\S+", rest), "a version, never `latest`"
     assert all((ROOT / source).exists() for source in copied)
-    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]["find"]
     assert {pattern.rstrip("*") for pattern in packaged["include"]} <= set(copied)
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:
     steps = instructions()
     (install,) = (
-        rest for name, rest in steps if name == "RUN" and "pip install" in rest and "[cluster]" in rest
+        rest
+        for name, rest in steps
+        if name == "RUN" and "pip install" in rest and "[cluster]" in rest
     )
     assert "--constraint infra/constraints.txt" in install
     last = [name for name, _ in steps].index("USER")

@@ -9,7 +9,14 @@ from PIL import Image
 from jobs.__main__ import main
 
 pytestmark = pytest.mark.slow
-WORDS = ["stage2", "size=debug", "detector=ground_truth_jitter", "proposals=8", "steps=2", "stage1_steps=2"]
+WORDS = [
+    "stage2",
+    "size=debug",
+    "detector=ground_truth_jitter",
+    "proposals=8",
+    "steps=2",
+    "stage1_steps=2",
+]
 WORDS += ["validate_every=2", "keep_best=max:validation/drawn_val.f1"]
 
 
@@ -41,7 +48,9 @@ def test_every_artifact_is_done_and_adds_up(flags, capsys):
 
 def test_a_second_run_makes_nothing(flags, capsys):
     before = {
-        path: path.stat().st_mtime_ns for kind in ("samples", "runs") for path in artifacts(flags, kind)
+        path: path.stat().st_mtime_ns
+        for kind in ("samples", "runs")
+        for path in artifacts(flags, kind)
     }
     assert main(["run", *WORDS, "batch_size=4", *flags]) == 0
     assert "[1/" not in capsys.readouterr().out
@@ -78,7 +87,9 @@ def test_a_run_is_evaluated_with_another_detector_without_training(flags, capsys
 def test_predict_draws_its_answer(flags, tmp_path, capsys):
     picture = next(Path(flags[3], "drawn", "val").glob("*.jpg"))
     words = [f"image={picture}", "query=red circle; blue square", f"out={tmp_path / 'answer.png'}"]
-    assert main(["predict", "checkpoint=stage2", *words, "boxes=4,4,40,40;50,50,90,90", *flags]) == 0
+    assert (
+        main(["predict", "checkpoint=stage2", *words, "boxes=4,4,40,40;50,50,90,90", *flags]) == 0
+    )
     assert "Please detect red circle; blue square in this image." in capsys.readouterr().out
     assert Image.open(tmp_path / "answer.png").width >= 128
     # The run's proposals came from annotations, which a new picture does not have.

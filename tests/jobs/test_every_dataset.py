@@ -7,13 +7,15 @@ import pytest
 from dataset_builders import DATASETS
 from jobs.__main__ import main
 from pipelines.artifacts import Artifact
-from pipelines.tars import ShardSet, decode_member, tasks_of
+from pipelines.shards.tar_format import ShardSet, decode_member, tasks_of
 from tests.formats import FORMATS, SEED
 from tests.formats.scenes import Format
 
 GENERATED = {name: item for item in FORMATS for name in item.datasets}
 # further splits differ in a file name from the first; test_every_format builds them too
-NAMES = [name for name in GENERATED if not name.endswith(("_testA", "_testB", "_hf_val", "_hf_test"))]
+NAMES = [
+    name for name in GENERATED if not name.endswith(("_testA", "_testB", "_hf_val", "_hf_test"))
+]
 
 
 def finished_shards(root: Path, name: str) -> list[Artifact]:
@@ -40,8 +42,19 @@ def test_from_official_files_to_shards_and_a_page(name: str, tmp_path: Path, cap
     data, root = tmp_path / "data", tmp_path / "root"
     item.write(data, SEED)
     # a few pictures, of which one is broken on purpose: its share of the rows can be large
-    flags = ["--data", str(data), "--root", str(root), "--workers", "0", "--max-reject-fraction", "1"]
-    assert main(["run", "data", f"mix={name}", "exclude=none", *flags]) == 0, capsys.readouterr().err
+    flags = [
+        "--data",
+        str(data),
+        "--root",
+        str(root),
+        "--workers",
+        "0",
+        "--max-reject-fraction",
+        "1",
+    ]
+    assert main(["run", "data", f"mix={name}", "exclude=none", *flags]) == 0, (
+        capsys.readouterr().err
+    )
     (first,) = finished_shards(root, name)
     ledger = first.manifest()["ledger"]
     assert ledger["rows_in"] == ledger["rows_out"] + ledger["rejects"]
@@ -59,7 +72,9 @@ def test_from_official_files_to_shards_and_a_page(name: str, tmp_path: Path, cap
     spaces = {source.key_space or source.name for source in (*spec.images, *spec.optional_images)}
     lines = "\n".join(f"{space} {shown[0]}" for space in sorted(spaces))
     (data / "benchmarks" / "planted.txt").write_text(lines)
-    assert main(["shard", "data", f"mix={name}", "exclude=planted", *flags]) == 0, capsys.readouterr().err
+    assert main(["shard", "data", f"mix={name}", "exclude=planted", *flags]) == 0, (
+        capsys.readouterr().err
+    )
     (second,) = [made for made in finished_shards(root, name) if made != first]
     ledger = second.manifest()["ledger"]
     assert ledger["excluded"]["planted"] == ledger["rejects_by_reason"]["benchmark_image"] > 0

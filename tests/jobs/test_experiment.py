@@ -6,8 +6,8 @@ import pytest
 
 from jobs import experiment
 from jobs.__main__ import main
-from jobs.arguments import parse_arguments
-from jobs.recipes import RECIPES
+from jobs.recipes.arguments import parse_arguments
+from jobs.recipes.catalogue import RECIPES
 
 WORDS = ["size=debug", "detector=ground_truth_jitter", "proposals=8", "steps=1", "stage1_steps=1"]
 TWO = ("stage2", {"as it is": (), "primary tower trained": ("primary_vit=trained",)})
@@ -22,7 +22,10 @@ def test_settings_share_what_they_have_in_common(tmp_path, drawn_world, monkeypa
     output = capsys.readouterr().out
     first, second = output.split("(2/2) primary tower trained")
     made = [line.split("]")[1].split()[:2] for line in second.splitlines() if line.startswith("[")]
-    assert made == [["train", "stage2"], *(["evaluate", f"{name}/stage2"] for name in _benchmarks(first))]
+    assert made == [
+        ["train", "stage2"],
+        *(["evaluate", f"{name}/stage2"] for name in _benchmarks(first)),
+    ]
     table = second.split("drawn_val\n")[1]
     assert table.index("as it is") < table.index("primary tower trained")
     page = Path(tmp_path, "root", "pages", "experiment-two.html").read_text()

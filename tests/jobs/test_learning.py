@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from dataset_builders.synthetic import WorldSettings, write_world
-from jobs.recipe import Recipe
-from jobs.recipes import stage2
-from jobs.steps import chain
+from dataset_builders.drawn_world.write import WorldSettings, write_world
+from jobs.chain import chain
+from jobs.recipes.catalogue import stage2
+from jobs.recipes.recipe import Recipe
 from pipelines.cluster import RuntimeConfig
-from pipelines.evaluation import evaluate
+from pipelines.evaluation.score import evaluate
 
 pytestmark = pytest.mark.slow
 SMALL = {

@@ -16,7 +16,9 @@ def artifact(root: Path, kind: str, name: str, key: str = "0" * 16, **manifest) 
 
 
 def trained_on(root: Path, detector, inputs: dict[str, str]) -> Artifact:
-    artifact(root, "proposals", "coco/boxes", config={"detector": canonical(detector)}, inputs=inputs)
+    artifact(
+        root, "proposals", "coco/boxes", config={"detector": canonical(detector)}, inputs=inputs
+    )
     artifact(root, "shards", "coco/proposals", inputs={"proposals/coco/boxes": "0" * 16})
     return artifact(root, "runs", "stage1", inputs={"shards/coco/proposals": "0" * 16})
 
@@ -40,7 +42,10 @@ def test_of_two_runs_the_manifest_does_not_tell_which_is_whose(tmp_path, second)
     artifact(tmp_path, "runs", "opn", "1" * 16)
     artifact(tmp_path, "runs", "other", "2" * 16)
     union = UnionConfig(members=(OPNDetectorConfig(), OPNDetectorConfig(prompt="fine")))
-    assert lineage(trained_on(tmp_path, union, {"runs/opn": "1" * 16} | second)).sources == (None, None)
+    assert lineage(trained_on(tmp_path, union, {"runs/opn": "1" * 16} | second)).sources == (
+        None,
+        None,
+    )
 
 
 def test_a_run_without_proposals_is_refused(tmp_path):

@@ -23,13 +23,18 @@ def test_command_line_forms():
     assert "drawn_train/rejection" not in parse_mix("drawn_stage2-rejection")
     doubled = parse_mix("drawn_stage2*counting=2")
     assert doubled["drawn_train/counting"] == 2 * MIXES["drawn_stage2"]["drawn_train/counting"]
-    assert parse_mix("coco/detection=3,coco/rejection") == {"coco/detection": 3.0, "coco/rejection": 1.0}
+    assert parse_mix("coco/detection=3,coco/rejection") == {
+        "coco/detection": 3.0,
+        "coco/rejection": 1.0,
+    }
 
 
 def test_only_and_a_dataset_by_its_name():
     assert set(parse_mix("stage2:ocr")) == {s for s in MIXES["stage2"] if s.endswith("/ocr")}
     assert parse_mix("icdar2015") == {"icdar2015/ocr": 1.0}
-    assert set(parse_mix("lvis_train")) == {f"lvis_train/{task}" for task in DATASETS["lvis_train"].tasks}
+    assert set(parse_mix("lvis_train")) == {
+        f"lvis_train/{task}" for task in DATASETS["lvis_train"].tasks
+    }
 
 
 def test_a_share_of_every_detection_weight_goes_to_rejection():
@@ -50,7 +55,9 @@ def test_the_paper_s_mixes_hold_the_rows_of_table_10(stage):
         assert task in DATASETS[dataset].tasks
     detection = {s.split("/")[0]: w for s, w in mix.items() if s.endswith("/detection")}
     for dataset, weight in detection.items():
-        assert mix[f"{dataset}/rejection"] / (weight + mix[f"{dataset}/rejection"]) == pytest.approx(0.2)
+        assert mix[f"{dataset}/rejection"] / (
+            weight + mix[f"{dataset}/rejection"]
+        ) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.recipes import opn, stage2
-from jobs.steps import Chain, chain
+from jobs.chain import Chain, chain
+from jobs.recipes.catalogue import opn, stage2
 from pipelines.cluster import RuntimeConfig
 
 NAMES = {
@@ -52,11 +52,21 @@ def write_world(folder: Path) -> None:
         coco = {
             "images": [{"id": 1, "file_name": "000000000001.jpg", "width": 64, "height": 48}],
             "annotations": [
-                {"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0}
+                {
+                    "id": 1,
+                    "image_id": 1,
+                    "category_id": 1,
+                    "bbox": [4, 4, 20, 20],
+                    "area": 400,
+                    "iscrowd": 0,
+                }
             ],
             "categories": categories,
         }
-        for file in (folder / "annotations" / f"instances_{split}.json", folder / "refs" / "instances.json"):
+        for file in (
+            folder / "annotations" / f"instances_{split}.json",
+            folder / "refs" / "instances.json",
+        ):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(coco))
     (folder / "refs" / "refs(drawn).p").write_bytes(b"not read by a plan")
@@ -100,7 +110,9 @@ def test_another_detector_leaves_samples_alone(runtime):
     finish(plan(runtime))
     made = plan(runtime, detector="ground_truth_jitter")
     changed = {f"proposals/drawn_{split}/ground_truth_jitter" for split in ("train", "val")}
-    changed |= {name for name in NAMES if name.startswith("shards/") and not name.endswith("ground_truth")}
+    changed |= {
+        name for name in NAMES if name.startswith("shards/") and not name.endswith("ground_truth")
+    }
     assert unfinished(made) == changed | TRAINED
     # Caches of another detector are another artifact; what has the same name is stale.
     states = {step.artifact.name: step.artifact.status() for step in made.steps.values()}
@@ -205,7 +217,9 @@ def test_what_candidates_are_asked_is_an_input_of_the_run(runtime):
     assert needed >= {"shards/drawn_val/proposals_scored", "samples/drawn_val", "runs/stage1"}
     assert not any("drawn_val" in s.artifact.name for s in steps["runs/stage1"].inputs)
     file.write_text(file.read_text().replace('"bbox": [4,', '"bbox": [5,'))
-    changed = {name for name in unfinished(validated(runtime, "drawn_val")) if name.startswith("runs/")}
+    changed = {
+        name for name in unfinished(validated(runtime, "drawn_val")) if name.startswith("runs/")
+    }
     assert changed == {"runs/stage2"}
     stage = {
         "runs/stage2",

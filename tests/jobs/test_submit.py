@@ -13,6 +13,7 @@ import pytest
 
 from jobs import submit as module
 from jobs.__main__ import main, parse
+from tests import ROOT
 
 ADDRESS = "http://head:8265"
 TRAIN = ["train", "stage1", "size=debug", "--root", "/mnt/fo1"]
@@ -32,7 +33,9 @@ class Status(Enum):
 class Cluster:
     """Stands for Ray's client: a job whose log comes in the given connections, each as chunks or an error."""
 
-    def __init__(self, *connections: list[Any], end: Status = Status.SUCCEEDED, code: int | None = 0) -> None:
+    def __init__(
+        self, *connections: list[Any], end: Status = Status.SUCCEEDED, code: int | None = 0
+    ) -> None:
         self.connections = list(connections) or [[]]
         self.end, self.code = end, code
         self.sent: list[dict[str, Any]] = []
@@ -81,7 +84,16 @@ def sent_by(words: list[str], cluster: Cluster) -> dict[str, Any]:
 
 
 def test_the_same_words_are_sent(cluster: Cluster, capsys: pytest.CaptureFixture) -> None:
-    words = [*TRAIN, "--workers", "8", "--gpus-per-worker", "1", "--mlflow", "http://mlflow:5000", "--force"]
+    words = [
+        *TRAIN,
+        "--workers",
+        "8",
+        "--gpus-per-worker",
+        "1",
+        "--mlflow",
+        "http://mlflow:5000",
+        "--force",
+    ]
     words += ["mix=drawn_stage1*counting=2", "--max-reject-fraction", "0.5"]
     sent = sent_by(words, cluster)
     command = shlex.split(sent["entrypoint"])
@@ -91,7 +103,7 @@ def test_the_same_words_are_sent(cluster: Cluster, capsys: pytest.CaptureFixture
     assert (verb, named) == parse(words)[:2]
     assert (options.workers, options.root, options.force) == (8, "/mnt/fo1", True)
     assert sent["metadata"] == {"words": shlex.join(words)}
-    assert sent["runtime_env"] == {"working_dir": str(Path(__file__).parents[2]), "env_vars": {}}
+    assert sent["runtime_env"] == {"working_dir": str(ROOT), "env_vars": {}}
     shown = capsys.readouterr().out
     assert f"ray job stop --address {ADDRESS} {sent['submission_id']}" in shown
 
@@ -114,7 +126,10 @@ def test_submission_ids_are_readable_and_new(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "stage1", "size=debug"], "--root fo1_data would lie in the job's working directory"),
+        (
+            ["train", "stage1", "size=debug"],
+            "--root fo1_data would lie in the job's working directory",
+        ),
         (["train", "stage1", "--root", "s3://b/fo1", "--data", "data"], "--data data would lie"),
         ([*TRAIN, "step=3"], "unknown argument 'step' of stage1; did you mean 'steps'?"),
         ([*TRAIN, "steps=many"], "steps=many: not a whole number"),
@@ -127,8 +142,14 @@ def test_submission_ids_are_readable_and_new(cluster: Cluster) -> None:
         (["run", "--root", "/mnt/fo1"], "name a recipe first"),
         (["list"], "'list' runs on this machine only"),
         (["submit", "--root", "/mnt/fo1"], "'submit' runs on this machine only"),
-        (["evaluate", "drawn_vall", "checkpoint=x", "--root", "/mnt/fo1"], "unknown recipe 'drawn_vall'"),
-        (["experiment", "ablations", "step=3", "--root", "/mnt/fo1"], "unknown argument 'step' of stage2"),
+        (
+            ["evaluate", "drawn_vall", "checkpoint=x", "--root", "/mnt/fo1"],
+            "unknown recipe 'drawn_vall'",
+        ),
+        (
+            ["experiment", "ablations", "step=3", "--root", "/mnt/fo1"],
+            "unknown argument 'step' of stage2",
+        ),
     ],
 )
 def test_what_would_fail_there_fails_here(
@@ -189,7 +210,9 @@ def test_a_password_in_a_sent_variable_is_refused(monkeypatch, cluster, capsys) 
     assert cluster.sent == []
 
 
-@pytest.mark.parametrize("root", ["s3://bucket/fo1", "gs://bucket/a@b", "abfs://box@account.dfs.example/fo1"])
+@pytest.mark.parametrize(
+    "root", ["s3://bucket/fo1", "gs://bucket/a@b", "abfs://box@account.dfs.example/fo1"]
+)
 def test_harmless_uris_are_sent(root: str, cluster: Cluster) -> None:
     assert sent_by(["build", "stage1", "--root", root, "--data", "/mnt/data"], cluster)
 
@@ -200,7 +223,10 @@ def test_only_the_folders_of_the_environment_are_sent(monkeypatch, cluster, caps
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{PASSWORD}@mlflow:5000")
     monkeypatch.setenv("HF_TOKEN", PASSWORD)
     sent = sent_by(["train", "stage1", "size=debug"], cluster)
-    assert sent["runtime_env"]["env_vars"] == {"FO1_ROOT": "s3://bucket/fo1", "FO1_DATA": "/mnt/data"}
+    assert sent["runtime_env"]["env_vars"] == {
+        "FO1_ROOT": "s3://bucket/fo1",
+        "FO1_DATA": "/mnt/data",
+    }
     shown = capsys.readouterr()
     assert PASSWORD not in repr(sent) + shown.out + shown.err
 
@@ -232,7 +258,9 @@ def test_other_addresses_are_refused(address: str, message: str, cluster, capsys
         (Status.STOPPED, None, 130),
     ],
 )
-def test_exit_status_is_the_jobs(end: Status, code: int | None, status: int, monkeypatch, capsys) -> None:
+def test_exit_status_is_the_jobs(
+    end: Status, code: int | None, status: int, monkeypatch, capsys
+) -> None:
     connect(Cluster(["a\n", "b\n"], end=end, code=code), monkeypatch)
     assert main(["submit", "--address", ADDRESS, "--", *TRAIN]) == status
     shown = capsys.readouterr().out
@@ -286,7 +314,10 @@ def test_a_refused_job_is_one_line(monkeypatch, cluster, capsys) -> None:
 def test_what_is_missing_is_named_with_the_command(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     assert main(["submit", "--address", ADDRESS, "--", *TRAIN]) == 2
-    assert "needs aiohttp, of the extra `cluster`: uv pip install -e '.[cluster]'" in capsys.readouterr().err
+    assert (
+        "needs aiohttp, of the extra `cluster`: uv pip install -e '.[cluster]'"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_package_without_its_checkout_is_not_sent(monkeypatch, tmp_path, capsys) -> None:
@@ -310,7 +341,13 @@ def test_what_is_uploaded(tmp_path: Path) -> None:
                 place(checkout / name)
     for name in ("pyproject.toml", ".rayignore"):
         place(checkout / name, (module.CHECKOUT / name).read_text())
-    unwanted = [".env", ".git/config", ".venv/bin/python", "fo1_data/runs/a/model.safetensors", "data/a.jpg"]
+    unwanted = [
+        ".env",
+        ".git/config",
+        ".venv/bin/python",
+        "fo1_data/runs/a/model.safetensors",
+        "data/a.jpg",
+    ]
     unwanted += [
         "shared/a.json",
         "model.safetensors",

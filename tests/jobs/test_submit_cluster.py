@@ -39,7 +39,9 @@ def free_ports(count: int) -> list[int]:
 def environment() -> dict[str, str]:
     """Of the head and of the client: a token, this Python first on the path, no address of other clusters."""
     kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "FO1_"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "MLFLOW_", "FO1_"))
     }
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -56,9 +58,25 @@ def head(environment: dict[str, str]) -> Iterator[str]:
     """The dashboard's address of a head with four logical CPUs, in a process group of its own."""
     gcs, dashboard, agent, client = free_ports(4)
     folder = tempfile.mkdtemp(prefix="fo1-", dir="/tmp")  # short: sockets lie in it
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=4"]
-    command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-    command += [f"--ray-client-server-port={client}", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=4",
+    ]
+    command += [
+        f"--port={gcs}",
+        f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}",
+    ]
+    command += [
+        f"--ray-client-server-port={client}",
+        "--node-ip-address=127.0.0.1",
+        f"--temp-dir={folder}",
+    ]
     command += [
         "--dashboard-host=127.0.0.1",
         "--include-dashboard=true",
@@ -66,10 +84,14 @@ def head(environment: dict[str, str]) -> Iterator[str]:
     ]
     kept = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
     with Path(folder, "head.log").open("wb") as log:
-        process = subprocess.Popen(command, env=kept, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=kept, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         address = f"http://127.0.0.1:{dashboard}"
-        wait_for_dashboard(address, process, Path(folder, "head.log"), environment["RAY_AUTH_TOKEN"])
+        wait_for_dashboard(
+            address, process, Path(folder, "head.log"), environment["RAY_AUTH_TOKEN"]
+        )
         yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -81,7 +103,9 @@ def head(environment: dict[str, str]) -> Iterator[str]:
 
 
 def wait_for_dashboard(address: str, process: subprocess.Popen, log: Path, token: str) -> None:
-    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    request = urllib.request.Request(
+        f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"}
+    )
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         try:

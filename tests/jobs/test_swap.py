@@ -7,7 +7,15 @@ import pytest
 from jobs.__main__ import main
 
 pytestmark = pytest.mark.slow
-WORDS = ["stage1", "size=tiny", "opn_steps=12", "steps=4", "validate_every=0", "batch_size=8", "proposals=10"]
+WORDS = [
+    "stage1",
+    "size=tiny",
+    "opn_steps=12",
+    "steps=4",
+    "validate_every=0",
+    "batch_size=8",
+    "proposals=10",
+]
 SWAPS = ("ground_truth_jitter", "rt_detr_untrained")
 
 
@@ -70,18 +78,25 @@ def test_caches_and_shards_are_regenerated_beside_the_old_ones(flags, detector, 
 def test_both_caches_are_compared_on_a_page(flags, capsys):
     assert main(["proposals", "diff", "drawn_val/opn", "drawn_val/rt_detr_untrained", *flags]) == 0
     assert "R50@100" in capsys.readouterr().out
-    page = Path(flags[1], "pages", "proposals-diff-drawn_val-opn-rt_detr_untrained.html").read_text()
+    page = Path(
+        flags[1], "pages", "proposals-diff-drawn_val-opn-rt_detr_untrained.html"
+    ).read_text()
     assert page.count("data:image") > 5
 
 
 def test_a_weights_based_detector_is_named_when_its_path_is_not_known(flags, tmp_path, capsys):
     boxes = tmp_path / "boxes.jsonl"
     names = sorted(path.name for path in Path(flags[3], "drawn").glob("*/*.jpg"))
-    boxes.write_text("".join(f'{{"image": "{name}", "boxes": [[1, 1, 60, 60]]}}\n' for name in names))
+    boxes.write_text(
+        "".join(f'{{"image": "{name}", "boxes": [[1, 1, 60, 60]]}}\n' for name in names)
+    )
     assert main(["run", *WORDS, f"detector=file:{boxes}", *flags]) == 0
     capsys.readouterr()
     newest = max(
-        (name for name in artifacts(flags) if name.startswith("runs/stage1/")), key=artifacts(flags).get
+        (name for name in artifacts(flags) if name.startswith("runs/stage1/")),
+        key=artifacts(flags).get,
     )
-    assert main(["evaluate", "drawn_val", f"checkpoint={newest.removeprefix('runs/')}", *flags]) == 2
+    assert (
+        main(["evaluate", "drawn_val", f"checkpoint={newest.removeprefix('runs/')}", *flags]) == 2
+    )
     assert "say detector=file:PATH" in capsys.readouterr().err

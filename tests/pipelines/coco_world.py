@@ -17,9 +17,11 @@ from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
 from fo1_model.detectors import GroundTruthJitterConfig, leaves
-from pipelines import proposals, samples, shards
+from pipelines import samples
 from pipelines.artifacts import Artifact, fingerprint
 from pipelines.cluster import RuntimeConfig, map_buckets
+from pipelines.proposals import generate
+from pipelines.shards import write
 
 CATEGORIES = ("red square", "blue square", "red disc", "green disc")
 SIZE = (96, 80)
@@ -39,7 +41,9 @@ def write_world(root: Path, num_images: int = 12, *, broken: bool = False) -> Pa
         name = f"{number:06d}.jpg"
         pixels = rng.integers(0, 255, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
         path = folder / "train2017" / name
-        Image.fromarray(pixels).resize((48, 40) if broken and number == 5 else SIZE).save(path, quality=80)
+        Image.fromarray(pixels).resize((48, 40) if broken and number == 5 else SIZE).save(
+            path, quality=80
+        )
         images.append({"id": number, "file_name": name, "width": SIZE[0], "height": SIZE[1]})
         for corner in range(0 if number == 1 else 3):
             x, y = 2 + 30 * corner + int(rng.integers(0, 6)), int(rng.integers(2, 40))
@@ -77,11 +81,13 @@ class Steps:
         self.folder = str(data / "coco")
         self.folders = DataFolders(str(data))
         self.cache = str(root / "digests")
-        self.runtime = RuntimeConfig(root=str(root / "out"), data=str(data), workers=workers, **runtime)
+        self.runtime = RuntimeConfig(
+            root=str(root / "out"), data=str(data), workers=workers, **runtime
+        )
         self.samples_config = samples.SamplesConfig(dataset="coco", options=BuildOptions())
         self.detector = GroundTruthJitterConfig(num_distractors=6, jitter=0.05, seed=3)
         self.box_file: str | None = None
-        self.shards_config = shards.ShardsConfig()
+        self.shards_config = write.ShardsConfig()
 
     def artifact(self, kind: str, name: str, module, config, inputs) -> Artifact:
         version = module.VERSION
@@ -94,12 +100,14 @@ class Steps:
         return self.artifact("samples", "coco", samples, self.samples_config, inputs)
 
     @property
-    def proposals_config(self) -> proposals.ProposalsConfig:
-        return proposals.ProposalsConfig(image_source="coco", detector=self.detector)
+    def proposals_config(self) -> generate.ProposalsConfig:
+        return generate.ProposalsConfig(image_source="coco", detector=self.detector)
 
     @property
     def proposals_inputs(self) -> dict[str, str]:
-        return proposals.proposals_inputs(self.proposals_config, self.folders, self.cache, self.supplies)
+        return generate.proposals_inputs(
+            self.proposals_config, self.folders, self.cache, self.supplies
+        )
 
     @property
     def supplies(self) -> tuple:
@@ -109,7 +117,7 @@ class Steps:
     @property
     def proposals(self) -> Artifact:
         config = self.proposals_config
-        return self.artifact("proposals", "coco/jitter", proposals, config, self.proposals_inputs)
+        return self.artifact("proposals", "coco/jitter", generate, config, self.proposals_inputs)
 
     @property
     def _shards_proposals(self) -> dict[str, Artifact]:
@@ -117,20 +125,24 @@ class Steps:
 
     @property
     def shards(self) -> Artifact:
-        return self.artifact("shards", "coco", shards, self.shards_config, self.shards_inputs)
+        return self.artifact("shards", "coco", write, self.shards_config, self.shards_inputs)
 
     @property
     def shards_inputs(self) -> dict[str, str]:
-        return shards.shards_inputs(self.samples, self._shards_proposals)
+        return write.shards_inputs(self.samples, self._shards_proposals)
 
     def build(self) -> dict:
         inputs = samples.samples_inputs(self.samples_config, self.folders, self.cache)
         return samples.build_samples(
-            self.samples_config, self.samples, folders=self.folders, runtime=self.runtime, inputs=inputs
+            self.samples_config,
+            self.samples,
+            folders=self.folders,
+            runtime=self.runtime,
+            inputs=inputs,
         )
 
     def propose(self) -> dict:
-        return proposals.propose(
+        return generate.propose(
             self.proposals_config,
             self.proposals,
             folders=self.folders,
@@ -140,7 +152,7 @@ class Steps:
         )
 
     def shard(self) -> dict:
-        return shards.write_shards(
+        return write.write_shards(
             self.shards_config,
             self.samples,
             self._shards_proposals,
@@ -164,7 +176,7 @@ def run_and_die(step: str, data: Path, root: Path, name: str) -> None:
     getattr(Steps(data, root), step)()
 
 
-class SlowShardWorker(shards.ShardWorker):
+class SlowShardWorker(write.ShardWorker):
     """Gives a test the time to kill something."""
 
     def __call__(self, bucket: int) -> dict:
@@ -195,7 +207,7 @@ def shard_slowly(data: str, root: str, workers: str) -> None:
     def map_slowly(worker: type, *args: Any, **options: Any) -> Iterator[dict]:
         return map_buckets(SlowShardWorker, *args, **options)
 
-    shards.map_buckets = map_slowly
+    write.map_buckets = map_slowly
     Steps(Path(data), Path(root), workers=int(workers)).shard()
 
 

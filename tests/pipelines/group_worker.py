@@ -15,8 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipelines.artifacts import Artifact
-from pipelines.train_job import TrainJob
-from pipelines.workers import LocalWorker, checkpoint_name
+from pipelines.training.job import TrainJob
+from pipelines.training.worker import LocalWorker, checkpoint_name
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> None:
@@ -32,12 +32,14 @@ def _rank(
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     function(*args)
-    os._exit(0)  # at a usual end gloo's threads may abort the process while another rank still works
+    os._exit(
+        0
+    )  # at a usual end gloo's threads may abort the process while another rank still works
 
 
 def run_job(job: TrainJob, output: Artifact) -> None:
-    """What `pipelines.training` does on a rank, without its driver."""
-    from pipelines.loop import run_worker
+    """What `pipelines.training.driver` does on a rank, without its driver."""
+    from pipelines.training.loop import run_worker
 
     run_worker(job, output, GroupWorker(output))
 

@@ -19,7 +19,7 @@ from pipelines.artifacts import (
     parquet_bytes,
     prepare,
 )
-from pipelines.ledgers import LedgerError, add_ledgers, check_rejects, entry, reconcile
+from pipelines.row_accounting import LedgerError, add_ledgers, check_rejects, entry, reconcile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,14 @@ def test_path_and_relative_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kind": "models"}, {"name": "a/b/c"}, {"name": "../x"}, {"fingerprint": "xyz"}, {"root": ""}]
+    "wrong",
+    [{"kind": "models"}, {"name": "a/b/c"}, {"name": "../x"}, {"fingerprint": "xyz"}, {"root": ""}],
 )
 def test_wrong_addresses_name_the_field(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Artifact(**({"root": "/tmp", "kind": "samples", "name": "x", "fingerprint": "0" * 16} | wrong))
+        Artifact(
+            **({"root": "/tmp", "kind": "samples", "name": "x", "fingerprint": "0" * 16} | wrong)
+        )
 
 
 def test_status_from_missing_to_done_and_stale(tmp_path: Path) -> None:
@@ -138,7 +141,9 @@ def test_lost_rows_raise_with_the_place(tmp_path: Path) -> None:
 def test_too_many_rejects_name_reasons_and_counts() -> None:
     ledger = {"units": {"box": entry(10, 5, ["nan_box"] * 2 + ["empty_box"] * 3)}}
     check_rejects(ledger, 0.5, where="build")
-    with pytest.raises(ValueError, match=r"box: 5 of 10 rows rejected \(3 empty_box, 2 nan_box\).*=0.2"):
+    with pytest.raises(
+        ValueError, match=r"box: 5 of 10 rows rejected \(3 empty_box, 2 nan_box\).*=0.2"
+    ):
         check_rejects(ledger, 0.2, where="build")
 
 

@@ -22,7 +22,12 @@ def doubler() -> type:
             if bucket == self.broken:
                 raise RuntimeError(f"sample x{bucket} is broken")
             threads = os.environ.get("OMP_NUM_THREADS")
-            return {"rows_in": 10, "value": self.factor * bucket, "pid": os.getpid(), "threads": threads}
+            return {
+                "rows_in": 10,
+                "value": self.factor * bucket,
+                "pid": os.getpid(),
+                "threads": threads,
+            }
 
     return Doubler
 
@@ -46,17 +51,20 @@ def test_nothing_to_do_starts_nothing() -> None:
 
 def test_inline_does_not_import_ray() -> None:
     code = (
-        "import sys; from pipelines.cluster import *; import pipelines.shards, pipelines.samples\n"
+        "import sys; from pipelines.cluster import *; import pipelines.shards.write, pipelines.samples\n"
         "class W:\n    def __call__(self, b): return {}\n"
         "runtime = RuntimeConfig(root='/tmp', data='/tmp', workers=0)\n"
         "list(map_buckets(W, {}, [1], runtime=runtime, description='t'))\n"
         "assert not {'ray', 'torch', 'mlflow', 'webdataset'} & set(sys.modules), sorted(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())}
+    )
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"workers": -1}, {"gpus_per_worker": -0.5}, {"max_reject_fraction": 1.5}, {"root": ""}]
+    "wrong",
+    [{"workers": -1}, {"gpus_per_worker": -0.5}, {"max_reject_fraction": 1.5}, {"root": ""}],
 )
 def test_wrong_settings_name_the_field(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -92,11 +100,14 @@ def test_progress_on_a_terminal_rewrites_its_line() -> None:
     progress.update(5)
     progress.close()
     assert (
-        stream.getvalue() == "\rbuild: 5 samples, 5.0 samples/s\rbuild: 5 samples, 5.0 samples/s, took 1s\n"
+        stream.getvalue()
+        == "\rbuild: 5 samples, 5.0 samples/s\rbuild: 5 samples, 5.0 samples/s, took 1s\n"
     )
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (125, "2m05s"), (7500, "2h05m")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (125, "2m05s"), (7500, "2h05m")]
+)
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
@@ -117,7 +128,9 @@ def test_pools_follow_the_cluster(cpus, gpus, workers, share, expected) -> None:
     found = pool_sizes({"CPU": cpus, "GPU": gpus}, asked, with_helpers=True)
     workers, helpers, share = expected
     left = gpus - workers * share
-    assert found == Pools(workers=workers, helpers=helpers, num_gpus=share, free_gpus=pytest.approx(left))
+    assert found == Pools(
+        workers=workers, helpers=helpers, num_gpus=share, free_gpus=pytest.approx(left)
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,14 +152,24 @@ def test_a_pool_that_does_not_fit_is_refused(cpus, gpus, workers, share, message
 
 @pytest.mark.cluster
 def test_on_ray_every_bucket_once_errors_as_raised_and_impossible_pools_refused() -> None:
-    ledgers = list(map_buckets(doubler(), {"factor": 3}, [4, 2, 7], runtime=runtime(2), description="test"))
-    assert sorted((ledger["bucket"], ledger["value"]) for ledger in ledgers) == [(2, 6), (4, 12), (7, 21)]
+    ledgers = list(
+        map_buckets(doubler(), {"factor": 3}, [4, 2, 7], runtime=runtime(2), description="test")
+    )
+    assert sorted((ledger["bucket"], ledger["value"]) for ledger in ledgers) == [
+        (2, 6),
+        (4, 12),
+        (7, 21),
+    ]
     assert os.getpid() not in {ledger["pid"] for ledger in ledgers}
     assert {ledger["threads"] for ledger in ledgers} == {"1"}
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
 
     with pytest.raises(RuntimeError, match="sample x2 is broken"):
-        list(map_buckets(doubler(), {"factor": 1, "broken": 2}, [2], runtime=runtime(1), description="test"))
+        list(
+            map_buckets(
+                doubler(), {"factor": 1, "broken": 2}, [2], runtime=runtime(1), description="test"
+            )
+        )
 
     cpus = max(4, os.cpu_count() or 1)
     with pytest.raises(ValueError, match=rf"workers={cpus} at 1 CPU each.*--workers {cpus - 1}"):

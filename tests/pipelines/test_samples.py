@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coco_world import Steps, write_world
 
 from dataset_builders import DATASETS, DataFolders
 from dataset_builders.images import bucket_of
 from dataset_builders.records import Ledger, Reject, Sample, sample_from_row
 from dataset_builders.validation import validate
 from pipelines import samples
+from tests.pipelines.coco_world import Steps, write_world
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content(path: str) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(Path(path).rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(path)): p.read_bytes()
+        for p in sorted(Path(path).rglob("*"))
+        if p.is_file()
+    }
 
 
 def fake_dataset(monkeypatch: pytest.MonkeyPatch, items: list) -> None:
@@ -36,7 +40,9 @@ def built_samples(world: Path) -> list:
     return list(spec.build(DataFolders(str(world)), samples.BuildOptions()))
 
 
-def test_buckets_hold_their_samples_sorted_and_the_ledger_balances(world: Path, tmp_path: Path) -> None:
+def test_buckets_hold_their_samples_sorted_and_the_ledger_balances(
+    world: Path, tmp_path: Path
+) -> None:
     steps = Steps(world, tmp_path)
     manifest = steps.build()
     rows = []
@@ -46,7 +52,9 @@ def test_buckets_hold_their_samples_sorted_and_the_ledger_balances(world: Path, 
         assert {row["bucket"] for row in part} <= {bucket}
         rows += part
     expected = [item for item in built_samples(world) if isinstance(item, Sample)]
-    assert {row["sample_id"]: sample_from_row(row) for row in rows} == {s.sample_id: s for s in expected}
+    assert {row["sample_id"]: sample_from_row(row) for row in rows} == {
+        s.sample_id: s for s in expected
+    }
     assert len(rows) == manifest["ledger"]["samples"] > 40
     for row in rows:
         validate(sample_from_row(row))
@@ -63,10 +71,12 @@ def test_buckets_hold_their_samples_sorted_and_the_ledger_balances(world: Path, 
     assert [row["reason"] for row in rejects] == ["not_finite_box"]
 
 
-def test_spilling_gives_the_same_bytes(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spilling_gives_the_same_bytes(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, spilled = Steps(world, tmp_path / "a"), Steps(world, tmp_path / "b")
     whole.build()
-    monkeypatch.setattr("pipelines.spill.SPILL_ROWS", 5)
+    monkeypatch.setattr("pipelines.bucket_spill.SPILL_ROWS", 5)
     spilled.build()
     assert content(whole.samples.path) == content(spilled.samples.path)
 
@@ -100,7 +110,9 @@ def test_one_changed_annotation_is_another_artifact(tmp_path: Path) -> None:
 
 def test_missing_file_names_it_and_the_layout(world: Path, tmp_path: Path) -> None:
     (tmp_path / "empty" / "coco").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"instances_train2017.json not found(.|\n)*layout(.|\n)*train2017/"):
+    with pytest.raises(
+        ValueError, match=r"instances_train2017.json not found(.|\n)*layout(.|\n)*train2017/"
+    ):
         _ = Steps(tmp_path / "empty", tmp_path).samples
     with pytest.raises(ValueError, match=r"dataset='cocoo' is unknown.*drawn_train"):
         samples.SamplesConfig(dataset="cocoo")
@@ -112,7 +124,9 @@ def test_too_many_rejects_fail_with_reasons_and_a_higher_limit_finishes(
     items = [Reject(f"annotations/{i}", "empty_box", "", "box") for i in range(3)]
     items += [Ledger(read={"box": 10}, used={"box": 7})]
     fake_dataset(monkeypatch, items)
-    with pytest.raises(ValueError, match=r"3 of 10 rows rejected \(3 empty_box\).*max_reject_fraction=0.2"):
+    with pytest.raises(
+        ValueError, match=r"3 of 10 rows rejected \(3 empty_box\).*max_reject_fraction=0.2"
+    ):
         Steps(world, tmp_path).build()
     assert Steps(world, tmp_path).samples.status() == "partial"
     assert Steps(world, tmp_path, max_reject_fraction=0.3).build()["ledger"]["rejects"] == 3
@@ -128,7 +142,10 @@ def broken_items(world: Path) -> dict[str, tuple[list, str]]:
         "lost box": ([Ledger(read={"box": 2}, used={"box": 1})], "do not add up"),
         "two alike": ([good[0], good[0], empty], f"{good[0].sample_id}: two samples"),
         "wrong source": ([moved, empty], f"{good[0].sample_id}: dataset"),
-        "invalid": ([dataclasses.replace(good[0], width=0), empty], f"{good[0].sample_id}: .*bad_size"),
+        "invalid": (
+            [dataclasses.replace(good[0], width=0), empty],
+            f"{good[0].sample_id}: .*bad_size",
+        ),
     }
 
 

@@ -35,7 +35,9 @@ class UPNDetector:
         network: UPNNetworkConfig | None = None,
     ) -> None:
         if checkpoint is None:
-            raise ValueError("UPNDetector(checkpoint=None): give the file of UPN's weights, upn_large.pth")
+            raise ValueError(
+                "UPNDetector(checkpoint=None): give the file of UPN's weights, upn_large.pth"
+            )
         self.config, self.device = config, device
         self.model = load_upn(checkpoint, network).to(device)
         self.prepare = partial(_prepare, network=self.model.config)
@@ -44,7 +46,9 @@ class UPNDetector:
         """See `Detector.detect`."""
         return detect_by_shape(batch, self._boxes, self.config.selection)
 
-    def _boxes(self, pixels: torch.Tensor, items: list[Prepared]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _boxes(
+        self, pixels: torch.Tensor, items: list[Prepared]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Boxes in original px and scores of each image."""
         with inference(self.device, self.config.precision):
             logits, boxes = self.model(self._normalised(pixels), self.config.prompt)

@@ -179,12 +179,15 @@ class UPN(nn.Module):
         """
         dim, device = self.config.hidden_dim, maps[0].device
         embeddings = [
-            sine_embedding(_grid(shape, 1.0, device), dim // 2, MAP_TEMPERATURE) + self.level_embedding[level]
+            sine_embedding(_grid(shape, 1.0, device), dim // 2, MAP_TEMPERATURE)
+            + self.level_embedding[level]
             for level, shape in enumerate(shapes)
         ]
         embedding = torch.cat(embeddings)[None]
         states = torch.cat([one.flatten(2).transpose(1, 2) for one in maps], 1)
-        points = torch.cat([_grid(shape, 0.5, device).flip(-1) for shape in shapes])  # (x, y) centres
+        points = torch.cat(
+            [_grid(shape, 0.5, device).flip(-1) for shape in shapes]
+        )  # (x, y) centres
         points = points[None, :, None].expand(len(states), -1, len(shapes), -1)
         for layer in self.encoder:
             states = layer(
@@ -223,7 +226,9 @@ class UPN(nn.Module):
             if number:
                 boxes = self._refined(states, boxes)
             # The embedding's order is y, x, width, height.
-            embedding = sine_embedding(boxes[..., [1, 0, 2, 3]], self.config.hidden_dim // 2, BOX_TEMPERATURE)
+            embedding = sine_embedding(
+                boxes[..., [1, 0, 2, 3]], self.config.hidden_dim // 2, BOX_TEMPERATURE
+            )
             states = layer(
                 states,
                 object_queries_position_embeddings=self.query_position(embedding),
@@ -257,7 +262,9 @@ def anchor_logits(shapes: list[tuple[int, int]], device: torch.device) -> tuple[
 
 def _grid(shape: tuple[int, int], offset: float, device: torch.device) -> Tensor:
     """(y, x) of each position plus the offset, shares of the map, float32[h * w, 2], row by row."""
-    axes = [(torch.arange(side, device=device, dtype=torch.float32) + offset) / side for side in shape]
+    axes = [
+        (torch.arange(side, device=device, dtype=torch.float32) + offset) / side for side in shape
+    ]
     return torch.cartesian_prod(*axes)
 
 

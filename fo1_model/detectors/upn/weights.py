@@ -32,7 +32,10 @@ _RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^backbone\.swin\.embeddings\.patch_embeddings\.projection", _SWIN + "patch_embed.proj"),
     (r"^backbone\.swin\.embeddings\.norm", _SWIN + "patch_embed.norm"),
     (r"^backbone\.swin\.encoder\.", _SWIN),
-    (r"^backbone\.hidden_states_norms\.stage(\d+)", lambda found: f"{_SWIN}norm{int(found[1]) - 1}"),
+    (
+        r"^backbone\.hidden_states_norms\.stage(\d+)",
+        lambda found: f"{_SWIN}norm{int(found[1]) - 1}",
+    ),
     (r"\.attention\.[qkv]_proj\.", ".attn.qkv."),
     (r"\.attention\.o_proj\.", ".attn.proj."),
     (r"\.attention\.relative_position_bias\.", ".attn."),
@@ -103,11 +106,15 @@ def translated(given: Mapping[str, Tensor], model: UPN, what: str) -> dict[str, 
     """
     foreign = sorted(name for name in given if name.split(".")[0] not in _MODULES)
     sources = {own: published_name(own) for own in model.state_dict()}
-    rest = {name: given[name] for name in given if name not in foreign and not _UNUSED.fullmatch(name)}
+    rest = {
+        name: given[name] for name in given if name not in foreign and not _UNUSED.fullmatch(name)
+    }
     rest = _one_head(rest, model.config.num_decoder_layers, what)
     check_names({name for name, _ in sources.values()}, set(rest), what)
     if foreign:
-        warnings.warn(f"{what}: {len(foreign)} weights are not UPN's: {', '.join(foreign[:8])}", stacklevel=2)
+        warnings.warn(
+            f"{what}: {len(foreign)} weights are not UPN's: {', '.join(foreign[:8])}", stacklevel=2
+        )
     result = {}
     for own, value in model.state_dict().items():
         name, third = sources[own]

@@ -1,0 +1,1 @@
+"""Datasets of boxes with category names."""

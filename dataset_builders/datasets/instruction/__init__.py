@@ -1,0 +1,1 @@
+"""Datasets of conversations about whole images and regions."""

@@ -1,0 +1,1 @@
+"""Datasets of written words and documents."""

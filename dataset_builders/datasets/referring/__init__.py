@@ -1,0 +1,1 @@
+"""Datasets of expressions and captions tied to boxes."""

@@ -1,0 +1,1 @@
+"""The drawn test world, written in official formats."""

@@ -1,0 +1,1 @@
+"""From facts about an image to the samples of a task."""

@@ -1,0 +1,132 @@
+"""Counting questions in TallyQA's form: questions with numbers for answers.
+
+TallyQA has no boxes. Where a question asks for a category of a COCO file over the same images, and its boxes
+agree exactly with the answer, it also names the objects; everywhere else it is the number alone.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dataset_builders.box_checks import get, whole_number
+from dataset_builders.data_folders import DataFolders
+from dataset_builders.image_annotations import ImageFacts
+from dataset_builders.names import plural
+from dataset_builders.readers.coco_files import open_coco
+from dataset_builders.readers.json_files import stream_array
+from dataset_builders.record_counter import Tally
+from dataset_builders.records import BadRecord, Reject, Sample
+from dataset_builders.spec import BuildOptions, ImageSource, Item
+from dataset_builders.tasks.prompts import conversation, counted_answer, question, seed_of
+from dataset_builders.validation import check_text
+
+MAX_ANSWER = 10_000
+"""TallyQA's answers end at 15; anything beyond this is not a count."""
+_ASKED = re.compile(
+    r"how many (.+?)(?: are| is| do you see| can you see| can be seen)?(?: there)?"
+    r"(?: in (?:the|this) (?:image|picture|photo))?\s*\?",
+    re.IGNORECASE,
+)
+
+
+def build(
+    folders: DataFolders,
+    options: BuildOptions,
+    *,
+    dataset: str,
+    questions: str,
+    instances: str,
+    folder: str,
+    source: ImageSource,
+) -> Iterator[Item]:
+    """Yield one sample a question, the rejects, and the ledger last.
+
+    questions, instances, folder: TallyQA file, COCO file and picture folder. source: what the images belong
+    to.
+    Raises ValueError when a file is not of this form.
+    """
+    tally = Tally()
+    seen: set[int] = set()
+    with open_coco(folders, file=instances, folder=folder, source=source) as coco:
+        by_uri: dict[str, int] = {}
+        for item in coco.images(tally):
+            if isinstance(item, Reject):
+                yield item
+            else:
+                tally.use("image")
+                by_uri[item.facts.ref.image_uri.partition("/")[2]] = int(item.facts.ref.image_id)
+        names = coco.names
+        before = tally.num_read
+        for position, record in enumerate(stream_array(folders.path(questions), None)):
+
+            def make(record: Any = record) -> list[Sample]:
+                asked = read_question(record, seen)
+                image = get(record, "image")
+                if not isinstance(image, str):
+                    raise BadRecord("malformed", f"image is {type(image).__name__}, not a path")
+                if image not in by_uri:
+                    raise BadRecord("unknown_image", f"image {image[:200]!r}")
+                facts = coco.image(by_uri[image]).facts
+                return [question_sample(facts, names, *asked, options, dataset=dataset)]
+
+            yield from tally.record(f"questions/{position}", make)
+    if tally.num_read == before:
+        raise ValueError(
+            f"{Path(questions).name} holds no questions: TallyQA's files are one JSON list"
+        )
+    yield tally.ledger()
+
+
+def read_question(record: Any, seen: set[int]) -> tuple[int, str, int]:
+    """Return id, text and answer of a record of TallyQA. Raises BadRecord."""
+    number = whole_number(get(record, "question_id"), what="question_id")
+    if number in seen:
+        raise BadRecord("duplicate_id", f"question {number}")
+    seen.add(number)
+    text = " ".join(check_text(get(record, "question"), what="question").split())
+    answer = whole_number(get(record, "answer"), what="answer")
+    if not 0 <= answer <= MAX_ANSWER:
+        raise BadRecord("bad_answer", f"{answer} is not a count")
+    return number, text, answer
+
+
+def question_sample(
+    facts: ImageFacts,
+    categories: tuple[str, ...],
+    number: int,
+    text: str,
+    answer: int,
+    options: BuildOptions,
+    *,
+    dataset: str,
+) -> Sample:
+    """Return the sample of one question; the objects are named where they are certain and agree with the
+    answer.
+
+    categories: names that are annotated exhaustively on the image; empty where nothing is known.
+    """
+    asked = _ASKED.fullmatch(text)
+    nouns = {noun: name for name in categories for noun in (name.lower(), plural(name.lower()))}
+    name = nouns.get(asked[1].lower()) if asked else None
+    rows = _agreeing_rows(facts, name, answer, categories)
+    wording = "counting_number" if rows is None else "counting_located"
+    seed = seed_of(options.seed, dataset, number)
+    located = None if rows is None or name is None else (name, rows)
+    turns = conversation(
+        question(wording, text, seed=seed, paraphrases=options.paraphrases),
+        counted_answer(answer, located),
+    )
+    return facts.sample(dataset=dataset, task="counting", number=number, turns=turns)
+
+
+def _agreeing_rows(
+    facts: ImageFacts, name: str | None, answer: int, categories: tuple[str, ...]
+) -> tuple[int, ...] | None:
+    """Return the rows of all objects of a category when they are certain and as many as the answer says."""
+    if name is None or name in facts.crowded():
+        return None
+    if answer == 0:
+        return () if name in facts.absent(categories) else None
+    rows = facts.present().get(name, ())
+    return rows if len(rows) == answer else None

@@ -1,0 +1,200 @@
+"""Expressions that come one by one, brought together by picture in a temporary database.
+
+MDETR's JSON, Hugging Face's parquet and C-REC's JSON have a record for each expression, with its own boxes,
+in any order. A sample lists everything that is known of its picture, so all records of a picture are read
+before its samples are made.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dataset_builders.box_checks import BoxGuard, clean_box, get, whole_number, xywh_to_xyxy
+from dataset_builders.data_folders import DataFolders
+from dataset_builders.image_annotations import ImageFacts
+from dataset_builders.readers.coco_files import MAX_IMAGE_SIDE
+from dataset_builders.readers.scratch_database import scratch_database
+from dataset_builders.record_counter import Tally
+from dataset_builders.records import BadRecord, ImageRef, Object, Reject, Sample
+from dataset_builders.spec import BuildOptions, ImageSource
+from dataset_builders.tasks.referring import Expression, expression_samples
+from dataset_builders.validation import check_label
+
+Box = tuple[float, float, float, float]
+UNNAMED = "object"
+"""Label of an object where the file has expressions for it, but no category."""
+_TABLES = """
+    CREATE TABLE pictures (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
+    CREATE TABLE rows (id INTEGER PRIMARY KEY, number TEXT UNIQUE, picture INTEGER, content TEXT);
+    CREATE INDEX rows_by_picture ON rows (picture, id);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """An object that an expression names, as stored."""
+
+    box: Box
+    """In the form of the file; checked when the picture's size is known."""
+    label: str = UNNAMED
+    ignore: bool = False
+    """True for a crowd region."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpressionRow:
+    """One expression, as stored."""
+
+    record: str
+    """Readable name of the record in its file."""
+    number: int | str
+    """Unique among the expressions of the dataset."""
+    said: str
+    """The expression."""
+    picture: ImageRef
+    """Where it is; width and height 0 where the file does not say."""
+    targets: tuple[Target, ...]
+    """What it names; none: nothing fits it."""
+
+
+def stored_size(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Return width and height of an image record. Raises BadRecord with reason malformed or bad_size."""
+    width, height = (whole_number(get(record, side), what=side) for side in ("width", "height"))
+    if not (1 <= width <= MAX_IMAGE_SIDE and 1 <= height <= MAX_IMAGE_SIDE):
+        raise BadRecord("bad_size", f"{str(width)[:20]}x{str(height)[:20]}")
+    return width, height
+
+
+class ExpressionTable:
+    """Rows by picture; `open_table` makes it."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.database = database
+        """Readers may keep tables of their own in it."""
+
+    def add(self, row: ExpressionRow) -> None:
+        """Keep a row. Raises BadRecord with reason duplicate_id for a number that was already seen."""
+        ref = row.picture
+        # as JSON, since text of a file may hold what a database refuses: half a surrogate pair
+        name, number = json.dumps([ref.image_source, ref.image_id]), json.dumps(row.number)
+        self.check_new(row.number)
+        self.database.execute("INSERT OR IGNORE INTO pictures (name) VALUES (?)", (name,))
+        targets = [[target.box, target.label, target.ignore] for target in row.targets]
+        content = [row.record, row.number, row.said, ref.image_uri, ref.width, ref.height, targets]
+        query = "INSERT INTO rows (number, picture, content) SELECT ?, id, ? FROM pictures WHERE name = ?"
+        self.database.execute(query, (number, json.dumps(content), name))
+
+    def check_new(self, number: int | str) -> None:
+        """Raise BadRecord with reason duplicate_id when the table has an expression of this number."""
+        query = "SELECT 1 FROM rows WHERE number = ?"
+        if self.database.execute(query, (json.dumps(number),)).fetchone():
+            raise BadRecord("duplicate_id", f"expression {str(number)[:80]}")
+
+    def items(
+        self,
+        folders: DataFolders,
+        options: BuildOptions,
+        *,
+        dataset: str,
+        sources: tuple[ImageSource, ...],
+        form: str,
+        file: str,
+        tally: Tally,
+        captions: bool,
+    ) -> Iterator[Sample | Reject]:
+        """Yield the samples of all rows, picture by picture, or their rejects; each row is one record.
+
+        sources: what the pictures belong to; those whose size no file says are opened. form: of the boxes,
+        "xyxy" or "xywh". file: for the message. captions: see `referring.expression_samples`.
+        Raises ValueError when the boxes are not of that form.
+        """
+        guard = BoxGuard(form, source=file)
+        by_name = {source.name: source for source in sources}
+        for picture, name in self.database.execute("SELECT id, name FROM pictures ORDER BY id"):
+            source_name, image_id = json.loads(name)
+            rows = self._rows(picture, by_name[source_name], image_id)
+            try:
+                ref = _sized(rows, by_name[source_name], folders)
+            except BadRecord as error:
+                for row in rows:
+                    yield tally.reject(row.record, error)
+                continue
+            objects: dict[tuple[Box, bool], Object] = {}
+            found = []
+            for row in rows:
+                try:
+                    named = _objects(row, ref, objects, guard, form)
+                    found.append(
+                        Expression(record=row.record, number=row.number, said=row.said, rows=named)
+                    )
+                except BadRecord as error:
+                    yield tally.reject(row.record, error)
+            facts = ImageFacts(
+                ref=ref, objects=tuple(objects.values()), ids=tuple(range(len(objects)))
+            )
+            yield from expression_samples(
+                facts, found, options, dataset=dataset, tally=tally, captions=captions
+            )
+        guard.check()
+
+    def _rows(self, picture: int, source: ImageSource, image_id: str) -> list[ExpressionRow]:
+        rows = []
+        query = "SELECT content FROM rows WHERE picture = ? ORDER BY id"
+        for (content,) in self.database.execute(query, (picture,)):
+            record, number, said, uri, width, height, stored = json.loads(content)
+            rows.append(
+                ExpressionRow(
+                    record=record,
+                    number=number,
+                    said=said,
+                    picture=source.ref(image_id, uri, width, height),
+                    targets=tuple(
+                        Target(box=tuple(box), label=label, ignore=i) for box, label, i in stored
+                    ),
+                )
+            )
+        return rows
+
+
+def _sized(rows: list[ExpressionRow], source: ImageSource, folders: DataFolders) -> ImageRef:
+    """Return the picture of some rows with its size, which the file says or the picture's own header."""
+    ref = rows[0].picture
+    return ref if ref.width and ref.height else source.open(folders, ref.image_uri)
+
+
+def _objects(
+    row: ExpressionRow,
+    ref: ImageRef,
+    objects: dict[tuple[Box, bool], Object],
+    guard: BoxGuard,
+    form: str,
+) -> tuple[int, ...]:
+    """Return the rows of a record's targets among the objects of its picture, and add those that are new.
+
+    Records of a picture repeat each other's boxes; one object stands for equal boxes.
+    """
+    if row.picture not in (ref, replace(ref, width=0, height=0)):
+        size = f"{row.picture.width}x{row.picture.height}"
+        raise BadRecord("contradiction", f"{size} here, {ref.width}x{ref.height} in another record")
+    named = []
+    for target in row.targets:
+        guard.look(target.box, ref.width, ref.height)
+        corners = xywh_to_xyxy(target.box) if form == "xywh" else target.box
+        box = clean_box(corners, ref.width, ref.height)
+        check_label(target.label)
+        named.append(Object(box=box, label=target.label, ignore=target.ignore))
+    # added only now, so that a bad record leaves nothing behind
+    for item in named:
+        objects.setdefault((item.box, item.ignore), item)
+    order = list(objects)
+    return tuple(dict.fromkeys(order.index((item.box, item.ignore)) for item in named))
+
+
+@contextmanager
+def open_table() -> Iterator[ExpressionTable]:
+    """Make an empty table in a temporary file, which goes away at the end of the `with` block."""
+    with scratch_database(_TABLES) as database:
+        yield ExpressionTable(database)

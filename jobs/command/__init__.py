@@ -1,0 +1,1 @@
+"""The ``fo1`` command."""

@@ -1,0 +1,26 @@
+"""``fo1 train tiny_base``: make the pre-trained base that the tiny recipes start from."""
+
+from dataclasses import fields
+
+from jobs.recipes.arguments import parse_arguments
+from pipelines.artifacts import check_writable
+from pipelines.cluster import RuntimeConfig
+
+
+def train_base(words: list[str], runtime: RuntimeConfig) -> None:
+    """Train the base into ``<root>/tiny_base``; arguments are the fields of ``TinyBaseConfig``.
+
+    The base is not an artifact of a chain: it stands for the checkpoint that a user would download, and
+    ships with the package. To use a new one, put the file in place of ``fo1_model/assets``'s.
+    """
+    from pipelines.tiny_base.build import FILE_NAME, TinyBaseConfig, train_tiny_base
+
+    config = TinyBaseConfig(**parse_arguments(TinyBaseConfig, words))
+    check_writable(runtime.root)
+    for field in fields(config):
+        print(f"{field.name}={getattr(config, field.name)}", end=" ")
+    print()
+    folder = f"{runtime.root}/tiny_base"
+    figures = train_tiny_base(config, folder)
+    print(", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    print(f"{folder}/{FILE_NAME}; the tiny recipes start from fo1_model/assets/{FILE_NAME}")

@@ -1,0 +1,104 @@
+"""How well the model chooses regions: exact sets, F1 by overlap, refusals, readable answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from pipelines.evaluation.metrics.cases import Case
+from pipelines.evaluation.metrics.matching import greedy_pairs, iou_matrix
+
+GROUNDED_TASKS = ("detection", "referring", "counting", "rejection")
+"""Tasks whose answer is a set of regions."""
+NAMING_TASKS = ("detection", "referring", "rejection")
+"""Tasks in which an answer without any region says "it is not there"."""
+
+
+def valid_answer_rate(cases: Sequence[Case]) -> float | None:
+    """Share of answers read without a problem; None without cases."""
+    return _share(case.problem is None for case in cases)
+
+
+def exact_match(cases: Iterable[Case]) -> float | None:
+    """Share of grounded answers that name exactly the true regions under exactly the true phrases.
+
+    An answer with a problem counts as wrong. Empty phrases (no region) are no claim and are left aside.
+    """
+    return _share(is_exact(case) for case in cases if case.task in GROUNDED_TASKS)
+
+
+def is_exact(case: Case) -> bool:
+    """Tell whether the answer names exactly the regions of the truth."""
+    said = {answer.text: set(answer.regions) for answer in case.answers if answer.regions}
+    true = {target.text: set(target.regions) for target in case.targets if target.regions}
+    return case.problem is None and said == true
+
+
+def region_f1(cases: Iterable[Case], *, iou: float = 0.5) -> dict[str, float]:
+    """Micro-averaged precision, recall and f1 of the chosen boxes over (sample, phrase).
+
+    Within a phrase, chosen and true boxes pair one to one, best overlap first, from `iou` on. A second box
+    on one object is wrong; a true box that no proposal covers is missed. Empty when nothing is true and
+    nothing is said.
+    """
+    hits = chosen = true = 0
+    for case in cases:
+        if case.task not in GROUNDED_TASKS:
+            continue
+        for matched, num_chosen, num_true in count_by_phrase(case, iou=iou).values():
+            hits, chosen, true = hits + matched, chosen + num_chosen, true + num_true
+    if not chosen and not true:
+        return {}
+    precision = hits / chosen if chosen else 0.0
+    recall = hits / true if true else 0.0
+    f1 = 2 * hits / (chosen + true)
+    return {"precision": precision, "recall": recall, "f1": f1}
+
+
+def count_by_phrase(case: Case, *, iou: float = 0.5) -> Mapping[str, tuple[int, int, int]]:
+    """Count (paired, chosen, true) boxes of each phrase said or true."""
+    true = {target.text: target.boxes for target in case.targets}
+    said = {answer.text: answer.boxes for answer in case.answers}
+    none = np.zeros((0, 4), dtype=np.float32)
+    counts = {}
+    for phrase in sorted(true.keys() | said.keys()):
+        chosen, truth = said.get(phrase, none), true.get(phrase, none)
+        pairs = greedy_pairs(iou_matrix(chosen, truth), iou)
+        unpaired = np.delete(chosen, [row for row, _ in pairs], axis=0)
+        crowd = iou_matrix(unpaired, case.ignored.get(phrase, none), others_are_crowds=True)
+        in_crowd = int((crowd.max(axis=1, initial=0.0) >= iou).sum())
+        counts[phrase] = (len(pairs), len(chosen) - in_crowd, len(truth))
+    return counts
+
+
+def rejection_accuracy(cases: Iterable[Case]) -> float | None:
+    """Share of the questions that ask only for absent things and are answered without any region.
+
+    An answer that cannot be read is no refusal: it counts as wrong.
+    """
+    return _share(
+        case.problem is None and not any(answer.regions for answer in case.answers)
+        for case in cases
+        if case.task in NAMING_TASKS and not case.targets
+    )
+
+
+def absent_false_positives(cases: Iterable[Case]) -> float | None:
+    """Share of the absent names, asked beside present ones, that got a region all the same.
+
+    Only questions whose names are known and of which some are present count.
+    """
+    answered: list[bool] = []
+    for case in cases:
+        if case.asked is None or not case.targets or case.task not in NAMING_TASKS:
+            continue
+        said = {answer.text for answer in case.answers if answer.regions}
+        present = {target.text for target in case.targets} | set(case.ignored)
+        answered.extend(name in said for name in case.asked if name not in present)
+    return _share(answered)
+
+
+def _share(outcomes: Iterable[bool]) -> float | None:
+    values = list(outcomes)
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,1 @@
+"""From shards and a mix to the batches of a rank."""

@@ -1,0 +1,280 @@
+"""From plan to batches on one rank: read the examples of each step, encode and collate them, work ahead.
+
+The state of a loader is one integer, the next step: everything else follows from `pipelines.loading.sample_plan`. The
+coming steps are read and encoded while the model works on the present one, by a thread or by processes of
+their own (`pipelines.loading.worker_processes`): a thread suffices where the model is the slow part, for decoding
+and reading leave Python's lock, and tokenising in part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipelines.artifacts import Artifact
+from pipelines.loading.collators import Collator, Example
+from pipelines.loading.micro_batches import group_by_tokens, num_micro_batches, split
+from pipelines.loading.sample_plan import (
+    Consumed,
+    Draw,
+    Mix,
+    SamplePlan,
+    capped_weights,
+    rank_positions,
+)
+from pipelines.schemas import RegionExample
+from pipelines.shards.tar_format import ShardSet, decode_member
+from pipelines.train_config import TrainConfig
+
+READERS = 8
+"""Examples read at a time from object storage, where a read is mostly waiting."""
+
+
+class Source(Protocol):
+    """What the loader needs of `pipelines.shards.write.ShardSet`."""
+
+    @property
+    def shards(self) -> Sequence[tuple[str, int]]:
+        """Name of each shard and the number of examples in it."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies on object storage: then several threads read at a time."""
+
+    def read(self, shard: str, index: int) -> dict[str, bytes]:
+        """Members of one example."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """One forward pass of one rank."""
+
+    batch: Any
+    """What the learner's collator made."""
+    weight: float
+    """Its share in the normalisation of the loss; 0 for a filler."""
+    sources: tuple[str, ...] = ()
+    """Source in the mix of each example, in the batch's order; none for a filler."""
+    filler: bool = False
+    """Whether it only keeps this rank in step with the others, and its loss does not count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepData:
+    """What one rank computes in one optimizer step."""
+
+    step: int
+    """Number of the step, from 0."""
+    micro_batches: list[MicroBatch]
+    """The same number on every rank, unless they are grouped by tokens: then see `padded`."""
+    sample_ids: list[str]
+    """Of the examples, in plan order."""
+    num_tokens: int
+    """Of the examples, padding left out."""
+    wait_s: float = 0.0
+    """Seconds the training loop waited for these data."""
+
+    def padded(self, count: int) -> list[MicroBatch]:
+        """The micro-batches, and fillers up to `count`: the most that any rank has, so that all take part in
+        each other's collectives."""
+        filler = dataclasses.replace(self.micro_batches[-1], weight=0.0, sources=(), filler=True)
+        return self.micro_batches + [filler] * (count - len(self.micro_batches))
+
+
+class Loader:
+    """Reads the micro-batches of each step for one rank. Picklable: every process opens files of its own."""
+
+    def __init__(
+        self,
+        plan: SamplePlan,
+        sources: Mapping[str, Source],
+        *,
+        collator: Collator,
+        batch_size: int,
+        micro_batch_size: int,
+        max_tokens: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffled_regions: bool = False,
+        prefetch_steps: int = 2,
+        processes: int = 0,
+    ) -> None:
+        """Open nothing yet.
+
+        sources: the shards of every source in the plan.
+        collator: of the learner.
+        batch_size: examples a step over all ranks. micro_batch_size: most examples in one forward pass.
+        max_tokens: most tokens in one forward pass, padding included; None cuts by number alone.
+        shuffled_regions: the control experiment of `permute_regions`.
+        prefetch_steps: steps that the thread reads ahead; 0 reads in the calling thread.
+        processes: processes that load steps instead of the thread; 0 for the thread.
+        """
+        self._plan, self._sources = plan, sources
+        self._collator = collator
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._micro_batch_size, self._max_tokens = micro_batch_size, max_tokens
+        self._shuffled_regions = shuffled_regions
+        self._prefetch_steps, self._processes = prefetch_steps, processes
+
+    @property
+    def sources(self) -> list[str]:
+        """Sources of the mix, in the same order on every rank."""
+        return self._plan.sources
+
+    def consumed(self, steps: int) -> dict[str, Consumed]:
+        """What the first `steps` take of each source, on all ranks."""
+        return self._plan.consumed(steps * self._batch_size)
+
+    def steps(self, start: int, stop: int) -> Iterator[StepData]:
+        """Yield the data of the steps ``[start, stop)`` in order."""
+        if self._processes and start < stop:
+            from pipelines.loading.worker_processes import load_in_processes
+
+            arriving = load_in_processes(self.load, range(start, stop), self._processes)
+        else:
+            arriving = self._load_in_thread(range(start, stop))
+        asked = time.perf_counter()
+        for data in arriving:
+            yield dataclasses.replace(data, wait_s=time.perf_counter() - asked)
+            asked = time.perf_counter()
+
+    def draws(self, step: int) -> list[Draw]:
+        """Positions of the plan that this rank takes in `step`, in plan order."""
+        positions = rank_positions(
+            step, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size
+        )
+        return [self._plan[position] for position in positions]
+
+    def read(self, draws: Sequence[Draw]) -> list[Example]:
+        """The examples at these positions."""
+        if not any(source.is_remote for source in self._sources.values()):
+            return [self._read_one(draw) for draw in draws]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as threads:
+            return list(threads.map(self._read_one, draws))
+
+    def _read_one(self, draw: Draw) -> Example:
+        source = self._sources[draw.source]
+        shard = source.shards[draw.shard][0]
+        try:
+            record, image = decode_member(source.read(shard, draw.index))
+        except Exception as error:
+            error.add_note(
+                f"example {draw.index} of {shard} of {draw.source}, position {draw.position}"
+            )
+            raise
+        if self._shuffled_regions:
+            record = permute_regions(record)
+        seed = seed_of("augment", self._plan.seed, draw.position)
+        return Example(record=record, image=image, seed=seed)
+
+    def load(self, step: int) -> StepData:
+        """Micro-batches of this rank in `step`."""
+        draws = self.draws(step)
+        examples = self.read(draws)
+        encoded = [self._encode(example) for example in examples]
+        lengths = [self._collator.length(item) for item in encoded]
+        pieces: Sequence[Sequence[int]]
+        if self._max_tokens is None:
+            pieces = split(
+                len(examples),
+                num_micro_batches(self._batch_size, self._micro_batch_size, self._world_size),
+            )
+        else:
+            pieces = group_by_tokens(
+                lengths,
+                max_examples=self._micro_batch_size,
+                max_tokens=self._max_tokens,
+                packed=self._collator.packs,
+            )
+        micro_batches = []
+        for piece in pieces:
+            # A rank that is an example short still joins every collective, with a filler that does not count.
+            batch = self._collator.collate([encoded[i] for i in piece or range(1)])
+            weight = float(self._collator.weigh(batch)) if piece else 0.0
+            sources = tuple(draws[i].source for i in piece)
+            micro_batches.append(
+                MicroBatch(batch=batch, weight=weight, sources=sources, filler=not piece)
+            )
+        return StepData(
+            step=step,
+            micro_batches=micro_batches,
+            sample_ids=[example.record.sample_id for example in examples],
+            num_tokens=sum(lengths),
+        )
+
+    def _encode(self, example: Example) -> Any:
+        try:
+            return self._collator.encode(example)
+        except Exception as error:
+            error.add_note(f"sample {example.record.sample_id}")
+            raise
+
+    def _load_in_thread(self, steps: range) -> Iterator[StepData]:
+        if self._prefetch_steps == 0:
+            yield from map(self.load, steps)
+            return
+        coming = iter(steps)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as thread:
+            ahead: deque[Future[StepData]] = deque(
+                thread.submit(self.load, step) for step in islice(coming, self._prefetch_steps)
+            )
+            try:
+                while ahead:
+                    data = ahead.popleft().result()
+                    ahead.extend(thread.submit(self.load, step) for step in islice(coming, 1))
+                    yield data
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+
+def open_sources(shards: Mapping[str, Artifact], mix: Mix) -> dict[str, ShardSet]:
+    """Open every source ``dataset/task`` of a mix. shards: the artifact of each dataset."""
+    return {source: ShardSet(shards[source.split("/")[0]], source.split("/")[1]) for source in mix}
+
+
+def make_plan(sources: Mapping[str, Source], mix: Mix, config: TrainConfig) -> SamplePlan:
+    """Plan of a mix over opened sources, with no source repeated more than ``config.max_repeats`` times.
+
+    ValueError for a source of the mix that is not among them, and for sources too small for the cap.
+    """
+    sizes = {name: [n for _, n in source.shards] for name, source in sources.items()}
+    if config.max_repeats is not None:
+        mix = capped_weights(
+            mix,
+            {name: sum(counts) for name, counts in sizes.items()},
+            num_positions=config.steps * config.batch_size,
+            max_repeats=config.max_repeats,
+        )
+    return SamplePlan(sizes, mix, seed=config.seed, shuffle_shards=config.shuffle_shards)
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from a hash of the parts, the same in every process."""
+    digest = hashlib.sha256("|".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def permute_regions(record: RegionExample) -> RegionExample:
+    """The control: boxes permuted among the indices, conversation unchanged, by a seed from the sample id.
+
+    Whatever a model scores on such examples it does not get from looking at the right regions.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed_of("permute regions", record.sample_id)))
+    order = generator.permutation(len(record.boxes))
+    return dataclasses.replace(
+        record,
+        boxes=record.boxes[order],
+        scores=tuple(record.scores[i] for i in order),
+        box_sources=tuple(record.box_sources[i] for i in order),
+        ignore=None if record.ignore is None else tuple(record.ignore[i] for i in order),
+    )

@@ -1,0 +1,1 @@
+"""From images to cached proposals."""

@@ -1,0 +1,107 @@
+"""One question about one picture: regions from boxes or a detector, the answer, the annotated picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from dataset_builders.tasks.prompts import JOINER, TEMPLATES
+from fo1_model import grammar
+from fo1_model.detectors import Detector, DetectorInput
+from fo1_model.generation import Answer, GenerationConfig, generate
+from fo1_model.model import FO1Model
+from fo1_model.processing import Processor
+from pipelines.reports.drawing import OFFERED, Mark, draw_marks, region_colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAnswer:
+    """What the model said about one picture."""
+
+    answer: Answer
+    """Text, phrases, regions and their log-probabilities."""
+    boxes: np.ndarray
+    """float32[N, 4]: the regions that were offered, xyxy in pixels of the picture."""
+    scores: np.ndarray | None
+    """float32[N] by the detector; None when the boxes were given."""
+    picture: Image.Image
+    """The picture with the regions offered (thin) and those named (bold, numbered)."""
+
+
+def predict_image(
+    model: FO1Model,
+    processor: Processor,
+    image: Image.Image,
+    question: str,
+    *,
+    boxes: np.ndarray | None = None,
+    detector: Detector | None = None,
+    max_new_tokens: int = 256,
+    constrained: bool = False,
+    names: Sequence[str] | None = None,
+) -> ImageAnswer:
+    """Answer a question about one picture over the given boxes, float32[N, 4] xyxy, or those of a detector.
+
+    constrained: hold the answer to the region language, and to grounding only ``names`` when they are given.
+
+    Raises ValueError for neither or both of boxes and detector, for more boxes than region tokens, or for
+    names without the constraint.
+    """
+    if (boxes is None) == (detector is None):
+        raise ValueError("boxes: give either boxes or a detector, and not both")
+    scores = None
+    if detector is not None:
+        [found] = detector.detect([detector.prepare(DetectorInput(image_id="image", image=image))])
+        boxes, scores = (
+            values[: processor.num_region_tokens] for values in (found.boxes, found.scores)
+        )
+    regions = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    lines = [grammar.IMAGE, grammar.region_prompt(len(regions)), question]
+    content = "\n".join(line for line in lines if line)
+    encoded = processor.encode(
+        image,
+        regions,
+        [{"role": "user", "content": content}],
+        for_generation=True,
+        sample_id="image",
+    )
+    config = GenerationConfig(max_new_tokens=max_new_tokens, constrained=constrained)
+    answer = generate(
+        model, processor, [encoded], config, names=None if names is None else [names]
+    )[0]
+    return ImageAnswer(
+        answer=answer,
+        boxes=regions,
+        scores=scores,
+        picture=draw_answer(image, regions, answer.parsed),
+    )
+
+
+def question_for(names: Sequence[str]) -> str:
+    """Return the release's detection question for some names.
+
+    Raises ValueError for no names, or for one that holds a tag of the region language.
+    """
+    if not names or any(not name.strip() or grammar.reserved_text(name) for name in names):
+        raise ValueError(
+            f"names={list(names)!r}: give at least one name, none empty or with a region tag in it"
+        )
+    return TEMPLATES["detection"][0].format(JOINER.join(name.strip() for name in names))
+
+
+def draw_answer(image: Image.Image, boxes: np.ndarray, parsed: grammar.ParsedAnswer) -> Image.Image:
+    """Draw the regions offered, and those named with their index and phrase."""
+    phrase_of = {region: text for text, regions in parsed.phrases for region in regions}
+    marks = [
+        Mark(
+            box=box.tolist(),
+            tag=f"{index} {phrase_of.get(index, '')}".strip() if index in parsed.regions else "",
+            colour=region_colour(index) if index in parsed.regions else OFFERED,
+            faint=index not in parsed.regions,
+        )
+        for index, box in enumerate(boxes)
+    ]
+    return draw_marks(image, marks, long_side=max(560, min(1280, max(image.size))))

@@ -1,0 +1,94 @@
+"""Pictures for `pipelines.reports.proposals_report`: the boxes of both caches over the annotated ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from dataset_builders import DataFolders
+from dataset_builders.images import bucket_of, decode_image, read_image_bytes
+from dataset_builders.records import BadRecord
+from pipelines.artifacts import Artifact
+from pipelines.evaluation.metrics.comparison import IOU, Difference
+from pipelines.evaluation.metrics.matching import iou_matrix
+from pipelines.reports.drawing import CROWD, Mark, draw_marks, picture_uri
+from pipelines.reports.html_page import Card, Cards, Line, Section
+from pipelines.reports.plots import PAIR
+
+TRUE = "#111827"
+"""Colour of annotated boxes, drawn dashed."""
+_LEGEND = (
+    "Dashed black: annotated; dashed grey: crowd. Blue: A, orange: B, thin where they overlap no object from "
+    "IoU 0.5 on; only the best boxes of each, twice as many as there are objects and at least ten. Pictures "
+    "whose recall at IoU 0.5 differs most come first."
+)
+
+
+def picture_section(
+    dataset: str, differences: Sequence[Difference], cache: Artifact, folders: DataFolders
+) -> Section:
+    """Draw the pictures of a dataset on which A and B differ; one that cannot be read is counted instead.
+
+    cache: either of the two, for the list of pictures. folders: where they lie.
+    """
+    uris = _image_uris(cache, [difference.scene.image_id for difference in differences])
+    cards, lost = [], Counter[str]()
+    for difference in differences:
+        try:
+            image = decode_image(read_image_bytes(folders, uris[difference.scene.image_id]))
+        except BadRecord as error:
+            lost[error.reason] += 1
+            continue
+        picture = draw_marks(image, _marks(difference))
+        cards.append(_card(difference, picture_uri(picture)))
+    note = "".join(f" Not shown: {number} {reason}." for reason, number in sorted(lost.items()))
+    return Section(
+        title=f"Pictures of {dataset}",
+        intro=_LEGEND + note,
+        blocks=[Cards(cards=cards)] if cards else [],
+    )
+
+
+def _image_uris(cache: Artifact, image_ids: Sequence[str]) -> dict[str, str]:
+    """Uris of some pictures, from the lists that the cache was made from."""
+    num_buckets = cache.manifest()["buckets"]
+    uris: dict[str, str] = {}
+    for bucket in sorted({bucket_of(image_id, num_buckets) for image_id in image_ids}):
+        listed = cache.read_table(f"images-{bucket:05d}.parquet", ["image_id", "image_uri"])
+        uris |= dict(zip(*(column.to_pylist() for column in listed.columns), strict=True))
+    return uris
+
+
+def _marks(difference: Difference) -> list[Mark]:
+    scene = difference.scene
+    objects = scene.boxes[~np.array(scene.ignore, bool)]
+    marks = []
+    for proposed, colour in zip(difference.proposed, PAIR, strict=True):
+        boxes = proposed.boxes[: difference.shown]
+        hits = iou_matrix(boxes, objects).max(axis=1, initial=0.0) >= IOU
+        for box, hit in zip(boxes, hits, strict=True):
+            marks.append(Mark(box=box.tolist(), colour=colour, faint=not hit))
+    marks += [
+        Mark(box=box.tolist(), colour=CROWD if ignore else TRUE, dashed=True)
+        for box, ignore in zip(scene.boxes, scene.ignore, strict=True)
+    ]
+    return marks
+
+
+def _card(difference: Difference, picture: str) -> Card:
+    lines = [
+        Line(who=letter, text=_found_text(found, difference, len(proposed.boxes), among))
+        for letter, found, proposed, among in zip(
+            "AB", difference.found, difference.proposed, difference.found_shown, strict=True
+        )
+    ]
+    more = difference.found[1] - difference.found[0]
+    badge = f"{'B' if more > 0 else 'A'} finds {abs(more)} more" if more else "same number"
+    return Card(picture=picture, title=difference.scene.image_id, lines=lines, badge=badge)
+
+
+def _found_text(found: int, difference: Difference, boxes: int, among: int) -> str:
+    recall = f"recall {100 * found / difference.objects:.0f} %: {found} of {difference.objects}, {boxes} boxes"
+    return recall if among == found else f"{recall}; {among} by the {difference.shown} drawn"

@@ -1,0 +1,1 @@
+"""From samples and proposals to WebDataset shards."""

@@ -1,0 +1,1 @@
+"""How the shipped small base model is made."""

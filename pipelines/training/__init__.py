@@ -1,0 +1,1 @@
+"""The training loop, its driver, and what they keep."""

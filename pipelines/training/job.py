@@ -1,0 +1,187 @@
+"""What a training run is made from: its config and its job. Small, hashed, and free of heavy imports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.artifacts import Artifact, canonical, fingerprint
+from pipelines.evaluation.predict import VERSION as PREDICT_VERSION
+from pipelines.evaluation.predict import PredictConfig
+from pipelines.loading.sample_plan import check_weights
+from pipelines.train_config import VALIDATION, TrainConfig, best_rule
+from pipelines.training.learners import Learner
+
+VERSION = 1
+"""Raised when the same inputs would give other weights."""
+SPEED_FILE = "speed.json"
+"""File of a finished run that says how fast it was: ``step`` and the figures of `pipelines.training.throughput`, a record a
+report. Written from MLflow, so that it holds what came before a restart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights of others, on disk."""
+
+    path: str
+    """Folder or file, which every worker reads: on a cluster it is there on every machine. Not hashed."""
+    digest: str
+    """What it holds (`pipelines.proposals.detector_inputs.content_digest`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """A benchmark that candidates are asked a slice of."""
+
+    shards: Artifact
+    """Its questions."""
+    samples: Artifact
+    """Their truth."""
+    config: PredictConfig
+    """How they are answered."""
+    coco: bool
+    """Whether COCO AP is among the figures (`evaluation.evaluate`)."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of questions and truth, and of how they are asked."""
+        how = fingerprint(
+            kind="predictions",
+            version=PREDICT_VERSION,
+            config=self.config,
+            inputs={"coco": str(self.coco)},
+        )
+        return {
+            "questions": self.shards.fingerprint,
+            "truth": self.samples.fingerprint,
+            "asked": how,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Everything a run is made from: small, picklable, and the same for any number of workers."""
+
+    name: str
+    """Name of the run's artifact, such as ``stage1``."""
+    learner: Learner
+    """What is trained."""
+    config: TrainConfig
+    """How."""
+    mix: dict[str, float]
+    """Weight of each source ``dataset/task``; empty for a run of no steps."""
+    shards: dict[str, Artifact]
+    """Shards of each dataset in the mix."""
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    """Weights of others that parts of a new model start from, by part; the learner says which it takes."""
+    validation: dict[str, Artifact] = field(default_factory=dict)
+    """Shards of held-out examples, by source ``dataset/task``, where the config validates."""
+    benchmarks: dict[str, Questions] = field(default_factory=dict)
+    """Benchmarks that candidates are asked, by name, where the config validates."""
+    parent: Artifact | None = None
+    """Finished run whose model this one starts from."""
+    tracking_uri: str | None = field(default=None, repr=False)
+    """MLflow server; None for a database under the root. Not hashed; it may hold a password, so not shown."""
+
+    def __post_init__(self) -> None:
+        if self.config.steps:
+            check_weights(self.mix)
+        if unknown := sorted({source.split("/")[0] for source in self.mix} - set(self.shards)):
+            raise ValueError(f"mix names {', '.join(unknown)}, whose shards are not given")
+        judged = {*self.validation, *self.benchmarks}
+        if judged and not self.config.validate_every:
+            raise ValueError(
+                "validation: held-out shards are given; set TrainConfig.validate_every too"
+            )
+        if self.config.validate_every and not judged:
+            raise ValueError(
+                f"validate_every={self.config.validate_every}: give `validation` shards or `benchmarks`, or "
+                "set 0"
+            )
+        if self.benchmarks and not self.learner.answers:
+            raise ValueError(
+                f"validation asks {', '.join(self.benchmarks)}, but this learner answers no questions: leave "
+                "benchmarks out"
+            )
+        if self.config.keep_best:
+            self._check_keep_best()
+        towers = self.learner.towers
+        if unknown := sorted(set(self.config.activation_checkpointing) - set(towers)):
+            known = (
+                f"choose among {', '.join(towers)}"
+                if towers
+                else "this learner has none: leave it out"
+            )
+            raise ValueError(
+                f"TrainConfig.activation_checkpointing names {', '.join(unknown)}; {known}"
+            )
+        if self.config.compile and not towers:
+            raise ValueError(
+                "TrainConfig.compile: this learner has no layers to compile; leave it out"
+            )
+        self.learner.check(has_parent=self.parent is not None, weights=self.weights)
+
+    @property
+    def weight_paths(self) -> dict[str, Path]:
+        """Where the weights of others are, by part."""
+        return {part: Path(weights.path) for part, weights in self.weights.items()}
+
+    def artifacts(self) -> list[Artifact]:
+        """The artifacts it is made from: shards of the mix, held-out shards, benchmarks, the parent run."""
+        names = sorted({source.split("/")[0] for source in self.mix})
+        parent = [self.parent] if self.parent is not None else []
+        asked = [
+            artifact
+            for each in self.benchmarks.values()
+            for artifact in (each.shards, each.samples)
+        ]
+        return [*(self.shards[name] for name in names), *self.validation.values(), *asked, *parent]
+
+    def _check_keep_best(self) -> None:
+        """What can be known of the figure before there is one: a benchmark's is ``NAME.figure``."""
+        name = best_rule(self.config.keep_best)[1].removeprefix(VALIDATION)
+        if "." in name and name.split(".")[0] not in self.benchmarks:
+            asked = ", ".join(self.benchmarks) or "none"
+            raise ValueError(
+                f"TrainConfig.keep_best={self.config.keep_best!r}: the run validates on benchmarks {asked}"
+            )
+        if "." not in name and not self.validation:
+            raise ValueError(
+                f"TrainConfig.keep_best={self.config.keep_best!r}: there are no held-out shards; name a "
+                f"figure of a benchmark, such as max:{VALIDATION}{next(iter(self.benchmarks))}.f1"
+            )
+
+    def inputs(self) -> dict[str, str]:
+        """Fingerprint of each input, by name."""
+        datasets = sorted({source.split("/")[0] for source in self.mix})
+        inputs = {
+            f"shards/{self.shards[name].name}": self.shards[name].fingerprint for name in datasets
+        }
+        for source, shards in self.validation.items():
+            inputs[f"validation/{source}"] = shards.fingerprint
+        for name, asked in self.benchmarks.items():
+            inputs |= {
+                f"{VALIDATION}benchmark/{name}/{part}": mark
+                for part, mark in asked.fingerprints().items()
+            }
+        for part, weights in self.weights.items():
+            inputs[f"weights/{part}"] = weights.digest
+        if self.parent is not None:
+            inputs[f"runs/{self.parent.name}"] = self.parent.fingerprint
+        return inputs | dict(self.learner.inputs())
+
+    def description(self) -> dict[str, Any]:
+        """What is hashed beside the inputs; also the parameters in MLflow."""
+        return {
+            "learner": canonical(self.learner),
+            "train": canonical(self.config),
+            "mix": canonical(self.mix),
+        }
+
+    def artifact(self, root: str) -> Artifact:
+        """The artifact this job makes."""
+        key = fingerprint(
+            kind="runs", version=VERSION, config=self.description(), inputs=self.inputs()
+        )
+        return Artifact(root=root, kind="runs", name=self.name, fingerprint=key)
