@@ -96,6 +96,22 @@ def test_files_stay_short(name):
     assert len((ROOT / name).read_text().splitlines()) <= 400
 
 
+ROOMS = sorted(name for name in SOURCES if name.endswith("__init__.py"))
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_says_what_its_modules_are(name):
+    """The docstring of a package names each of its modules and sub-packages, in backticks or alone in a line."""
+    folder = Path(name).parent
+    inside = {
+        path.stem if path.suffix else path.name
+        for path in (ROOT / folder).iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    } - {"__init__", "__main__"}
+    said = ast.get_docstring(ast.parse((ROOT / name).read_text())) or ""
+    assert {module for module in inside if not re.search(rf"\b{module}\b", said)} == set()
+
+
 def test_top_level_is_fixed():
     visible = {name.split("/")[0] for name in tracked() if not name.startswith(".")}
     assert visible == TOP_LEVEL
