@@ -49,7 +49,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def faults(value: Any, schema: dict[str, Any], where: str = "") -> Iterator[str]:
-    """What a strict API server would say: unknown fields fail, as with ``kubectl --validate=strict``."""
+    """What a strict API server would say: unknown fields fail, as with ``--validate=strict``."""
     if schema.get("x-kubernetes-int-or-string"):
         if isinstance(value, bool) or not isinstance(value, (int, str)):
             yield f"{where}: {value!r} is neither a whole number nor text"
@@ -191,7 +191,7 @@ def test_pods_have_what_they_need(path: Path) -> None:
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_a_job_parses_and_fits_its_cluster(path: Path) -> None:
-    """The words go through the real command line; every worker finds a GPU and a CPU, and one CPU is left."""
+    """The words parse; every worker finds a GPU and a CPU, and one CPU is left."""
     manifest = load(path)
     words = shlex.split(manifest["spec"]["entrypoint"])
     assert words[0] == "fo1"
