@@ -8,8 +8,8 @@ it has no boxes, so it is built three ways:
 | ------------------- | ---------------- | ------------------------------------------------------- |
 | sharegpt4v          | `caption`        | the conversation as it is                               |
 | sharegpt4v_full_box | `region_caption` | the whole image as a region, the caption describes it   |
-| sharegpt4v_grounded | `grounding`      | images of COCO: the first mention of a category with   |
-|                     |                  | one box on the image is grounded; else `caption`       |
+| sharegpt4v_grounded | `grounding`      | images of COCO: the first mention of a category with    |
+|                     |                  | one box on the image is grounded; else `caption`        |
 
 Source: https://github.com/ShareGPT4Omni/ShareGPT4V (docs/Data.md).
 """
