@@ -209,6 +209,9 @@ def test_the_wrong_release_of_the_tree(tmp_path: Path) -> None:
     (tmp_path / TREE).write_text("{")
     with pytest.raises(SettingError, match="not valid JSON"):
         list(SPEC.samples(DataFolders(str(tmp_path)), BuildOptions()))
+    (tmp_path / TREE).write_text("[" * 100_000)  # too deep for the parser
+    with pytest.raises(SettingError, match="not valid JSON"):
+        list(SPEC.samples(DataFolders(str(tmp_path)), BuildOptions()))
 
 
 def test_names_that_differ_only_in_parentheses_stay_apart(tmp_path: Path) -> None:

@@ -246,3 +246,10 @@ def test_wrong_folders_raise(tmp_path: Path) -> None:
     (tmp_path / "flickr30k_entities/train.txt").write_text("\n")
     with pytest.raises(SettingError, match=r"train.txt lists no image"):
         build(tmp_path)
+
+
+def test_a_list_of_unrelated_captions_in_another_encoding_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"1": GOOD})
+    (tmp_path / "flickr30k_entities/UNRELATED_CAPTIONS").write_bytes(b"# caf\xe9\n1 1\n")
+    with pytest.raises(SettingError, match="UNRELATED_CAPTIONS is not UTF-8"):
+        build(tmp_path)

@@ -249,3 +249,13 @@ def test_wrong_files_raise(tmp_path: Path) -> None:
     (tmp_path / "grit/metadata/a.parquet").write_bytes(b"PAR1 no parquet")
     with pytest.raises(SettingError, match="no whole parquet"):
         build(tmp_path, "grit_metadata")
+
+
+def test_a_table_damaged_in_the_middle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "grit/images").mkdir(parents=True)
+    path = tmp_path / "grit/metadata/a.parquet"
+    table(path, [record()] * 50)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + b"\xff" * 200 + whole[204:])  # page headers, which pyarrow parses
+    with pytest.raises(SettingError, match="no whole parquet"):
+        build(tmp_path, "grit_metadata")
