@@ -1,5 +1,15 @@
-"""Detection datasets whose labels are exhaustive, in COCO's form: COCO itself, and any folder in its
-layout."""
+"""COCO 2017 and any folder in its layout: detection datasets whose labels are exhaustive.
+
+Layout: one COCO instances JSON (`annotations/instances_SPLIT2017.json`) and a folder of its images
+by `file_name` (`SPLIT2017/`). Every image becomes questions of `tasks.detection`: names to find,
+objects to count, regions to name. The `_all` datasets ask each image for all categories at once, as
+COCO AP is measured. A category without a box on an image is absent there, because the labels are
+exhaustive.
+
+`coco` and `coco_all` read the training paths too, but claim nothing of COCO: they serve a sample of
+it or a user's own data. So their image source is their own, and their proposals never mix with
+COCO's.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,7 +39,19 @@ def coco_form(
     stages: tuple[int, ...] = (),
     num_samples: int = 0,
 ) -> DatasetSpec:
-    """Return a dataset in COCO's form. file, folder: JSON and picture folder; ask: see `detection.build`."""
+    """Return a dataset in COCO's form.
+
+    Args:
+        name: Name of the dataset.
+        file: COCO instances JSON, below the data root.
+        folder: Image folder, below the data root.
+        images: The image source that the images belong to.
+        licence: Licence of annotations and images.
+        source: Official place to get the dataset.
+        ask: "present" or "all", see `detection.build`.
+        stages: Stages whose mix has it in Table 10 of the paper.
+        num_samples: About how many samples it gives; 0 when unknown.
+    """
 
     def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         return detection.build(
@@ -45,7 +67,7 @@ def coco_form(
         stages=stages,
         licence=licence,
         source=source,
-        layout=f"{file}   COCO instances JSON\n{folder}/   its pictures, by file_name",
+        layout=f"{file}   COCO instances JSON\n{folder}/   its images, by file_name",
         num_samples=num_samples,
     )
 
@@ -70,7 +92,7 @@ def _coco2017(
 
 
 def _any_coco(name: str, *, ask: str = "present") -> DatasetSpec:
-    """Any folder in COCO's layout, whatever its size: a sample of COCO, or a user's own data."""
+    """Return the dataset of any folder in COCO's layout: a sample of COCO, or a user's own data."""
     return coco_form(
         name,
         file="coco/annotations/instances_train2017.json",

@@ -1,10 +1,16 @@
 """CrowdHuman: every person of an image (https://www.crowdhuman.org/download.html).
 
-``annotation_train.odgt`` has one JSON object a line, as shown by mmdetection's
-tests/data/crowdhuman_dataset/test_annotation_train.odgt: `ID` and `gtboxes`, each with a `tag`, three boxes
-as left, top, width, height, and `extra`. The visible box, vbox, is used: the full one, fbox, is a guess
-behind what hides it, and may leave the image. Regions with the tag mask (crowds, reflections, pictures of
-people) and persons with `extra.ignore` are ignore regions. Sizes stand in the pictures. IDs hold a comma.
+Files: ``annotation_train.odgt`` and a folder of images. The first has one JSON object a line, as
+shown by mmdetection's tests/data/crowdhuman_dataset/test_annotation_train.odgt: `ID` and `gtboxes`,
+each with a `tag`, three boxes as left, top, width, height, and `extra`. Each image becomes a
+question where the persons are, and how many where that is certain. Traps:
+
+- The visible box, vbox, is used: the full one, fbox, is a guess behind what hides it, and may leave
+  the image.
+- Regions with the tag mask (crowds, reflections, pictures of people) and persons with
+  `extra.ignore` are ignore regions.
+- Sizes stand only in the images.
+- IDs hold a comma.
 """
 
 from collections.abc import Generator, Iterator
@@ -19,6 +25,7 @@ from dataset_builders.box_checks import (
     xywh_to_xyxy,
 )
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import folder_source, stem
 from dataset_builders.images import check_uri
@@ -33,14 +40,15 @@ from dataset_builders.tasks.prompts import conversation, counted_answer, questio
 FILE = "crowdhuman/annotation_train.odgt"
 PICTURES = "crowdhuman/Images"
 LABELS = {"person": "person", "mask": "mask"}
-"""`tag` -> label."""
+"""`tag` of a box -> label."""
 IMAGES = folder_source("crowdhuman", PICTURES, num_buckets=32, id_of=stem)
 
 
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield the samples of every line, the rejects, and the ledger last.
 
-    Raises ValueError when the file is not of this form.
+    Raises:
+        SettingError: The file is not of this form.
     """
     tally = Tally()
     guard = BoxGuard("xywh", source=FILE)
@@ -56,6 +64,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         except BadRecord as error:
             yield tally.reject(name, error, "image")
             for row in range(len(boxes)):
+                # the boxes count as read, so that the ledger adds up to those of the file
                 lost = BadRecord("image_rejected", name)
                 yield tally.reject(f"{name}/gtboxes/{row}", lost, "box")
             continue
@@ -68,19 +77,23 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         yield from tally.record(name, samples_of, "image")
     guard.check()
     if not tally.num_read:
-        raise ValueError(f"{FILE} holds no lines: want one JSON object a line")
+        raise SettingError(f"{FILE} holds no lines: want one JSON object a line")
     yield tally.ledger()
 
 
 def read_record(record: Any) -> tuple[str, list[Any]]:
-    """Return ID and gtboxes of a line. Raises BadRecord: malformed or unsafe_path."""
+    """Return ID and gtboxes of a line.
+
+    Raises:
+        BadRecord: malformed or unsafe_path.
+    """
     image_id, boxes = get(record, "ID"), get(record, "gtboxes")
     if not isinstance(image_id, str) or not isinstance(boxes, list):
         raise BadRecord(
             "malformed", f"ID is {type(image_id).__name__}, gtboxes {type(boxes).__name__}"
         )
     if "/" in image_id:
-        raise BadRecord("unsafe_path", f"ID {image_id[:120]!r} is no name of a picture")
+        raise BadRecord("unsafe_path", f"ID {image_id[:120]!r} is no name of an image file")
     check_uri(image_id)
     return image_id, boxes
 
@@ -121,7 +134,7 @@ def _kind(record: Any) -> tuple[str, bool]:
 
 
 def _samples(view: ImageFacts, options: BuildOptions) -> list[Sample]:
-    """Return the samples of an image or window: where the persons are, and how many where that is certain."""
+    """Return the samples of an image or window: where the persons are, and how many if certain."""
     samples = image_samples(view, options, "crowdhuman", {}, tasks=("detection",))
     rows = view.present().get("person", ())
     if rows and countable(view) and options.counting:
@@ -134,9 +147,10 @@ def _samples(view: ImageFacts, options: BuildOptions) -> list[Sample]:
 
 
 def countable(view: ImageFacts) -> bool:
-    """Whether the persons can be counted: nobody is ignored or in doubt, and no mask could hide a person.
+    """Return whether the persons of an image or window can be counted.
 
-    A mask could where it is not smaller than the smallest person, by area.
+    They can when nobody is ignored or in doubt, and no mask could hide a person. A mask could where
+    it is not smaller than the smallest person, by area.
     """
     if view.uncertain or "person" in view.crowded():
         return False
@@ -161,7 +175,7 @@ DATASETS = (
         stages=(2,),
         licence="non-commercial research",
         source="https://www.crowdhuman.org/download.html",
-        layout=f"{FILE}   one JSON object an image\n{PICTURES}/   its pictures, ID.jpg",
+        layout=f"{FILE}   one JSON object an image\n{PICTURES}/   its images, ID.jpg",
         num_samples=25_000,
     ),
 )

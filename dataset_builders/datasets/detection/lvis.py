@@ -1,12 +1,20 @@
-"""LVIS: federated labels. Only some categories are known on an image, and each in one of three ways.
+"""LVIS: boxes of 1,203 categories with federated labels, on images of COCO 2017.
 
-    boxed               its boxes are all there ...
-    not exhaustive      ... unless `not_exhaustive_category_ids` names it: never asked for as a whole, never
-    counted verified absent     `neg_category_ids`: nothing else may be called absent
+Federated: only some categories are known on an image, and each in one of three ways.
 
-Of every other category the file says nothing, boxed or not: people are on most images without a person box.
+| state           | where it stands                                 | what is asked               |
+| --------------- | ----------------------------------------------- | --------------------------- |
+| boxed           | boxes, and not in `not_exhaustive_category_ids` | where all of it is, a count |
+| not exhaustive  | boxes, and in `not_exhaustive_category_ids`     | never the whole, no count   |
+| verified absent | `neg_category_ids`                              | rejections                  |
 
-LVIS: https://www.lvisdataset.org/dataset, https://github.com/lvis-dataset/lvis-api (data/README.md)
+Nothing but the verified ones may be called absent. Of every other category the file says nothing,
+boxed or not: people are on most images without a person box.
+
+Files (https://www.lvisdataset.org/dataset, https://github.com/lvis-dataset/lvis-api,
+data/README.md): ``lvis_v1_SPLIT.json`` in COCO's form with those two lists on each image record,
+and the image folders of COCO 2017. The validation file points into COCO's training folder too. Each
+image becomes the questions of `tasks.detection`, worded with the first synonym of a category.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +25,7 @@ from typing import Any
 
 from dataset_builders.box_checks import get, whole_number
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import COCO_TRAIN, COCO_VAL, coco_id, source_of
 from dataset_builders.images import check_uri
@@ -30,7 +39,7 @@ from dataset_builders.tasks.absence import LabelStatistics, absent_fields
 from dataset_builders.validation import check_label
 
 NEGATIVE, PARTIAL = "neg_category_ids", "not_exhaustive_category_ids"
-"""Fields of an image record."""
+"""Fields of an image record: ids verified to be absent, and ids whose boxes are not all there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +59,13 @@ class FederatedLabels:
     def of(cls, image: CocoImage, categories: Mapping[int, str]) -> "FederatedLabels":
         """Read the lists of an image.
 
-        categories: id -> label. Raises BadRecord with reason malformed when a list is missing or no list, or
-        the list of what is not exhaustive cannot be read: any category could be on it.
+        Args:
+            image: The image with its record.
+            categories: Category id -> label.
+
+        Raises:
+            BadRecord: malformed, when a list is missing or no list, or when an entry of the list of
+                what is not exhaustive cannot be read: any category could be on it.
         """
         shown = {item.label for item in image.facts.objects}
         partial: set[str] = set()
@@ -99,11 +113,21 @@ def build(
     file: str,
     pictures: tuple[str, ...],
 ) -> Iterator[Item]:
-    """Yield the questions of `detection.image_samples` about one LVIS file, its rejects, and the ledger last.
+    """Yield the questions of `detection.image_samples` about one LVIS file.
 
-    pictures: folders of COCO 2017 that the file may point into; the first is taken where it does not say.
-    Units: "record" is one entry of the two lists of an image. Raises ValueError when the file is not of this
-    form.
+    Rejects come in between, the ledger last. Unit "record" is one entry of the two lists of an
+    image.
+
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        file: The annotation file, below the data root.
+        pictures: Folders of COCO 2017 that the file may point into; the first is taken where the
+            file does not say.
+
+    Raises:
+        SettingError: The file is not of this form.
     """
     tally = Tally()
     form = CocoForm(uri_of=partial(picture_of, pictures=pictures), image_fields=(NEGATIVE, PARTIAL))
@@ -151,12 +175,18 @@ def build(
 
 
 def picture_of(image: Mapping[str, Any], *, pictures: tuple[str, ...]) -> str:
-    """Return where the picture of an image record lies below ``coco/``: "val2017/000000266409.jpg".
+    """Return where the image of an image record lies below ``coco/``: "val2017/000000266409.jpg".
 
-    v1 has only `coco_url`, whose last two parts say it; the names of v0.5 (COCO_val2014_...) are of the years
-    before the split of 2017, so the url is asked first. pictures: as for `build`.
-    Raises BadRecord: malformed, unsafe_path, contradiction, or benchmark_image for a picture of another
-    split.
+    v1 has only `coco_url`, whose last two parts say it; the names of v0.5 (COCO_val2014_...) are of
+    the years before the split of 2017, so the url is asked first.
+
+    Args:
+        image: The image record.
+        pictures: Folders that the file may point into, as for `build`.
+
+    Raises:
+        BadRecord: malformed, unsafe_path, contradiction, or benchmark_image for an image of another
+            split.
     """
     url = image.get("coco_url")
     place = get(image, "file_name") if url is None else url
@@ -168,7 +198,7 @@ def picture_of(image: Mapping[str, Any], *, pictures: tuple[str, ...]) -> str:
     number = coco_id(name)
     if int(number) != whole_number(get(image, "id"), what="image id"):
         raise BadRecord(
-            "contradiction", f"image {str(image['id'])[:40]} has the picture {name[:80]!r}"
+            "contradiction", f"image {str(image['id'])[:40]} has the file {name[:80]!r}"
         )
     if folder not in pictures:
         reason = "benchmark_image" if folder in ("train2017", "val2017") else "malformed"
@@ -177,23 +207,29 @@ def picture_of(image: Mapping[str, Any], *, pictures: tuple[str, ...]) -> str:
 
 
 def placed(facts: ImageFacts) -> ImageFacts:
-    """Return the facts with the image source below whose folder the picture lies."""
+    """Return the facts with the image source below whose folder the image lies."""
     source = source_of(facts.ref.image_uri, (COCO_TRAIN, COCO_VAL))
     return replace(facts, ref=replace(facts.ref, image_source=source.name))
 
 
 def check_federated(coco: CocoFile, file: str) -> None:
-    """Raise ValueError when no image of the file says which categories were verified on it."""
+    """Raise SettingError when no image of the file says which categories were verified on it."""
     query = "SELECT 1 FROM images WHERE more LIKE ? LIMIT 1"
     if coco.database.execute(query, (f'%"{NEGATIVE}"%',)).fetchone() is None:
-        raise ValueError(
-            f"{PurePosixPath(file).name}: no image has {NEGATIVE}: not a file with federated labels, as LVIS "
-            "and PACO are"
+        raise SettingError(
+            f"{PurePosixPath(file).name}: no image has {NEGATIVE}: not a file with federated "
+            "labels, as LVIS and PACO are"
         )
 
 
 def name_categories(coco: CocoFile) -> dict[str, tuple[str, ...]]:
-    """Name the file's categories as questions do, by their first synonym; return label -> the others."""
+    """Name the file's categories as questions do, by their first synonym.
+
+    Changes `coco.categories` in place.
+
+    Returns:
+        Label -> its other synonyms.
+    """
     listed = {number: _synonyms(coco.records[number]) for number in coco.categories}
     first = {name: listed[number][0] for number, name in coco.categories.items() if listed[number]}
     shown = prompt_names(coco.categories.values(), first)
@@ -205,7 +241,7 @@ def name_categories(coco: CocoFile) -> dict[str, tuple[str, ...]]:
 
 
 def _synonyms(category: Mapping[str, Any]) -> list[str]:
-    """Names of a category that are fit for a question; none where the file has none."""
+    """Return the names of a category that are fit for a question; none where the file has none."""
     listed = category.get("synonyms")
     return [name for name in listed if _is_label(name)] if isinstance(listed, list) else []
 
@@ -237,7 +273,7 @@ def _lvis(
         layout="\n".join(
             (
                 f"{file}   official annotations with {NEGATIVE} and {PARTIAL}",
-                *(f"coco/{folder}/   pictures of COCO 2017" for folder in pictures),
+                *(f"coco/{folder}/   images of COCO 2017" for folder in pictures),
             )
         ),
         **facts,
@@ -246,6 +282,6 @@ def _lvis(
 
 DATASETS = (
     _lvis("train", (COCO_TRAIN,), ("train2017",), stages=(2,), num_samples=700_000),
-    # validation takes pictures from COCO's training split too, so it needs both folders
+    # validation takes images from COCO's training split too, so it needs both folders
     _lvis("val", (COCO_VAL, COCO_TRAIN), ("val2017", "train2017"), num_samples=130_000),
 )

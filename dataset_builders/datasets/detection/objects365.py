@@ -1,9 +1,19 @@
 """Objects365: 365 categories of everyday things, meant to be boxed wherever they are.
 
-COCO's JSON with its own habits (https://www.objects365.org; loaders: mmdet/datasets/objects365.py in
-https://github.com/open-mmlab/mmdetection): names are misspelt or padded (`objects365_names`), of a path in
-version 2 the last two parts count, and three pictures that the file lists were never published. Categories
-go by their id within a file: those of the training and the validation file of version 1 do not agree.
+Files (https://www.objects365.org; loaders: mmdet/datasets/objects365.py in
+https://github.com/open-mmlab/mmdetection): COCO's instances JSON, one a split, and image folders,
+cut into patches in version 2. Every image becomes the questions of `tasks.detection`.
+
+The JSON has habits of its own, which `CocoForm` takes up:
+
+- names are misspelt or padded, and some hold two names at once (`objects365_names`);
+- of a path in version 2 only the last two parts count (patch and file);
+- three images that the file lists were never published;
+- categories go by their id within a file: those of the training and the validation file of version
+  1 do not agree.
+
+Its labels are meant to be complete but visibly are not for names that are easily confused, so where
+one of such a group is boxed none of the rest is called absent.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +36,7 @@ UNPUBLISHED = frozenset(
         "patch6/objects365_v1_00320534.jpg",
     }
 )
-"""Pictures of `zhiyuan_objv2_train.json` that are in no patch."""
+"""Images of `zhiyuan_objv2_train.json` that are in no patch."""
 
 _LICENCE = "images under their own Flickr licences; annotations for research, non-commercial"
 _SOURCE = "https://www.objects365.org/download.html"
@@ -38,7 +48,10 @@ def _name(category: Mapping[str, Any]) -> str:
 
 
 def _last_parts(count: int) -> Callable[[Mapping[str, Any]], str]:
-    """Return a reader of the last parts of an image's path, which is checked whole first."""
+    """Return a reader of the last `count` parts of an image's path.
+
+    The path is checked whole first, so that a part that is cut off cannot lead out of the folder.
+    """
 
     def uri_of(image: Mapping[str, Any]) -> str:
         parts = PurePosixPath(check_uri(get(image, "file_name"))).parts
@@ -102,7 +115,7 @@ DATASETS = (
         num_buckets=1024,
         stages=(1, 2),
         num_samples=12_500_000,
-        layout="objects365/train/patchN/   its pictures: patch0 to patch50, unpacked side by side",
+        layout="objects365/train/patchN/   its images: patch0 to patch50, unpacked side by side",
     ),
     _objects365(
         "objects365_val",
@@ -111,7 +124,10 @@ DATASETS = (
         path_parts=2,
         num_buckets=64,
         num_samples=580_000,
-        layout="objects365/val/patchN/   its pictures: patch0 to patch43, those of v1/ and v2/ side by side",
+        layout=(
+            "objects365/val/patchN/   its images: patch0 to patch43, "
+            "those of v1/ and v2/ side by side"
+        ),
     ),
     _objects365(
         "objects365_v1",
@@ -120,6 +136,6 @@ DATASETS = (
         path_parts=1,
         num_buckets=512,
         stages=(1, 2),
-        layout="objects365_v1/train/   its pictures, in one folder",
+        layout="objects365_v1/train/   its images, in one folder",
     ),
 )

@@ -1,8 +1,8 @@
-"""Names of Objects365: what is misspelt in the files, what is two names in one, and what is easily confused.
+"""Names of Objects365: which are misspelt, which are two in one, and which are easily confused.
 
 The spellings on the left are those of the official files, as mmdetection lists them
-(mmdet/datasets/objects365.py in https://github.com/open-mmlab/mmdetection, branch 2.x). A spelling that a
-file does not hold is never met, so one table serves both versions. The groups are ours.
+(mmdet/datasets/objects365.py in https://github.com/open-mmlab/mmdetection, branch 2.x). A spelling
+that a file does not hold is never met, so one table serves both versions. The groups are ours.
 """
 
 from collections.abc import Collection, Sequence
@@ -41,7 +41,7 @@ MENDED = {
     "Table Tennis": "Table Tennis ball",
     "Formula 1": "Formula 1 car",
 }
-"""Name in a file, without the blanks around it -> name that is meant."""
+"""Name in a file, without the blanks around it -> the name that is meant."""
 
 SPLIT = {
     "trash bin/can": ("trash bin", "trash can"),
@@ -241,8 +241,11 @@ GROUPS: Sequence[Collection[str]] = (
     ("french fries", "chips", "potato"),
     ("nuts", "candy", "dates"),
 )
-"""Names that annotators mix up, or of which one covers the other: where one of a group is boxed, none of the
-rest is called absent (Objects365 is meant to be complete, but visibly is not for such names)."""
+"""Names that annotators mix up, or of which one covers the other.
+
+Where one of a group is boxed, none of the rest is called absent: Objects365 is meant to be
+complete, but visibly is not for such names.
+"""
 
 _CONFUSED: dict[str, set[str]] = {}
 for _group in GROUPS:
@@ -262,9 +265,15 @@ def confused_with(name: str) -> Collection[str]:
 
 
 def spellings(names: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Return the names in a prompt of each compound name: "Orange" and "Tangerine" for "Orange/Tangerine".
+    """Return the names in a prompt of each compound name: "Orange/Tangerine" is two names.
 
-    names: all of a file, mended. A part that is a name of another category too is left out.
+    A part that is a name of another category too is left out: asking for it would ask for both.
+
+    Args:
+        names: All category names of a file, mended.
+
+    Returns:
+        Stored name -> its names; only names that are not simply themselves.
     """
     parts = {
         name: SPLIT.get(name.lower()) or tuple(p.strip() for p in name.split("/")) for name in names

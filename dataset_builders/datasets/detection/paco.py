@@ -1,12 +1,15 @@
-"""PACO: objects, their parts, and attributes of both, on COCO pictures (LVIS) and Ego4D frames.
+"""PACO: objects, their parts, and attributes of both, on COCO images (LVIS) and Ego4D frames.
 
-A part is an annotation like an object; its `obj_ann_id` names the object that it is of. Its category is
-"object:part" in `categories` (the form that training needs) or the bare part in `part_categories` (the
-documented one): both are read. What is known of an annotation becomes a description: "the black plastic
-handle of a mug". Attributes of a type are stated only where that type was annotated (`unknown_color` is 0,
-and so on), and never the background ones, "other(color)".
+Files (https://github.com/facebookresearch/paco, docs/PACO_DATASET.md): one JSON in COCO's form with
+further tables (`part_categories`, `attributes`, `attr_type_to_attr_idxs`), and COCO's train2017 or
+the frames of Ego4D. What is known of an annotation becomes a description, "the black plastic handle
+of a mug", which is asked for (region_caption), as is the bare name (region_name).
 
-PACO: https://github.com/facebookresearch/paco (docs/PACO_DATASET.md)
+- A part is an annotation like an object; its `obj_ann_id` names the object that it is of.
+- Its category is "object:part" in `categories` (the form that training needs) or the bare part in
+  `part_categories` (the documented one): both are read.
+- Attributes of a type are stated only where that type was annotated (`unknown_color` is 0, and so
+  on), and never the background ones, "other(color)".
 """
 
 import random
@@ -19,6 +22,7 @@ from typing import Any
 from dataset_builders.box_checks import get, whole_number
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.detection.lvis import picture_of
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import COCO_TRAIN
 from dataset_builders.names import prompt_names
@@ -40,7 +44,7 @@ from dataset_builders.validation import check_label
 TYPES = ("color", "pattern_marking", "material", "transparency")
 """Types of attributes, in the order of `unknown_*`."""
 SPOKEN = ("transparency", "color", "pattern_marking", "material")
-"""The same in the order in which a description names them. ours"""
+"""Types of attributes, in the order in which a description names them. ours"""
 UNSAID = frozenset({"plain", "opaque"})
 """Attributes that hold for most things and that a description leaves out. ours"""
 CARRIED = frozenset({"logo", "text"})
@@ -58,7 +62,7 @@ _BOX_FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The tables of one file."""
+    """The tables of one file: its categories and attributes as a text says them."""
 
     objects: Mapping[int, str]
     """Category id -> name of an object as a text says it."""
@@ -72,12 +76,12 @@ class Vocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What is known of one annotation."""
+    """What is known of one annotation, in words."""
 
     label: str
     """Name of the object, or "handle of a mug"."""
     text: str | None
-    """The description; None for an object of which nothing but its name is known."""
+    """Description of the object; None where nothing but its name is known."""
 
 
 def build(
@@ -90,11 +94,22 @@ def build(
     source: ImageSource,
     uri_of: Callable[[Mapping[str, Any]], str],
 ) -> Iterator[Item]:
-    """Yield questions for descriptions and names of regions of one PACO file, the rejects, and the ledger
-    last.
+    """Yield questions for descriptions and names of regions of one PACO file.
 
-    folder, source: what `uri_of` is below, and what the pictures belong to. Units: "record" is what one
-    annotation says beside its box. Raises ValueError when the file is not of this form.
+    Rejects come in between, the ledger last. Unit "record" is what one annotation says beside its
+    box.
+
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        file: The annotation file, below the data root.
+        folder: Folder that the uris of `uri_of` are below.
+        source: Image source that the images belong to.
+        uri_of: Returns the uri of an image from its record.
+
+    Raises:
+        SettingError: The file is not of this form.
     """
     tally = Tally()
     tables = read_members(
@@ -135,7 +150,11 @@ def region_samples(
 ) -> list[Sample]:
     """Return up to `region_texts` questions for descriptions and `region_names` for names.
 
-    known: annotation id -> what it says; annotations that are not there are not asked about.
+    Args:
+        facts: The boxes of an image or window.
+        known: Annotation id -> what it says; annotations that are not there are not asked about.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
     """
     rng = random.Random(seed_of(options.seed, dataset, facts.ref.image_id, *(facts.window or ())))
     rows = [
@@ -160,7 +179,14 @@ def region_samples(
 def describe(image: CocoImage, position: int, vocabulary: Vocabulary) -> Described:
     """Return what one annotation of an image says.
 
-    Raises BadRecord: malformed, unknown_category, unknown_object (the object of a part), or contradiction.
+    Args:
+        image: The image with the fields of its annotations.
+        position: Row of the annotation.
+        vocabulary: The tables of the file.
+
+    Raises:
+        BadRecord: malformed, unknown_category, unknown_object (the object of a part), or
+            contradiction.
     """
     number, fields = image.facts.ids[position], image.box_fields[position]
     category = whole_number(get(fields, "category_id"), what="category_id")
@@ -195,7 +221,8 @@ def describe(image: CocoImage, position: int, vocabulary: Vocabulary) -> Describ
 def attribute_words(fields: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[list[str], str]:
     """Return the words for the annotated attributes, in front of the noun and behind it.
 
-    Raises BadRecord with reason malformed for ids that are not in the table and flags that are not 0 or 1.
+    Raises:
+        BadRecord: malformed, for ids that are not in the table and flags that are not 0 or 1.
     """
     if "attribute_ids" not in fields:
         return [], ""
@@ -250,8 +277,15 @@ def _attribute(value: Any, vocabulary: Vocabulary) -> int:
 def read_vocabulary(coco: CocoFile, tables: Mapping[str, Any], file: str) -> Vocabulary:
     """Read the tables of a file, and let its boxes have categories of either table of categories.
 
-    tables: part_categories, attributes and attr_type_to_attr_idxs as stored. Raises ValueError when one of
-    them is missing or not as documented.
+    Changes `coco.categories` in place.
+
+    Args:
+        coco: The opened file.
+        tables: part_categories, attributes and attr_type_to_attr_idxs as stored.
+        file: Name of the file, for messages.
+
+    Raises:
+        SettingError: A table is missing or not as documented.
     """
     try:
         bare = _names(tables["part_categories"])
@@ -259,12 +293,12 @@ def read_vocabulary(coco: CocoFile, tables: Mapping[str, Any], file: str) -> Voc
         listed = tables["attr_type_to_attr_idxs"]
         types = {whole_number(n, what=kind): kind for kind in TYPES for n in listed[kind]}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file}: part_categories, attributes or attr_type_to_attr_idxs is missing or not as PACO "
-            f"documents it: {type(error).__name__}: {error}"
+        raise SettingError(
+            f"{file}: part_categories, attributes or attr_type_to_attr_idxs is missing "
+            f"or not as PACO documents it: {type(error).__name__}: {error}"
         ) from error
     if untyped := sorted(set(spoken) - set(types)):
-        raise ValueError(f"{file}: attributes {untyped[:5]} have none of the types {TYPES}")
+        raise SettingError(f"{file}: attributes {untyped[:5]} have none of the types {TYPES}")
     whole = {number: name for number, name in coco.categories.items() if ":" not in name}
     shown = prompt_names(whole.values())
     pairs = {number: name.split(":", 1) for number, name in coco.categories.items() if ":" in name}
@@ -325,7 +359,7 @@ DATASETS = (
         "paco_lvis",
         "paco/paco_lvis_v1_train.json",
         COCO_TRAIN,
-        "coco/train2017/   pictures of COCO 2017",
+        "coco/train2017/   images of COCO 2017",
         num_samples=400_000,
         folder="coco",
         uri_of=partial(picture_of, pictures=("train2017",)),

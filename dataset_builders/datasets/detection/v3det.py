@@ -1,8 +1,13 @@
 """V3Det: 13,204 categories in a tree (https://github.com/V3Det/V3Det, README.md).
 
-COCO's JSON; `file_name` starts with ``images/``. Names are not unique: categories of one name are one label.
-No image was looked over for all categories, so a name is called absent only when it stands in another part of
-the tree than everything annotated (`v3det_tree`), and of those only a few hundred are looked at for an image.
+Files: COCO's instances JSON, the category tree (`v3det_tree`), and images in one folder a category.
+Every image becomes the questions of `tasks.detection`. Traps:
+
+- `file_name` starts with ``images/``, which is the folder itself.
+- Names are not unique: categories of one name are one label.
+- No image was looked over for all categories, so a name is called absent only when it stands in
+  another part of the tree than everything annotated. Of those only a few hundred are looked at for
+  an image.
 """
 
 import random
@@ -25,10 +30,13 @@ FILE = "v3det/annotations/v3det_2023_v1_train.json"
 TREE = "v3det/annotations/v3det_2023_v1_category_tree.json"
 
 TOGETHER, COUSINS, FREQUENT, UNIFORM = 24, 24, 64, 64
-"""Names looked at for an image: those that come oftenest with a present one and those nearest to it in the
-tree, for each present name; the most frequent of all; and a draw from all. ours"""
+"""How many names are looked at for an image. ours
+
+For each present name: those that come oftenest with it, and those nearest to it in the tree.
+Besides: the most frequent of all, and a draw from all.
+"""
 MAX_ASKED_PRESENT = 8
-"""Present names for which such names are sought. ours"""
+"""How many present names such names are sought for. ours"""
 
 
 def _name(category: Mapping[str, Any]) -> str:
@@ -48,7 +56,10 @@ IMAGES = coco_source("v3det_train", file=FILE, folder="v3det/images", num_bucket
 
 
 class Candidates:
-    """Which of the 13,204 names an image may be asked for as absent, looked up rather than searched."""
+    """The names, of all 13,204, that an image may be asked for as absent.
+
+    They are looked up in lists made once, rather than searched for on each image.
+    """
 
     def __init__(
         self, names: tuple[str, ...], tree: CategoryTree, statistics: LabelStatistics
@@ -61,8 +72,13 @@ class Candidates:
         self._cousins: dict[str, tuple[str, ...]] = {}
 
     def of(self, present: set[str], rng: random.Random) -> list[str]:
-        """Return names in another part of the tree than all the present ones, sorted."""
-        if len(present) >= len(self._names):  # all are in doubt
+        """Return names that stand in another part of the tree than all the present ones, sorted.
+
+        Args:
+            present: Labels that are on the image or in doubt.
+            rng: Draws among the many names that would do.
+        """
+        if len(present) >= len(self._names):  # nothing is left that could be absent
             return []
         found = {*self._frequent, *rng.sample(self._names, min(UNIFORM, len(self._names)))}
         shown = sorted(present)
@@ -85,7 +101,8 @@ class Candidates:
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield the samples of V3Det's training split, its rejects, and the ledger last.
 
-    Raises ValueError when a file is not of its form, or the tree is the wrong release.
+    Raises:
+        SettingError: A file is not of its form, or the tree is of the wrong release.
     """
 
     def absent_by(coco: CocoFile, statistics: LabelStatistics) -> detection.AbsentOf:
@@ -97,7 +114,8 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         def absent_of(facts: ImageFacts) -> Mapping[str, Any]:
             present = {item.label for item in facts.objects} | facts.uncertain
             if not present <= tree.nodes.keys():
-                return {}  # something on the image has no place in the tree: nothing is known to be far off
+                # Something on the image has no place in the tree: nothing is known to be far off.
+                return {}
             seed = seed_of(options.seed, "v3det absent", facts.ref.image_id, *(facts.window or ()))
             names = candidates.of(present, random.Random(seed))
             return absent_fields(names, present, statistics, regime="tree", nearness=nearness)
@@ -131,7 +149,7 @@ DATASETS = (
         source="https://github.com/V3Det/V3Det",
         layout=(
             f"{FILE}   COCO instances JSON\n{TREE}   the category tree\n"
-            "v3det/images/NODE/   its pictures, one folder a category"
+            "v3det/images/NODE/   its images, one folder a category"
         ),
         num_samples=1_250_000,
     ),

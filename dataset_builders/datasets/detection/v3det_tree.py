@@ -1,8 +1,9 @@
-"""V3Det's category tree: where each category stands, and which others it makes unsafe to call absent.
+"""V3Det's category tree: where each category stands, and which others it keeps from being absent.
 
-File ``v3det_2023_v1_category_tree.json``, described in https://github.com/V3Det/V3Det (README.md): mappings
-`categoryid2treeid`, `id2name`, `id2synonym_list` and `child2father`, keyed by text. A node may have several
-fathers. Categories of one name are one label here, so a label may stand at several nodes.
+File ``v3det_2023_v1_category_tree.json``, described in https://github.com/V3Det/V3Det (README.md):
+mappings `categoryid2treeid`, `id2name`, `id2synonym_list` and `child2father`, keyed by text. A node
+may have several fathers. Categories of one name are one label here, so a label may stand at several
+nodes.
 """
 
 import json
@@ -13,15 +14,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dataset_builders.errors import SettingError
 from dataset_builders.names import normalised
 from dataset_builders.tasks.absence import Nearness, tree_nearness
 from dataset_builders.tasks.prompts import seed_of
 
 MIN_AGREEING = 0.5
-"""Share of the categories that the tree must know by the name of the annotation file. An early release of the
-tree had wrong `categoryid2treeid` for nearly all of them (V3Det issue 3). ours"""
+"""Share of the categories that the tree must know by the name of the annotation file. ours
+
+An early release of the tree had wrong `categoryid2treeid` for nearly all of them (V3Det issue 3).
+"""
 MAX_COUSINS = 256
-"""Most labels that are remembered as near to one: under the root of the tree they would be thousands. ours"""
+"""Most labels remembered as near to one: under the tree's root they would be thousands. ours"""
 _KEYS = ("categoryid2treeid", "id2name", "id2synonym_list", "child2father")
 _NODE = "\0"  # in front of node ids, so that none can be the name of a category
 
@@ -31,16 +35,16 @@ class CategoryTree:
     """The tree over the labels of one annotation file; `read_tree` makes it."""
 
     nodes: Mapping[str, Collection[str]]
-    """Label -> its nodes; labels that the tree does not know by their name are not there."""
+    """Nodes by label; a label that the tree does not know by its name is not there."""
     fathers: Mapping[str, Collection[str]]
-    """Node -> the nodes right above it."""
+    """The nodes right above each node."""
     terms: Mapping[str, Collection[str]]
-    """Label -> its name and synonyms, `normalised`."""
+    """Name and synonyms of each label, `normalised`."""
     _below: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @cached_property
     def children(self) -> Mapping[str, Collection[str]]:
-        """Node -> the nodes right below it."""
+        """The nodes right below each node."""
         found: dict[str, list[str]] = {}
         for child, fathers in self.fathers.items():
             for father in fathers:
@@ -49,12 +53,12 @@ class CategoryTree:
 
     @cached_property
     def labels(self) -> Mapping[str, Collection[str]]:
-        """Node -> its labels."""
+        """The labels of each node."""
         return _turned(self.nodes)
 
     @cached_property
     def called(self) -> Mapping[str, Collection[str]]:
-        """Name or synonym -> labels that it may stand for."""
+        """The labels that each name or synonym may stand for."""
         return _turned(self.terms)
 
     def above(self, node: str) -> set[str]:
@@ -69,11 +73,11 @@ class CategoryTree:
         return self._below[node]
 
     def related(self, label: str) -> frozenset[str]:
-        """Return the labels that cannot be called absent where `label` is annotated, itself included.
+        """Return the labels that may not be called absent where `label` is, itself included.
 
-        These are the labels with a name or synonym in common, all above it, and the whole subtree of its
-        father: itself, its siblings and what lies below them. Under the root, which everything lies below,
-        it is its own subtree and its siblings.
+        These are the labels with a name or synonym in common, all above it, and the whole subtree
+        of its father: itself, its siblings and what lies below them. Everything lies below the
+        root, so right under it only the label's own subtree and its siblings count.
         """
         found = {label}
         for term in self.terms.get(label, ()):
@@ -94,10 +98,12 @@ class CategoryTree:
         return frozenset(found)
 
     def cousins(self, label: str) -> tuple[str, ...]:
-        """Return labels nearest to `label` in the tree that may be absent where it is present, sorted.
+        """Return the labels nearest to `label` in the tree that may be absent where it is present.
 
-        They are found below the lowest node above it that has any; a draw of `MAX_COUSINS` where there are
-        more.
+        They are found below the lowest node above it that has any.
+
+        Returns:
+            The labels, sorted; a draw of `MAX_COUSINS` where there are more.
         """
         level = set(self.nodes.get(label, ()))
         seen = set(level)
@@ -112,7 +118,7 @@ class CategoryTree:
         return ()
 
     def nearness(self) -> Nearness:
-        """Return how near two labels are in the tree, by the first node and the first father of each."""
+        """Return how near two labels are in the tree, by first node and first father of each."""
         parent = {
             _NODE + node: _NODE + min(fathers) for node, fathers in self.fathers.items() if fathers
         }
@@ -123,15 +129,20 @@ class CategoryTree:
 def read_tree(path: Path, categories: Mapping[int, str], names: Mapping[int, str]) -> CategoryTree:
     """Read the tree for the categories of an annotation file.
 
-    categories: category id -> label. names: category id -> name as stored.
-    Raises ValueError when the file is not of its form, or knows the categories by other names.
+    Args:
+        path: The tree's JSON file.
+        categories: Category id -> label.
+        names: Category id -> name as stored.
+
+    Raises:
+        SettingError: The file is not of its form, or knows the categories by other names.
     """
     try:
         tree = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingError(f"{path.name} is not valid JSON: {error}") from error
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), dict) for key in _KEYS):
-        raise ValueError(f"{path.name}: want an object with the mappings {', '.join(_KEYS)}")
+        raise SettingError(f"{path.name}: want an object with the mappings {', '.join(_KEYS)}")
     tree_ids, tree_names, synonyms, fathers = (tree[key] for key in _KEYS)
     nodes: dict[str, list[str]] = {}
     terms: dict[str, set[str]] = {}
@@ -146,8 +157,9 @@ def read_tree(path: Path, categories: Mapping[int, str], names: Mapping[int, str
             nodes.setdefault(label, []).append(node)
             terms[label] |= called | also
     if placed < MIN_AGREEING * len(categories):
-        raise ValueError(
-            f"{path.name}: only {placed} of {len(categories)} categories stand in it under their names. "
+        raise SettingError(
+            f"{path.name}: only {placed} of {len(categories)} categories stand in it under their "
+            f"names. "
             f"An early release had wrong categoryid2treeid: get the current one"
         )
     above = {child: tuple(_texts(found)) for child, found in fathers.items()}

@@ -1,11 +1,15 @@
-"""VAW: attributes of boxed objects on Visual Genome pictures, each known to hold, known not to, or unknown.
+"""VAW: attributes of boxed objects on Visual Genome images, each known to hold, not to, or unknown.
 
-Objects of a name are not all boxed, and most attributes of a box are unknown. So "red car" is asked for only
-where every box of a car on the image is labelled for "red", one way or the other; and called absent only
-where every one is labelled not to have it. Names with the same last word count as the same thing: a "sports
-car" must be labelled too.
+Files (https://github.com/adobe-research/vaw_dataset, README.md): ``train_part1.json`` and
+``train_part2.json``, one list of instances each (`image_id`, `instance_bbox` as left, top, width,
+height, `object_name`, `positive_attributes`, `negative_attributes`); ``attribute_types.json``, type
+-> list of attributes; and the two image folders of Visual Genome. They become detection of phrases
+("red car"), questions for an attribute of a region, and rejections.
 
-VAW: https://github.com/adobe-research/vaw_dataset (README.md)
+Objects of a name are not all boxed, and most attributes of a box are unknown. So "red car" is asked
+for only where every box of a car on the image is labelled for "red", one way or the other; and
+called absent only where every one is labelled not to have it. Names with the same last word count
+as the same thing: a "sports car" must be labelled too.
 """
 
 import random
@@ -16,6 +20,7 @@ from typing import Any
 
 from dataset_builders.box_checks import BoxGuard, clean_box, four_numbers, get, xywh_to_xyxy
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import VISUAL_GENOME
 from dataset_builders.names import normalised
@@ -35,8 +40,11 @@ ADJECTIVES = frozenset(
     *("length", "height", "weight", "hardness", "opaqeness", "cleanliness", "newness", "state"),
     *("machine state", "pose", "activity"),
 }
-"""Types whose attributes go in front of a noun; spelled as the file spells them. Left out are those of people
-(race, gender, maturity, hair, skin, clothes), and those that say where something is. ours"""
+"""Types whose attributes go in front of a noun; spelled as the file spells them. ours
+
+Left out are those of people (race, gender, maturity, hair, skin, clothes), and those that say where
+something is.
+"""
 ASKED = {
     "color": "attribute_color",
     "material": "attribute_material",
@@ -52,12 +60,12 @@ ASKED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """One boxed object."""
+    """One boxed object with what is known of its attributes."""
 
     number: str
-    """The file's instance id."""
+    """Instance id of the file."""
     thing: Object
-    """Box and name."""
+    """Box and name of the object."""
     positive: tuple[str, ...]
     """Attributes that it is labelled to have."""
     negative: tuple[str, ...]
@@ -67,10 +75,19 @@ class Instance:
 def build(
     folders: DataFolders, options: BuildOptions, *, dataset: str, files: tuple[str, ...], types: str
 ) -> Iterator[Item]:
-    """Yield questions for objects with an attribute and for attributes of a region, rejects, the ledger last.
+    """Yield questions for objects with an attribute and for attributes of a region.
 
-    files, types: lists of instances, and attribute_types.json. Raises ValueError when one is not of this
-    form.
+    Rejects come in between, the ledger last.
+
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        files: Lists of instances, below the data root.
+        types: attribute_types.json, below the data root.
+
+    Raises:
+        SettingError: A file is not of this form.
     """
     tally = Tally()
     kinds = read_types(folders.path(types))
@@ -105,7 +122,7 @@ def _read(
             except BadRecord as error:
                 yield tally.reject(f"instances/{position}", error, "box")
         if position == before:
-            raise ValueError(
+            raise SettingError(
                 f"{Path(file).name} holds no instances: VAW's files are one JSON list each"
             )
     rows.index()
@@ -126,6 +143,7 @@ def _image(
     except BadRecord as error:
         yield tally.reject(f"image {image_id}", error, "image")
         for position, _ in rows:
+            # the boxes count as read, so that the ledger adds up to the rows of the file
             lost = BadRecord("image_rejected", f"image {image_id}")
             yield tally.reject(f"instances/{position}", lost, "box")
         return
@@ -139,6 +157,7 @@ def _image(
             found[instance.number] = instance
             tally.use("box")
         except BadRecord as error:
+            # a box that is lost leaves its name in doubt; without a name, every name ("")
             doubted.add(row["object_name"] if isinstance(row.get("object_name"), str) else "")
             yield tally.reject(f"instances/{position}", error, "box")
     facts = ImageFacts(
@@ -156,9 +175,10 @@ def _image(
 
 
 def open_picture(folders: DataFolders, image_id: int) -> ImageRef:
-    """Refer to a Visual Genome picture, which lies in one of two folders.
+    """Refer to a Visual Genome image, which lies in one of two folders.
 
-    Raises BadRecord: missing_image when it is in neither, and as `ImageSource.open` does.
+    Raises:
+        BadRecord: missing_image when it is in neither, and as `ImageSource.open` does.
     """
     for folder in VISUAL_GENOME.pictures:
         uri = f"{folder}/{image_id}.jpg"
@@ -170,7 +190,16 @@ def open_picture(folders: DataFolders, image_id: int) -> ImageRef:
 
 
 def read_instance(row: Any, ref: ImageRef, guard: BoxGuard) -> Instance:
-    """Return one instance of the file. Raises BadRecord."""
+    """Return one instance of the file.
+
+    Args:
+        row: One entry of the list.
+        ref: Its image.
+        guard: Looks at the box as stored, before it is clipped.
+
+    Raises:
+        BadRecord: malformed, contradiction, or what `clean_box` and `check_label` find.
+    """
     stored = four_numbers(get(row, "instance_bbox"), what="instance_bbox")
     guard.look(stored, ref.width, ref.height)
     name = _label(get(row, "object_name"), "object_name")
@@ -200,12 +229,13 @@ def _label(value: Any, what: str) -> str:
 def read_types(path: Path) -> dict[str, str]:
     """Return attribute -> its type, from attribute_types.json: type -> list of attributes.
 
-    Raises ValueError when the file is of another form.
+    Raises:
+        SettingError: The file is of another form.
     """
     wanted = ADJECTIVES | ASKED.keys()
     tables = read_members(path, wanted)
     if "color" not in tables or not all(isinstance(listed, list) for listed in tables.values()):
-        raise ValueError(f"{path.name}: want type -> list of attributes, with a type 'color'")
+        raise SettingError(f"{path.name}: want type -> list of attributes, with a type 'color'")
     kinds: dict[str, str] = {}
     for kind, listed in tables.items():
         for attribute in listed:
@@ -216,11 +246,19 @@ def read_types(path: Path) -> dict[str, str]:
 def attribute_phrases(
     facts: ImageFacts, instances: Mapping[str, Instance], kinds: Mapping[str, str]
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
-    """Return the phrases of an image that are true of boxes, with their rows, and those that are true of
-    none.
+    """Return the phrases of an image that are true of boxes, and those that are true of none.
 
-    A phrase such as "red car" is one or the other only where every box of such a thing, by the last word of
-    its name, is labelled for the attribute, and none was rejected or cut away.
+    A phrase such as "red car" is one or the other only where every box of such a thing, by the last
+    word of its name, is labelled for the attribute, and none was rejected or cut away.
+
+    Args:
+        facts: The boxes of an image or window; `ids` are instance numbers.
+        instances: Instance number -> instance.
+        kinds: Attribute -> its type.
+
+    Returns:
+        Phrase -> rows of `facts.objects` that it is true of; and the phrases that are true of no
+        box.
     """
     names = [normalised(item.label) for item in facts.objects]
     closed = {_head(normalised(name)) for name in facts.uncertain}
@@ -244,6 +282,7 @@ def attribute_phrases(
             )
             if not rows:
                 absent.append(f"{attribute} {said}")
+            # red on a "sports car" alone says nothing of "red car": such a phrase is left out
             elif all(names[row] == name for row in rows):
                 present[f"{attribute} {said}"] = rows
     return present, tuple(dict.fromkeys(absent))
@@ -262,8 +301,15 @@ def attribute_samples(
 ) -> list[Sample]:
     """Return the questions of one image or window.
 
-    Detection of `single_names` phrases, and of several at once; up to `region_texts` attributes of regions; a
-    rejection where phrases are known to be absent but none is known to be present.
+    Detection of `single_names` phrases, and of several at once; up to `region_texts` attributes of
+    regions; a rejection where phrases are known to be absent but none is known to be present.
+
+    Args:
+        facts: The boxes of an image or window; `ids` are instance numbers.
+        instances: Instance number -> instance.
+        kinds: Attribute -> its type.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
     """
     rng = random.Random(seed_of(options.seed, dataset, facts.ref.image_id, *(facts.window or ())))
     present, nowhere = attribute_phrases(facts, instances, kinds)
@@ -332,7 +378,7 @@ DATASETS = (
                 f"{_FILES[0]}   official training instances, first part",
                 f"{_FILES[1]}   second part",
                 f"{_TYPES}   type -> attributes",
-                "vg/VG_100K/, vg/VG_100K_2/   pictures of Visual Genome",
+                "vg/VG_100K/, vg/VG_100K_2/   images of Visual Genome",
             )
         ),
         num_samples=250_000,

@@ -1,12 +1,17 @@
 """VisDrone2019-DET: street scenes from drones, hundreds of small boxes an image.
 
-One text file an image, a box a line (README.md of https://github.com/VisDrone/VisDrone2018-DET-toolkit):
+Files: a folder of images and a folder with one text file an image, a box a line (README.md of
+https://github.com/VisDrone/VisDrone2018-DET-toolkit):
 
     left, top, width, height, score, category, truncation, occlusion
 
-The sizes of the pictures stand in the pictures. Inside category 0, ignored regions, nothing is boxed; a score
-of 0 and category 11, others, are not evaluated: all three are ignore regions here. The classes pedestrian
-(standing or walking) and people (any other pose) are one label, person: no question could tell them apart.
+Each image becomes the questions of `tasks.detection`. Traps:
+
+- The sizes of the images stand only in the images.
+- Inside category 0, ignored regions, nothing is boxed; a score of 0 and category 11, others, are
+  not evaluated: all three are ignore regions here.
+- The classes pedestrian (standing or walking) and people (any other pose) are one label, person: no
+  question could tell them apart.
 """
 
 import re
@@ -41,10 +46,11 @@ CATEGORIES = {
     10: "motor",
     11: OTHERS,
 }
+"""Category id of the file -> label."""
 NAMES = tuple(dict.fromkeys(name for name in CATEGORIES.values() if name not in (IGNORED, OTHERS)))
 """Labels that are annotated exhaustively outside ignored regions."""
 MAX_UNSEEN_SHARE = 0.05
-"""Where ignored regions cover more of an image, nothing is called absent from it."""
+"""Share of an image: where ignored regions cover more of it, nothing is called absent."""
 _FIELDS = 8
 _MAX_LINE_CHARS = 200
 
@@ -54,7 +60,8 @@ IMAGES = folder_source("visdrone_train", f"{FOLDER}/images", num_buckets=16, id_
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield the samples of every annotation file, the rejects, and the ledger last.
 
-    Raises ValueError when the files are not of this form.
+    Raises:
+        SettingError: The files are not of this form.
     """
     tally = Tally()
     guard = BoxGuard("xywh", source=f"{FOLDER}/annotations")
@@ -89,7 +96,7 @@ def _samples(view: ImageFacts, options: BuildOptions, statistics: LabelStatistic
     absent: Mapping[str, Any] = {}
     if covered_share(unseen, frame) <= MAX_UNSEEN_SHARE:
         absent = absent_fields(view.absent(NAMES), present, statistics, regime="exhaustive")
-    # things may stand in an ignored region: those outside can be found, but not all of them counted
+    # things may stand in an ignored region: those outside can be found, but not all be counted
     whole = not any(item.label == IGNORED for item in view.objects)
     return image_samples(view, options, "visdrone", absent, countable=lambda _: whole)
 
@@ -107,9 +114,8 @@ def _facts(
             guard.look(stored, ref.width, ref.height)
             box = clean_box(xywh_to_xyxy(stored), ref.width, ref.height)
         except BadRecord as error:
-            uncertain |= (
-                {label} if label in NAMES else set(NAMES)
-            )  # in a lost ignored region may be anything
+            # a lost ignored region may have held anything
+            uncertain |= {label} if label in NAMES else set(NAMES)
             yield tally.reject(f"annotations/{ref.image_id}/{number}", error, "box")
             continue
         objects.append(
@@ -123,9 +129,12 @@ def _facts(
 
 
 def read_line(line: bytes) -> tuple[int, int, int, int, int, int]:
-    """Return left, top, width, height, score and category of a line; some lines end with a comma.
+    """Return left, top, width, height (pixels), score and category of a line.
 
-    Raises BadRecord: malformed or unknown_category.
+    Some lines end with a comma.
+
+    Raises:
+        BadRecord: malformed or unknown_category.
     """
     text = line[:_MAX_LINE_CHARS].decode("ascii", "replace")
     fields = text.strip().removesuffix(",").split(",")
@@ -142,7 +151,12 @@ def read_line(line: bytes) -> tuple[int, int, int, int, int, int]:
 
 
 def covered_share(boxes: Sequence[Sequence[float]], frame: Sequence[float]) -> float:
-    """Return the share of a frame that boxes inside it cover together. All are xyxy pixels."""
+    """Return the share of a frame that boxes inside it cover together, each place counted once.
+
+    Args:
+        boxes: float[N, 4], xyxy in pixels.
+        frame: xyxy in pixels.
+    """
     if not boxes:
         return 0.0
     corners = np.array(boxes, np.float64)
@@ -183,7 +197,7 @@ DATASETS = (
         source="https://github.com/VisDrone/VisDrone-Dataset",
         layout=(
             f"{FOLDER}/annotations/*.txt   boxes, one file an image\n"
-            f"{FOLDER}/images/   its pictures, *.jpg of the same names"
+            f"{FOLDER}/images/   its images, *.jpg of the same names"
         ),
         num_samples=65_000,
     ),

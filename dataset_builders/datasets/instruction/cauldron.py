@@ -1,10 +1,12 @@
-"""The Cauldron: fifty datasets as questions and answers, a folder of parquet files each, pictures inside.
+"""The Cauldron: fifty datasets as questions and answers, a folder of parquet files each.
 
-A row is ``{images: [{bytes, path}], texts: [{user, assistant, source}]}``. Files are read a few rows at a
-time. A picture's id is `<subset>/<file>/<row group>#<row>/<image>`, so that pictures of one row group, which
-are read together, are in one bucket.
+Images lie in the parquet. A row is ``{images: [{bytes, path}], texts: [{user, assistant,
+source}]}`` and becomes one sample (instruction). Files are read a few rows at a time. An image's id
+is `<subset>/<file>/<row group>#<row>/<image>`, so that images of one row group, which are read
+together, are in one bucket.
 
-Sources: https://huggingface.co/datasets/HuggingFaceM4/the_cauldron; the reader of pytorch/torchtune.
+Sources: https://huggingface.co/datasets/HuggingFaceM4/the_cauldron; the reader of
+pytorch/torchtune.
 """
 
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 from dataset_builders.box_checks import get
 from dataset_builders.containers import parquet_place
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.images import MAX_IMAGE_BYTES, check_uri, image_size
 from dataset_builders.readers.conversations import message_text, text_turns
@@ -27,7 +30,7 @@ from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 
 FILES = "cauldron/*/*.parquet"
 ROWS = 16
-"""Rows that are in memory at a time."""
+"""How many rows are in memory at a time."""
 
 
 def build(
@@ -35,18 +38,19 @@ def build(
 ) -> Iterator[Item]:
     """Yield one sample a row, the rejects, and the ledger last.
 
-    Raises ValueError when a file is not parquet or lacks a column.
+    Raises:
+        SettingError: A file is not parquet or lacks a column.
     """
     tally = Tally()
     for name in folders.matches(FILES):
-        for group, number, row in _rows(folders, name, pictures=True):
+        for group, number, row in _rows(folders, name, images=True):
 
             def make(
                 name: str = name, group: int = group, number: int = number, row: Any = row
             ) -> list[Sample]:
                 uri, image_id = _place(name, group, number)
                 turns = text_turns(read_texts(get(row, "texts")))
-                width, height = image_size(_picture(get(row, "images")))
+                width, height = image_size(_image_bytes(get(row, "images")))
                 ref = CAULDRON_IMAGES.ref(image_id, uri, width, height)
                 return [
                     ImageFacts(ref=ref).sample(
@@ -59,7 +63,11 @@ def build(
 
 
 def read_texts(stored: Any) -> list[tuple[str, str]]:
-    """Return (role, text) for each message of a row. Raises BadRecord malformed or empty_text."""
+    """Return (role, text) for each message of a row.
+
+    Raises:
+        BadRecord: malformed or empty_text.
+    """
     if not isinstance(stored, list):
         raise BadRecord("malformed", f"texts is {type(stored).__name__}, not a list")
     if not stored:
@@ -70,8 +78,12 @@ def read_texts(stored: Any) -> list[tuple[str, str]]:
     return messages
 
 
-def _picture(stored: Any) -> bytes:
-    """Return the bytes of the one picture of a row. Raises BadRecord."""
+def _image_bytes(stored: Any) -> bytes:
+    """Return the bytes of the one image of a row.
+
+    Raises:
+        BadRecord: malformed, missing_image, several_images or image_too_large.
+    """
     if stored is not None and not isinstance(stored, list):
         raise BadRecord("malformed", f"images is {type(stored).__name__}, not a list")
     if not stored:
@@ -90,22 +102,22 @@ def _picture(stored: Any) -> bytes:
 
 
 def _place(name: str, group: int, row: int) -> tuple[str, str]:
-    """Return the uri and the id of the first picture of a row."""
+    """Return the uri and the id of the first image of a row."""
     stem = PurePosixPath(check_uri(name)).with_suffix("").as_posix().partition("/")[2]
     return f"{name}#{parquet_place(group, row, 0)}", f"{stem}/{group}#{row}/0"
 
 
 def _rows(
-    folders: DataFolders, name: str, *, pictures: bool
+    folders: DataFolders, name: str, *, images: bool
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """Yield (row group, number in it, row) of a file; an empty row for one whose text is not UTF-8.
 
-    pictures: False reads of the column `images` no more than the paths, where there are any.
+    With `images` False no more of the column `images` is read than the paths, where there are any.
     """
     with _opened(folders, name) as file:
         leaves = [file.schema.column(number).path for number in range(len(file.schema))]
         paths = [leaf for leaf in leaves if leaf.startswith("images.") and leaf.endswith(".path")]
-        columns = ["images", "texts"] if pictures else paths or ["images"]
+        columns = ["images", "texts"] if images else paths or ["images"]
         for group in range(file.num_row_groups):
             number = 0
             for batch in file.iter_batches(ROWS, row_groups=[group], columns=columns):
@@ -127,18 +139,18 @@ def _opened(folders: DataFolders, name: str) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(folders.path(name)) as file:
             if missing := {"images", "texts"} - set(file.schema_arrow.names):
                 lacking = " or ".join(sorted(missing))
-                raise ValueError(
+                raise SettingError(
                     f"{name} has no column {lacking}; The Cauldron's have images and texts"
                 )
             yield file
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{name} is not a whole parquet file: {error}") from error
+        raise SettingError(f"{name} is not a whole parquet file: {error}") from error
 
 
 def _list_images(folders: DataFolders) -> Iterator[ImageRef | Reject]:
-    """Yield the picture of every row that has one; of the files only the pictures' names are read."""
+    """Yield the image of every row that has one; of the images only the paths are read."""
     for name in folders.matches(FILES):
-        for group, number, row in _rows(folders, name, pictures=False):
+        for group, number, row in _rows(folders, name, images=False):
             try:
                 uri, image_id = _place(name, group, number)
             except BadRecord as error:
@@ -163,7 +175,10 @@ DATASETS = (
         stages=(2,),
         licence="that of each of the fifty datasets",
         source="https://huggingface.co/datasets/HuggingFaceM4/the_cauldron",
-        layout="cauldron/<subset>/train-*.parquet   columns images and texts, as many subsets as are there",
+        layout=(
+            "cauldron/<subset>/train-*.parquet   "
+            "columns images and texts, as many subsets as are there"
+        ),
         num_samples=1_800_000,
     ),
 )

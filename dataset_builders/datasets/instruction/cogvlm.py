@@ -1,7 +1,8 @@
-"""CogVLM-SFT-311K: a picture and a JSON file each, in three folders; English, Chinese or both.
+"""CogVLM-SFT-311K: an image and a JSON file each, in three folders; English, Chinese or both.
 
-A label file holds ``{"captions": [{"role": "caption", "content"}]}`` or
-``{"conversations": [{"role": "user" | "assistant", "content"}]}``.
+A label file holds ``{"captions": [{"role": "caption", "content"}]}`` (caption) or
+``{"conversations": [{"role": "user" | "assistant", "content"}]}`` (instruction). Folders
+``labels*`` of two languages share the images of ``images/``.
 
 Source: THUDM/CogVLM dataset.md.
 """
@@ -39,7 +40,8 @@ def build(
 ) -> Iterator[Item]:
     """Yield one sample a caption or conversation, the rejects, and the ledger last.
 
-    Raises ValueError when none of the label files is of this form.
+    Raises:
+        SettingError: None of the label files is of this form.
     """
     tally = Tally()
     for pattern in _LABELS:
@@ -53,11 +55,15 @@ def build(
 
 
 def _samples(folders: DataFolders, name: str, options: BuildOptions, dataset: str) -> list[Sample]:
-    """Return the samples of a label file. Raises BadRecord."""
+    """Return the samples of a label file.
+
+    Raises:
+        BadRecord: malformed, or what the image or a text lacks.
+    """
     record = _load(folders, name)
     place = PurePosixPath(name)
     uri = f"{place.parent.parent}/images/{place.stem}.jpg"
-    labels = place.parent.name  # labels in two languages share a picture
+    labels = place.parent.name  # part of the number: labels in two languages share an image
     if "conversations" in record:
         messages = read_messages(record["conversations"])
         facts = ImageFacts(ref=COGVLM_IMAGES.open(folders, uri))
@@ -76,7 +82,8 @@ def _samples(folders: DataFolders, name: str, options: BuildOptions, dataset: st
 def read_messages(stored: Any) -> list[tuple[str, str]]:
     """Return (role, text) for each message: "user" and "assistant" in alternation.
 
-    Raises BadRecord with reason malformed, for a message that is no text or out of turn.
+    Raises:
+        BadRecord: malformed, for a message that is no text or out of turn.
     """
     if not isinstance(stored, list) or not stored or len(stored) % 2:
         raise BadRecord(

@@ -1,8 +1,11 @@
-"""LLaVA's mix665k: conversations about pictures of several datasets, and some about none.
+"""LLaVA's mix665k: conversations about images of several datasets, and some about none.
 
-Records of its RefCOCO and Visual Genome parts say boxes as normalised coordinates in their text. They are
-rejected: they would teach the model to print numbers where it has region tokens, and those regions come from
-the datasets themselves.
+Files: one JSON list of conversations, and the image folders of COCO, GQA, OCR-VQA, TextVQA and
+Visual Genome, by the path in each record. Each becomes one sample (instruction).
+
+Records of its RefCOCO and Visual Genome parts say boxes as normalised coordinates in their text.
+They are rejected: they would teach the model to print numbers where it has region tokens, and those
+regions come from the datasets themselves.
 
 Source: https://github.com/haotian-liu/LLaVA (README, docs/Finetune_Custom_Data.md).
 """
@@ -13,6 +16,7 @@ from typing import Any
 
 from dataset_builders.box_checks import get
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import (
     COCO_TRAIN,
@@ -40,7 +44,8 @@ def build(
 ) -> Iterator[Item]:
     """Yield one sample a conversation, the rejects, and the ledger last.
 
-    Raises ValueError when the file is not of this form.
+    Raises:
+        SettingError: The file is not of this form.
     """
     tally = Tally()
     for position, record in enumerate(stream_array(folders.path(FILE), None)):
@@ -50,17 +55,18 @@ def build(
 
         yield from tally.record(f"mix665k/{position}", make)
     if not tally.num_read:
-        raise ValueError(f"{FILE} holds no conversations: it is one JSON list")
+        raise SettingError(f"{FILE} holds no conversations: it is one JSON list")
     yield tally.ledger()
 
 
 def has_coordinates(text: str) -> bool:
-    """Return whether a text holds a box as four shares of the picture: [0.12, 0.3, 0.98, 1.0]."""
+    """Return whether a text holds a box as four shares of the image: [0.12, 0.3, 0.98, 1.0]."""
     return any("." in found.group() for found in _COORDINATES.finditer(text))
+    # [1, 0, 0, 1] is as likely something else: one number must have a point
 
 
 def _sample(folders: DataFolders, record: Any, position: int, dataset: str) -> Sample:
-    """Return the sample of one record; record ids repeat, so that its place in the file numbers it."""
+    """Return the sample of a record; ids repeat, so its place in the file numbers it."""
     path = read_image(record)
     messages = read_turns(record)
     turns = text_turns(messages)
@@ -77,7 +83,7 @@ def _sample(folders: DataFolders, record: Any, position: int, dataset: str) -> S
 def _text_sample(record: Any, position: int, turns: tuple[Turn, ...], dataset: str) -> Sample:
     first = get(record["conversations"][0], "value")
     if IMAGE_MARKER in first:
-        raise BadRecord("missing_image", "it shows a picture and names none")
+        raise BadRecord("missing_image", "it shows an image and names none")
     number = get(record, "id")
     image_id = f"text/{check_label(str(number) if isinstance(number, int) else number, what='id')}"
     return Sample(
@@ -107,7 +113,7 @@ DATASETS = (
         layout=(
             f"{FILE}   list of conversations\n"
             "coco/train2017/, gqa/images/, ocr_vqa/images/ (all as .jpg), textvqa/train_images/,\n"
-            "vg/VG_100K/, vg/VG_100K_2/   pictures, by the paths of the conversations"
+            "vg/VG_100K/, vg/VG_100K_2/   images, by the paths of the conversations"
         ),
         num_samples=530_000,
     ),

@@ -1,12 +1,13 @@
 """MDVP-Data of Draw-and-Understand: conversations about boxes drawn into an image.
 
-Files are arrays of ``{image, conversations, bbox: [[x, y, w, h], ...] | points}``. A text names the K-th box
-"Region K" or "<Mark K>", counted from 1. A conversation whose user names no box is about all of them: they
-are put in front of its first question. ``image`` is a path on the authors' machine; its end, from the folder
-of a public dataset on, is looked for here; a relative path is looked for below mdvp/images.
+Files are arrays of ``{image, conversations, bbox: [[x, y, w, h], ...] | points}``. Each
+conversation becomes one sample (region_qa). A text names the K-th box "Region K" or "<Mark K>",
+counted from 1. A conversation whose user names no box is about all of them: they are put in front
+of its first question. ``image`` is a path on the authors' machine; its end, from the folder of a
+public dataset on, is looked for here; a relative path is looked for below mdvp/images.
 
-Only ``stage_2_fine-tuning/MDVP-Data`` is read: the other folders of stage 2 pack VCR, Osprey, GRIT and
-ShareGPT4V anew, and stage 1 holds sets of the kind that benchmarks are made of.
+Only ``stage_2_fine-tuning/MDVP-Data`` is read: the other folders of stage 2 pack VCR, Osprey, GRIT
+and ShareGPT4V anew, and stage 1 holds sets of the kind that benchmarks are made of.
 
 Source: https://github.com/AFeng-x/Draw-and-Understand (accessory/data/conversation/dataset.py,
 transforms.py).
@@ -43,9 +44,9 @@ NAME, FILES = "mdvp", "mdvp/stage_2_fine-tuning/MDVP-Data/*.json"
 OWN_IMAGES = folder_source("mdvp", "mdvp/images", num_buckets=64)
 SOURCES = (COCO_TRAIN, VISUAL_GENOME, GQA, FLICKR30K, vcr.IMAGES, OWN_IMAGES)
 COCO_FOLDERS = frozenset({"train2014", "train2017", "val2014", "val2017"})
-"""A picture of any year is looked for in train2017, by its id."""
+"""Folders of COCO in a path: an image of any year is looked for in train2017, by its id."""
 FOLDERS = {
-    # the authors say to merge Visual Genome's two folders, so the one that a path names says nothing
+    # the authors merge Visual Genome's two folders, so the one that a path names says nothing
     "VG_100K": ("vg/VG_100K", "vg/VG_100K_2"),
     "VG_100K_2": ("vg/VG_100K_2", "vg/VG_100K"),
     "flickr30k-images": ("flickr30k/flickr30k-images",),
@@ -53,7 +54,7 @@ FOLDERS = {
     "vcr1images": (vcr.FOLDER,),
     "gqa": ("gqa", "gqa/images"),
 }
-"""Folder in a path of the authors -> where its pictures lie here, the first that has the picture."""
+"""Folder in a path of the authors -> where its images lie here, the first that has the image."""
 MARKED = "marked region"
 """Label of every box: the files name none."""
 _MENTION = re.compile(
@@ -67,10 +68,12 @@ _GOES_ON = re.compile(r"\s*(?:,|and|or|to|&|-)\s*\d+\b(?!\.\d)", re.IGNORECASE)
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield a sample for each conversation, the rejects, and the ledger last.
 
-    Raises ValueError when a file is not of its form.
+    Raises:
+        SettingError: A file is not of its form.
     """
     tally = Tally()
     for file in folders.matches(FILES):
+        # a counter a file: one of which nothing is usable must not hide behind the others
         own, guard = Tally(), BoxGuard("xywh", source=file)
         for position, (name, record) in enumerate(stream_records(folders.path(file))):
             number = f"{PurePosixPath(file).stem}.{position}"
@@ -132,7 +135,10 @@ def _boxes(record: Any) -> list[Any]:
 
 
 def _cast(record: Any) -> Any:
-    """Conversations with numbers as text, as the authors' loader makes them; anything else stays."""
+    """Return the conversations with numbers as text, as the authors' loader makes them.
+
+    Anything else stays as it is, to be judged by `read_turns`.
+    """
     messages = get(record, "conversations")
     if not isinstance(messages, list):
         return record
@@ -174,7 +180,11 @@ def _turns(told: list[tuple[str, str]], facts: ImageFacts, num_boxes: int) -> tu
 
 
 def _open(stored: Any, folders: DataFolders) -> ImageRef:
-    """Find a picture by a path of the authors. Raises BadRecord as `ImageSource.open` does."""
+    """Find an image by a path of the authors.
+
+    Raises:
+        BadRecord: malformed, or as `ImageSource.open` does.
+    """
     if not isinstance(stored, str):
         raise BadRecord("malformed", f"image is {type(stored).__name__}, not a path")
     places = _places(stored)
@@ -188,8 +198,9 @@ def _open(stored: Any, folders: DataFolders) -> ImageRef:
 
 
 def _places(stored: str) -> list[str]:
-    """Uris at which a picture may lie, from its path on the authors' machine."""
+    """Return the uris at which an image may lie, from its path on the authors' machine."""
     parts = PurePosixPath(check_uri(stored.removeprefix("/"))).parts
+    # from the end: a folder of a public dataset may lie below one with the same name
     for position in reversed(range(len(parts) - 1)):
         rest = "/".join(parts[position + 1 :])
         if parts[position] in COCO_FOLDERS:
@@ -198,7 +209,7 @@ def _places(stored: str) -> list[str]:
             return [f"{folder}/{rest}" for folder in FOLDERS[parts[position]]]
     if stored.startswith("/"):
         raise BadRecord(
-            "unknown_image", f"{ascii(stored)[:160]} lies in no folder of pictures known here"
+            "unknown_image", f"{ascii(stored)[:160]} lies in no image folder known here"
         )
     return [f"mdvp/images/{stored}"]
 
@@ -216,8 +227,8 @@ DATASETS = (
         source="https://huggingface.co/datasets/Afeng-x/Draw-and-Understand",
         layout=(
             f"{FILES}   conversations about boxes\n"
-            "coco/train2017/               pictures of COCO, whatever year the path says\n"
-            "vg/VG_100K/, vg/VG_100K_2/    pictures of Visual Genome\n"
+            "coco/train2017/               images of COCO, whatever year the path says\n"
+            "vg/VG_100K/, vg/VG_100K_2/    images of Visual Genome\n"
             "gqa/images/, flickr30k/flickr30k-images/, vcr/vcr1images/\n"
             "mdvp/images/                  all others, by the path in the file, made relative"
         ),

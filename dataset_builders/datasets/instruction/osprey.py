@@ -1,17 +1,19 @@
 """Osprey-724K: questions, conversations and descriptions about numbered regions of COCO images.
 
-Five files, each an array of ``{file_name, height, width, annotation: [{segmentation, bbox?}], conversations
-| description}``. What is made of one of their records:
+Five files, each an array of ``{file_name, height, width, annotation: [{segmentation, bbox?}],
+conversations | description}``. What is made of one of their records:
 
-| file                   | samples                                                                       |
-| ---------------------- | ----------------------------------------------------------------------------- |
-| short_form, part_level | `region_qa`, one a question, with the limit that the authors' loader appends  |
-| conversation           | `region_qa`, the conversation as a whole                                      |
-| detail_description     | `region_caption`, one a region, up to `region_texts` of them an image         |
-| lvis_positive_negative | one a question: `region_qa` when the answer is yes, `rejection` when it is no |
+| file                   | samples                                                                 |
+| ---------------------- | ----------------------------------------------------------------------- |
+| short_form, part_level | `region_qa`, one a question, with the limit of the authors' loader      |
+| conversation           | `region_qa`, the conversation as a whole                                |
+| detail_description     | `region_caption`, one a region, up to `region_texts` of them an image   |
+| lvis_positive_negative | one a question: `region_qa` when the answer is yes, `rejection` when no |
 
-``<regionK>`` means ``annotation[K-1]``; in lvis_positive_negative the N-th mention means ``annotation[N-1]``,
-whatever its number. Source: https://github.com/CircleRadon/Osprey (osprey/datasets/osprey_724k.py).
+``<regionK>`` means ``annotation[K-1]``; in lvis_positive_negative the N-th mention means
+``annotation[N-1]``, whatever its number.
+
+Source: https://github.com/CircleRadon/Osprey (osprey/datasets/osprey_724k.py).
 """
 
 import random
@@ -30,6 +32,7 @@ from dataset_builders.box_checks import (
     xywh_to_xyxy,
 )
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import COCO_TRAIN, coco_id, coco_uri
 from dataset_builders.masks import segmentation_box
@@ -54,7 +57,7 @@ _YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _DESCRIPTION = re.compile(rf"\s*{_MENTION.pattern}\s*:(.*)", re.IGNORECASE | re.DOTALL)
 
 Told = list[tuple[str, str]]
-"""(role, text) of each message."""
+"""Messages of a record, as (role, text)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +67,21 @@ class _Record:
     name: str
     """Record id of its rejects."""
     number: str
-    """Tells its samples from those of other records."""
+    """Number that tells its samples from those of other records."""
     content: Any
+    """The record as stored."""
     facts: ImageFacts
-    """Its ids are positions in `annotation`, those of rejected boxes left out."""
+    """The boxes; ids are positions in `annotation`, those of rejected boxes left out."""
     num_regions: int
     """Length of `annotation`, rejected boxes included."""
     options: BuildOptions
 
     def row(self, position: int) -> int:
-        """Row of the object at a position in `annotation`. Raises BadRecord unknown_object."""
+        """Return the row of the object at a position in `annotation`.
+
+        Raises:
+            BadRecord: unknown_object.
+        """
         if not 0 <= position < self.num_regions:
             raise BadRecord("unknown_object", f"region {position + 1} of {self.num_regions}")
         if position not in self.facts.ids:
@@ -83,9 +91,15 @@ class _Record:
     def parts(
         self, text: str, row_of: Callable[[re.Match[str]], int] | None = None
     ) -> tuple[Part, ...]:
-        """Text as parts. row_of: row of a mention; by its number, counted from 1, when None.
+        """Return a text as parts.
 
-        Raises BadRecord, also for a region that is named outside a tag.
+        Args:
+            text: A message or description.
+            row_of: Returns the row of a mention; None takes its number, counted from 1.
+
+        Raises:
+            BadRecord: What is wrong with a mention; unsafe_text for a region that is named outside
+                a tag.
         """
         made = mention_parts(text, _MENTION, row_of or (lambda found: self.row(int(found[1]) - 1)))
         for part in made:
@@ -94,7 +108,11 @@ class _Record:
         return made
 
     def sample(self, task: str, turns: tuple[Turn, ...], number: int | None = None) -> Sample:
-        """Sample of the record. Raises BadRecord when it names no region, or more than the budget."""
+        """Return a sample of the record.
+
+        Raises:
+            BadRecord: It names no region, or more than the budget.
+        """
         named = named_rows(*(turn.parts for turn in turns))
         if not named:
             raise BadRecord("unsupported", "names no region")
@@ -109,15 +127,18 @@ class _Record:
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield the samples of the five files, their rejects, and the ledger last.
 
-    Units: "image" is a record, "box" one of its annotations, "record" a question, conversation or
-    description. Raises ValueError when a file is not of its form.
+    Unit "image" is a record, "box" one of its annotations, "record" a question, conversation or
+    description.
+
+    Raises:
+        SettingError: A file is not of its form.
     """
     tally = Tally()
     for kind, make in _KINDS.items():
         own = Tally()
         files = folders.matches(_file(kind))
         if len(files) != 1:
-            raise ValueError(f"{_file(kind)}: want one such file, found {files}")
+            raise SettingError(f"{_file(kind)}: want one such file, found {files}")
         guard = BoxGuard("xywh", source=files[0])
         for position, (name, content) in enumerate(stream_records(folders.path(files[0]))):
             try:
@@ -192,7 +213,7 @@ def _object(annotation: Any, width: int, height: int, guard: BoxGuard) -> Object
 
 
 def _told(record: _Record, tally: Tally) -> Told | Reject:
-    """Messages of the record, or the reject of all of them."""
+    """Return the messages of a record, or the reject of all of them."""
     try:
         return read_turns(record.content)
     except BadRecord as error:
@@ -200,7 +221,7 @@ def _told(record: _Record, tally: Tally) -> Told | Reject:
 
 
 def _pairs(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
-    """Samples of short_form and part_level: one a question, with the limit."""
+    """Yield the samples of short_form and part_level: one a question, with the limit."""
     told = _told(record, tally)
     if isinstance(told, Reject):
         yield told
@@ -216,7 +237,7 @@ def _pair(record: _Record, number: int, asked: str, answer: str) -> list[Sample]
 
 
 def _conversation(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
-    """Sample of a whole conversation."""
+    """Yield the sample of a whole conversation."""
 
     def make() -> Iterator[Sample]:
         turns = tuple(Turn(role, record.parts(text)) for role, text in read_turns(record.content))
@@ -226,7 +247,7 @@ def _conversation(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
 
 
 def _positive_negative(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
-    """Samples of lvis_positive_negative: the N-th mention is the N-th region."""
+    """Yield the samples of lvis_positive_negative: the N-th mention is the N-th region."""
     told = _told(record, tally)
     if isinstance(told, Reject):
         yield told
@@ -254,7 +275,7 @@ def _yes_no(
 
 
 def _descriptions(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
-    """Samples of detail_description: so many that `region_texts` allows, drawn from the good ones."""
+    """Yield samples of detail_description, up to `region_texts` drawn from the good ones."""
     listed = record.content.get("description")
     if not isinstance(listed, list):
         error = BadRecord("malformed", f"description is {type(listed).__name__}, not a list")
@@ -312,7 +333,7 @@ DATASETS = (
             "osprey/osprey_detail_description.json       a description a region\n"
             "osprey/osprey_part_level.json               questions about parts of objects\n"
             "osprey/osprey_lvis_positive_negative.json   yes or no: is the region this?\n"
-            "coco/train2017/                             pictures of COCO, by file_name"
+            "coco/train2017/                             images of COCO, by file_name"
         ),
         num_samples=724_000,
     ),

@@ -1,13 +1,15 @@
 """ShareGPT4V: long captions of whole images, written by GPT-4V, in LLaVA's form.
 
-The paper lists it under region captions although it has no boxes, so it is built three ways:
+Files: one JSON list of conversations of two messages, the image folders of the collections that it
+captions, and COCO's boxes for the grounded one. The paper lists it under region captions although
+it has no boxes, so it is built three ways:
 
-| dataset             | task             | samples                                                     |
-| ------------------- | ---------------- | ----------------------------------------------------------- |
-| sharegpt4v          | `caption`        | the conversation as it is                                   |
-| sharegpt4v_full_box | `region_caption` | the whole image as a region, the caption as its description |
-| sharegpt4v_grounded | `grounding`      | pictures of COCO: the first mention of a category that has  |
-|                     |                  | one box on the image is grounded; `caption` without any     |
+| dataset             | task             | samples                                                 |
+| ------------------- | ---------------- | ------------------------------------------------------- |
+| sharegpt4v          | `caption`        | the conversation as it is                               |
+| sharegpt4v_full_box | `region_caption` | the whole image as a region, the caption describes it   |
+| sharegpt4v_grounded | `grounding`      | images of COCO: the first mention of a category with    |
+|                     |                  | one box on the image is grounded; else `caption`        |
 
 Source: https://github.com/ShareGPT4Omni/ShareGPT4V (docs/Data.md).
 """
@@ -48,13 +50,13 @@ from dataset_builders.validation import check_text
 FILE = "sharegpt4v/sharegpt4v_instruct_gpt4-vision_cap100k.json"
 INSTANCES, COCO_FOLDER = "coco/annotations/instances_train2017.json", "coco/train2017"
 SOURCES = (COCO_TRAIN, SAM, LLAVA_PRETRAIN, WEB_CELEBRITY, WEB_LANDMARK, WIKIART, SHARE_TEXTVQA)
-"""Collections that its pictures come from."""
+"""Collections that its images come from."""
 WHOLE = "image"
 """Label of the object that is the whole image."""
 _WANTED = "id, image and conversations"
 
 Make = Callable[[ImageFacts, list[tuple[str, str]], BuildOptions, str, str], Sample]
-"""(facts, messages, options, dataset, number) -> sample."""
+"""Makes a sample of (facts, messages, options, dataset, number)."""
 
 
 def build(
@@ -62,7 +64,14 @@ def build(
 ) -> Iterator[Item]:
     """Yield a sample for each record, the rejects, and the ledger last.
 
-    make: `caption` or `described`. Raises ValueError when the file is not of its form.
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        make: `caption` or `described`.
+
+    Raises:
+        SettingError: The file is not of its form.
     """
     tally = Tally()
     for position, (name, record) in enumerate(stream_records(folders.path(FILE))):
@@ -79,10 +88,12 @@ def build(
 
 
 def build_grounded(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Iterator[Item]:
-    """Yield a sample for each record about a picture of COCO, the rejects, and the ledger last.
+    """Yield a sample for each record about an image of COCO, the rejects, and the ledger last.
 
-    Records about other pictures are not of this dataset and not counted. Raises ValueError when a file is not
-    of its form.
+    Records about other images are not of this dataset and not counted.
+
+    Raises:
+        SettingError: A file is not of its form.
     """
     tally = Tally()
     with open_coco(folders, file=INSTANCES, folder=COCO_FOLDER, source=COCO_TRAIN) as coco:
@@ -91,6 +102,7 @@ def build_grounded(folders: DataFolders, options: BuildOptions, *, dataset: str)
                 yield item
             else:
                 tally.use("image")
+        # a counter of its own: `check_usable` looks at the captions, not at COCO's boxes
         names, own = _names_pattern(coco), Tally()
         for position, (name, record) in enumerate(stream_records(folders.path(FILE))):
             if not _is_coco(record):
@@ -135,7 +147,15 @@ def grounded(
 ) -> Sample:
     """Return the caption with the categories grounded that have one box on the image.
 
-    names: matches any category's name, the longest first, so that a hot dog is no dog.
+    Only the first mention of a category is grounded.
+
+    Args:
+        facts: The boxes of the image.
+        told: The messages of the record, as (role, text).
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        number: Tells the samples of the dataset apart.
+        names: Matches any category's name, the longest first, so that a hot dog is no dog.
     """
     text = _caption(told)
     present = facts.present()
@@ -148,9 +168,8 @@ def grounded(
     end = 0
     for found in names.finditer(text):
         name, between = found.group().casefold(), text[end : found.start()]
-        if name in alone and (
-            between.strip() or not parts
-        ):  # blanks alone cannot stand between two phrases
+        # blanks alone cannot stand between two phrases
+        if name in alone and (between.strip() or not parts):
             parts += [Part(between), Part(found.group(), (alone.pop(name),))]
             end = found.end()
     if not parts:
@@ -177,7 +196,7 @@ def _uri(record: Any) -> str:
 
 
 def _is_coco(record: Any) -> bool:
-    """Whether the record is about a picture of COCO, or so broken that nothing can be said of it."""
+    """Return whether a record is about an image of COCO, or too broken to say anything of it."""
     path = record.get("image") if isinstance(record, dict) else None
     return not isinstance(path, str) or path.startswith(f"{COCO_FOLDER}/")
 
@@ -192,10 +211,10 @@ _FACTS: dict[str, Any] = {
     "source": "https://huggingface.co/datasets/Lin-Chen/ShareGPT4V",
 }
 _LAYOUT = f"{FILE}   captions\n"
-_ANY_PICTURES = (
+_ANY_IMAGES = (
     "coco/train2017/, sam/images/, llava/llava_pretrain/images/, web-celebrity/images/,\n"
     "web-landmark/images/, wikiart/images/, share_textvqa/images/\n"
-    "    pictures, by the path in the file; captions of a collection that is not there are rejects"
+    "    images, by the path in the file; captions of a collection that is not there are rejects"
 )
 
 
@@ -208,7 +227,7 @@ def _from_all(name: str, make: Make, *, task: str, stages: tuple[int, ...] = ())
         files=(FILE,),
         tasks=(task,),
         stages=stages,
-        layout=_LAYOUT + _ANY_PICTURES,
+        layout=_LAYOUT + _ANY_IMAGES,
         num_samples=102_000,
         **_FACTS,
     )
@@ -223,7 +242,7 @@ DATASETS = (
         build=partial(build_grounded, dataset="sharegpt4v_grounded"),
         files=(FILE, INSTANCES),
         tasks=("grounding", "caption"),
-        layout=f"{_LAYOUT}{INSTANCES}   COCO's boxes\n{COCO_FOLDER}/   its pictures",
+        layout=f"{_LAYOUT}{INSTANCES}   COCO's boxes\n{COCO_FOLDER}/   its images",
         num_samples=50_000,
         **_FACTS,
     ),

@@ -1,7 +1,9 @@
-"""TallyQA: counting questions over pictures of COCO and Visual Genome, with numbers for answers.
+"""TallyQA: counting questions over images of COCO and Visual Genome, with numbers for answers.
 
-Where COCO's boxes are at hand and agree exactly with the answer, the answer also names the objects; see
-`counting`. Pictures are found by their path: Visual Genome's ids are shifted in the records.
+Files: one JSON list of questions a split, images of COCO and Visual Genome, optional COCO's
+instances. Each question becomes one sample (counting). Where COCO's boxes are at hand and agree
+exactly with the answer, the answer also names the objects; see `tasks.counting`. Images are found
+by their path: Visual Genome's ids are shifted in the records.
 
 Source: https://github.com/manoja328/TallyQA_dataset.
 """
@@ -13,6 +15,7 @@ from typing import Any
 
 from dataset_builders.box_checks import get
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import (
     COCO_TRAIN,
@@ -31,7 +34,7 @@ from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks.counting import question_sample, read_question
 
 INSTANCES = "coco/annotations/instances_train2017.json"
-"""Boxes of COCO, used where they are there."""
+"""COCO's boxes, used where the file is there."""
 _COCO_FOLDERS = ("train2014", "val2014")
 
 
@@ -45,8 +48,15 @@ def build(
 ) -> Iterator[Item]:
     """Yield one sample a question, the rejects, and the ledger last.
 
-    file: list of questions. optional: sources of pictures that are used where they are there.
-    Raises ValueError when a file is not of this form.
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        file: List of questions, below the data root.
+        optional: Image sources that are used where their files are there.
+
+    Raises:
+        SettingError: A file is not of this form.
     """
     tally = Tally()
     seen: set[int] = set()
@@ -65,17 +75,24 @@ def build(
 
             yield from tally.record(f"{Path(file).stem}/{position}", make)
     if not tally.num_read:
-        raise ValueError(f"{file} holds no questions: TallyQA's files are one JSON list")
+        raise SettingError(f"{file} holds no questions: TallyQA's files are one JSON list")
     yield tally.ledger()
 
 
 def _facts(
     folders: DataFolders, image: Any, coco: CocoFile | None, optional: tuple[ImageSource, ...]
 ) -> tuple[ImageFacts, tuple[str, ...]]:
-    """Return what is known of a picture, and the names that are annotated exhaustively on it.
+    """Return what is known of an image, and the names that are annotated exhaustively on it.
 
-    image: path in the record. Raises BadRecord: unsafe_path, unknown_image, missing_image, malformed or what
-    `read_image_size` says.
+    Args:
+        folders: Where the data lies.
+        image: Path in the record.
+        coco: COCO's boxes, where they are there.
+        optional: Image sources that are there besides.
+
+    Raises:
+        BadRecord: unsafe_path, unknown_image, missing_image, malformed or what `read_image_size`
+            says.
     """
     folder, _, _ = check_uri(image).partition("/")
     if folder not in _COCO_FOLDERS:
@@ -85,7 +102,7 @@ def _facts(
     if coco is not None:
         try:
             return coco.image(int(number)).facts, coco.names
-        except BadRecord:  # a picture that the file does not list has no known boxes
+        except BadRecord:  # an image that the file does not list has no known boxes
             pass
     # COCO's val2014 was divided among train2017 and val2017
     moved = f"coco/val2017/{int(number):012d}.jpg"
@@ -110,12 +127,12 @@ def _tallyqa(
         files=(file,),
         optional_files=(INSTANCES,),
         tasks=("counting",),
-        licence="Apache-2.0; pictures under those of COCO and Visual Genome",
+        licence="Apache-2.0; images under those of COCO and Visual Genome",
         source="https://github.com/manoja328/TallyQA_dataset",
         layout=(
             f"{file}   list of questions, from tallyqa.zip\n"
-            "coco/train2017/   pictures of COCO train2017\n"
-            "vg/VG_100K/, vg/VG_100K_2/   pictures of Visual Genome\n"
+            "coco/train2017/   images of COCO train2017\n"
+            "vg/VG_100K/, vg/VG_100K_2/   images of Visual Genome\n"
             + "".join(f"{source.pictures[0]}/   where it is there\n" for source in optional)
             + f"{INSTANCES}   where it is there: names the counted objects"
         ),

@@ -1,8 +1,10 @@
 """VCR: questions about people and things of a film still, their answers, and why.
 
-A sentence is a list of words and of lists of object numbers, counted from 0 (``question_orig`` and its like
-count from 1 and are not read). Boxes and names stand in a file beside each picture; they are a detector's,
-with its score. Each question is a conversation: the question, the right answer, "Why?", the right reason.
+Files: ``train.jsonl``, a question a line, and stills with a JSON file beside each. A sentence is a
+list of words and of lists of object numbers, counted from 0 (``question_orig`` and its like count
+from 1 and are not read). Boxes and names stand in the file beside each image; they are a
+detector's, with its score. Each question is a conversation: the question, the right answer, "Why?",
+the right reason (region_qa, or instruction where no object is named).
 
 Source: https://github.com/rowanz/r2c (dataloaders/vcr.py).
 """
@@ -42,28 +44,33 @@ MAX_METADATA_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class _Still:
-    """A picture with its boxes."""
+    """An image with its boxes."""
 
     facts: ImageFacts
-    """Its ids are numbers of the metadata, those of rejected boxes left out."""
+    """The boxes; ids are numbers of the metadata, those of rejected boxes left out."""
     names: tuple[str, ...]
     """Name of every box, rejected ones included."""
 
 
 @dataclass
 class _Stills:
-    """Reads the metadata beside pictures; keeps the last one, as questions of a picture stand together."""
+    """Reads the metadata beside images.
+
+    It keeps the last one, as the questions of an image stand together.
+    """
 
     folders: DataFolders
     tally: Tally
     guard: BoxGuard
     key: tuple[str, str] = ("", "")
+    """Image and metadata file that `still` is of."""
     still: _Still | BadRecord = field(
         default_factory=lambda: BadRecord("malformed", "nothing read")
     )
+    """The last image read, or why it could not be."""
 
     def read(self, image: str, metadata: str) -> Iterator[Reject]:
-        """Read a picture's boxes into `still`, if it is not there; yield their rejects."""
+        """Read an image's boxes into `still`, if it is not there; yield their rejects."""
         if (image, metadata) == self.key:
             return
         self.key = (image, metadata)
@@ -81,8 +88,10 @@ class _Stills:
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield a sample for each question, the rejects, and the ledger last.
 
-    Units: "record" is a question; "box" is counted each time that a metadata file is read. Raises ValueError
-    when a file is not of its form.
+    Unit "record" is a question; "box" is counted each time that a metadata file is read.
+
+    Raises:
+        SettingError: A file is not of its form.
     """
     tally, guard = Tally(), BoxGuard("xyxy", source=FOLDER)
     stills = _Stills(folders, tally, guard)
@@ -165,7 +174,7 @@ def _metadata(path: Path) -> Any:
 
 
 def _corners(stored: Any) -> tuple[float, float, float, float]:
-    """Corners of [x1, y1, x2, y2, score]."""
+    """Return the corners of [x1, y1, x2, y2, score]."""
     if not isinstance(stored, list) or len(stored) != 5:
         raise BadRecord("malformed", f"box {str(stored)[:80]!r} is not four numbers and a score")
     *_, score = four_numbers(stored[1:], what="box")
@@ -204,7 +213,7 @@ def _right(record: Any, what: str) -> Any:
 
 
 def _said(tokens: Any, still: _Still, what: str) -> tuple[Part, ...]:
-    """Sentence as parts; a list of objects reads "A", "A and B" or "A, B and C"."""
+    """Return a sentence as parts; a list of objects reads "A", "A and B" or "A, B and C"."""
     if not isinstance(tokens, list):
         raise BadRecord("malformed", f"{what} is {type(tokens).__name__}, not a list of tokens")
     words: list[str | int] = []

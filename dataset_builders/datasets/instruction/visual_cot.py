@@ -1,11 +1,14 @@
 """Visual-CoT: questions with the box of the region that helps to answer them.
 
-Two forms of the same data. ``viscot_dataset/*_cot_train.jsonl``: a line a question, boxes in pixels.
-``viscot_363k.json``: conversations, where the crop stands behind "###" in pixels, and in the text as shares
-of the image padded to a square: the pixels are used, and the text must agree with them.
+Two forms of the same data, over the same image folders:
 
-Half of the samples answer in steps, as in the paper's figure 11; half think first, as the release's template
-asks. Their objects are the boxes of their own question; other questions about the image have others.
+- ``viscot_dataset/*_cot_train.jsonl``: a line a question, boxes in pixels (xyxy).
+- ``viscot_363k.json``: conversations, where the crop stands behind "###" in pixels, and in the text
+  as shares of the image padded to a square: the pixels are used, and the text must agree with them.
+
+Each question becomes one sample (reasoning). Half of them answer in steps, as in the paper's figure
+11; half think first, as the release's template asks. Their objects are the boxes of their own
+question; other questions about the image have others.
 
 Source: https://github.com/deepcs233/Visual-CoT (tools/convert_data_to_llava_format.py).
 """
@@ -47,25 +50,31 @@ MIXED_FILE = "visual_cot/viscot_363k.json"
 IMAGES = folder_source("visual_cot", "visual_cot/cot", num_buckets=128)
 EVIDENCE = "evidence"
 """Label of every box: the files name none."""
-BOX_REQUEST = "Please provide the bounding box coordinate of the region that can help you answer the question better."
+BOX_REQUEST = (
+    "Please provide the bounding box coordinate of the region that can help you answer "
+    "the question better."
+)
 """Ends every question of the conversations; our own wording asks for regions instead."""
 _FOLDERS: dict[str, tuple[str, ...]] = {
     "textcap": ("textvqa",),
     "visual7w": ("visual7w", "v7w"),
     "v7w": ("v7w", "visual7w"),
 }
-"""Folders below cot/ where a set's pictures may lie, when not under its own name."""
+"""Folders below cot/ where a set's images may lie, when not under its own name."""
 _TAG = re.compile(r"<\s*/?\s*(?:think|answer)\s*>", re.IGNORECASE)
-# the text rounds to 3 digits, the pixels drop their fraction: holds for all 10,917 rows of viscot_benchmark
+# the text rounds to 3 digits, the pixels drop their fraction: holds for all 10,917 rows of
+# viscot_benchmark
 _SLACK_SHARE, _SLACK_PX = 0.0006, 1.1
 
 Box = tuple[float, float, float, float]
+"""xyxy: in pixels, or as shares of the padded square where told in the text."""
 
 
 def build_lines(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield a sample for each line of the JSONL files, the rejects, and the ledger last.
 
-    Raises ValueError when a file is not of its form.
+    Raises:
+        SettingError: A file is not of its form.
     """
     tally = Tally()
     for file in folders.matches(LINE_FILES):
@@ -83,7 +92,8 @@ def build_lines(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
 def build_mixed(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield a sample for each conversation of viscot_363k.json, the rejects, and the ledger last.
 
-    Raises ValueError when the file is not of its form.
+    Raises:
+        SettingError: The file is not of its form.
     """
     tally, guard = Tally(), BoxGuard("xyxy", source=MIXED_FILE)
     for name, record in stream_records(folders.path(MIXED_FILE)):
@@ -151,7 +161,7 @@ def _answered(
     tally: Tally,
     guard: BoxGuard,
 ) -> Iterator[Item]:
-    """Sample of a question and its answer, or the reject; before it the rejects of its boxes."""
+    """Yield the rejects of a question's boxes, then its sample or its own reject."""
     objects: list[Object] = []
     for position, stored in enumerate(boxes):
         try:
@@ -203,20 +213,20 @@ def _text(record: Any, field: str) -> str:
 
 
 def _uri(path: str, folders: DataFolders) -> str:
-    """Uri of a picture by its path cot/SET/NAME, in the folder of the set that is there."""
+    """Return the uri of an image by its path cot/SET/NAME, in the set's folder that is there."""
     check_uri(path)
     top, _, rest = path.partition("/")
-    name, _, picture = rest.partition("/")
-    if top != "cot" or not picture:
+    name, _, file = rest.partition("/")
+    if top != "cot" or not file:
         raise BadRecord("unknown_image", f"{path[:160]!a} is not cot/SET/NAME")
     places = _FOLDERS.get(name, (name,))
     if len(places) > 1:
         places = tuple(p for p in places if folders.path(f"visual_cot/cot/{p}").is_dir()) or places
-    return f"visual_cot/cot/{places[0]}/{picture}"
+    return f"visual_cot/cot/{places[0]}/{file}"
 
 
 def _crop(record: Any) -> tuple[str, Box]:
-    """Path and box in pixels: of ["cot/gqa/1.jpg", "cot/gqa/1.jpg###[217, 343, 242, 393]"]."""
+    """Return path and box of ["cot/gqa/1.jpg", "cot/gqa/1.jpg###[217, 343, 242, 393]"], pixels."""
     images = get(record, "image")
     if (
         not isinstance(images, list)
@@ -233,7 +243,7 @@ def _crop(record: Any) -> tuple[str, Box]:
 
 
 def _told(record: Any) -> tuple[tuple[str, str], Box]:
-    """Question without the request for a box, answer, and the box as the text has it."""
+    """Return (question without the request for a box, answer), and the box as the text has it."""
     messages = get(record, "conversations")
     if not isinstance(messages, list) or len(messages) != 4:
         raise BadRecord("malformed", "conversations are not four messages")
@@ -259,7 +269,11 @@ def _numbers(text: str, what: str) -> Box:
 
 
 def _check_told(told: Box, box: Box, width: int, height: int) -> None:
-    """Hold the box in pixels to the shares of the padded square. Raises BadRecord contradiction."""
+    """Hold the box in pixels to the shares of the padded square.
+
+    Raises:
+        BadRecord: contradiction, when they differ by more than rounding.
+    """
     side = max(width, height)
     pads = ((side - width) // 2, (side - height) // 2) * 2
     errors = [
@@ -276,9 +290,9 @@ _FACTS: dict[str, Any] = {
     "licence": "code Apache-2.0; data under the licences of its thirteen sources",
     "source": "https://huggingface.co/datasets/deepcs233/Visual-CoT",
 }
-_PICTURES = (
-    "visual_cot/cot/SET/   pictures: cub, docvqa, dude, flickr30k, gqa, infographicsvqa, openimages, sroie,\n"
-    "                      textvqa (also those of textcap), visual7w or v7w, vsr"
+_LAYOUT = (
+    "visual_cot/cot/SET/   images: cub, docvqa, dude, flickr30k, gqa, infographicsvqa,\n"
+    "                      openimages, sroie, textvqa (also those of textcap), visual7w or v7w, vsr"
 )
 
 DATASETS = (
@@ -287,7 +301,7 @@ DATASETS = (
         build=build_lines,
         files=(LINE_FILES,),
         stages=(2,),
-        layout=f"{LINE_FILES}   a question a line\n{_PICTURES}",
+        layout=f"{LINE_FILES}   a question a line\n{_LAYOUT}",
         num_samples=438_000,
         **_FACTS,
     ),
@@ -295,7 +309,7 @@ DATASETS = (
         name=MIXED,
         build=build_mixed,
         files=(MIXED_FILE,),
-        layout=f"{MIXED_FILE}   the same as conversations\n{_PICTURES}",
+        layout=f"{MIXED_FILE}   the same as conversations\n{_LAYOUT}",
         num_samples=363_000,
         **_FACTS,
     ),

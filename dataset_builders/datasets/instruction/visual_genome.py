@@ -1,11 +1,16 @@
 """Visual Genome: descriptions of regions, with the objects of the image beside them.
 
-Objects are what annotators mentioned, under any name: nothing is complete, so nothing is called absent and
-nothing is counted here. Its files spell keys in two ways: `id` or `image_id`, `id` or `region_id`, `w`, `h`
-or `width`, `height`; both are read.
+Files: ``image_data.json`` (sizes and urls), ``region_descriptions.json`` (phrases and boxes of
+regions), ``objects.json`` (boxes and names), one JSON list each, and two image folders. Regions
+become questions for their description (region_caption).
+
+Objects are what annotators mentioned, under any name: nothing is complete, so nothing is called
+absent and nothing is counted here. Its files spell keys in two ways: `id` or `image_id`, `id` or
+`region_id`, `w`, `h` or `width`, `height`; both are read.
 
 Visual Genome: https://homes.cs.washington.edu/~ranjay/visualgenome/api.html; readers of the files:
-https://github.com/ranjaykrishna/visual_genome_python_driver (visual_genome/utils.py, visual_genome/local.py)
+https://github.com/ranjaykrishna/visual_genome_python_driver (visual_genome/utils.py,
+visual_genome/local.py)
 """
 
 import random
@@ -16,6 +21,7 @@ from typing import Any
 
 from dataset_builders.box_checks import BoxGuard, clean_box, four_numbers, get, xywh_to_xyxy
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts, unique
 from dataset_builders.image_sources import VISUAL_GENOME
 from dataset_builders.readers.grouped_records import GroupedRecords, grouped_records, id_number
@@ -27,15 +33,22 @@ from dataset_builders.tasks.prompts import conversation, question, seed_of
 from dataset_builders.validation import check_label
 
 MIN_KEPT_SHARE = 0.1
-"""A box of which less lies inside the image is given up (sheet of the dataset)."""
+"""Share of a box: one of which less lies inside the image is given up (sheet of the dataset)."""
 IMAGES, REGIONS, OBJECTS = "vg/image_data.json", "vg/region_descriptions.json", "vg/objects.json"
 
 
 def build(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Iterator[Item]:
-    """Yield up to `region_texts` questions an image for the description of a region, rejects, the ledger
-    last.
+    """Yield up to `region_texts` questions an image for the description of a region.
 
-    Units: "box" is an object, "record" a region. Raises ValueError when a file is not of this form.
+    Rejects come in between, the ledger last. Unit "box" is an object, unit "record" a region.
+
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+
+    Raises:
+        SettingError: A file is not of this form.
     """
     tally = Tally()
     guards = {file: BoxGuard("xywh", source=Path(file).name) for file in (REGIONS, OBJECTS)}
@@ -52,7 +65,10 @@ def build(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Itera
 
 
 def _read(folders: DataFolders, file: str, rows: GroupedRecords, tally: Tally) -> Iterator[Reject]:
-    """Sort the records of one file by image. A record of a whole image that cannot be read is one reject."""
+    """Sort the records of one file by image.
+
+    A record of a whole image that cannot be read is one reject: how many boxes it held is unknown.
+    """
     position = -1
     for position, record in enumerate(stream_array(folders.path(file), None)):
         try:
@@ -60,7 +76,7 @@ def _read(folders: DataFolders, file: str, rows: GroupedRecords, tally: Tally) -
         except BadRecord as error:
             yield tally.reject(f"{Path(file).stem}/{position}", error, "image")
     if position < 0:
-        raise ValueError(
+        raise SettingError(
             f"{Path(file).name} holds no records: Visual Genome's files are one JSON list each"
         )
 
@@ -113,9 +129,17 @@ def _image(
 def region_samples(
     facts: ImageFacts, regions: dict[Any, Object], options: BuildOptions, dataset: str
 ) -> list[Sample]:
-    """Return one sample for each of up to `region_texts` regions; of those with the same text the first.
+    """Return one sample for each of up to `region_texts` regions with different texts.
+
+    Of regions with the same text the first is meant.
 
     The region stands behind the objects of the image, with its text for a label.
+
+    Args:
+        facts: The objects of the image.
+        regions: Region id -> region, its description as label.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
     """
     rng = random.Random(seed_of(options.seed, dataset, facts.ref.image_id))
     numbers = list(regions)
@@ -136,9 +160,10 @@ def region_samples(
 
 
 def picture_of(record: Any, image_id: int) -> ImageRef:
-    """Return the picture of a record of image_data.json; its folder is in the url.
+    """Return the image of a record of image_data.json; its folder is in the url.
 
-    Raises BadRecord: malformed, bad_size, or contradiction when the url is of another image.
+    Raises:
+        BadRecord: malformed, bad_size, or contradiction when the url is of another image.
     """
     url = get(record, "url")
     if not isinstance(url, str):
@@ -155,7 +180,11 @@ def picture_of(record: Any, image_id: int) -> ImageRef:
 
 
 def read_object(record: Any, ref: ImageRef, guard: BoxGuard) -> tuple[int, Object]:
-    """Return id and object of a record of objects.json; its first name is its label. Raises BadRecord."""
+    """Return id and object of a record of objects.json; its first name is its label.
+
+    Raises:
+        BadRecord: malformed, or what is wrong with its box or name.
+    """
     names = get(record, "names")
     if not isinstance(names, list) or not names:
         raise BadRecord("malformed", f"names is {str(names)[:80]!r}, not a list of names")
@@ -166,7 +195,11 @@ def read_object(record: Any, ref: ImageRef, guard: BoxGuard) -> tuple[int, Objec
 
 
 def read_region(record: Any, ref: ImageRef, guard: BoxGuard) -> tuple[int, Object]:
-    """Return id and region of a record; its phrase is its label. Raises BadRecord."""
+    """Return id and region of a record; its phrase is its label.
+
+    Raises:
+        BadRecord: malformed, or what is wrong with its box or phrase.
+    """
     phrase = _folded(get(record, "phrase"), "phrase")
     box = _box(record, ref, guard)
     return id_number(_either(record, "region_id", "id"), what="region_id"), Object(
@@ -237,7 +270,7 @@ DATASETS = (
                 f"{REGIONS}   phrases and boxes of regions, version 1.4",
                 f"{OBJECTS}   boxes and names of objects",
                 f"{IMAGES}   sizes and urls",
-                "vg/VG_100K/, vg/VG_100K_2/   pictures, images.zip and images2.zip",
+                "vg/VG_100K/, vg/VG_100K_2/   images, images.zip and images2.zip",
             )
         ),
         num_samples=860_000,

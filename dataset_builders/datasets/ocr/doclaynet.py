@@ -1,9 +1,12 @@
 """DocLayNet: the layout of document pages (https://github.com/DS4SD/DocLayNet, README.md).
 
-COCO's JSON over pages drawn as squares of 1025 pixels, eleven classes, every element of a page boxed; boxes
-may start a little outside. Pages that were annotated more than once carry a `precedence`, of which 0 counts.
-Asked for are the type of an element, the elements of a type, and, where the text cells of the PDFs are there
-(`doclaynet_cells`), the text of an element.
+Files: COCO's instances JSON over pages drawn as squares of 1025 pixels, the pages (PNG), and, where
+they are there, the text cells of the PDFs (`doclaynet_cells`). Eleven classes, every element of a
+page boxed. Asked for are the type of an element, the elements of a type, and, with text cells, the
+text of an element. Traps:
+
+- Boxes may start a little outside their page.
+- Pages that were annotated more than once carry a `precedence`, of which 0 counts.
 """
 
 import random
@@ -40,6 +43,7 @@ from dataset_builders.tasks.prompts import conversation, question, seed_of
 from dataset_builders.validation import check_text
 
 FILE, PICTURES, CELLS = "doclaynet/COCO/train.json", "doclaynet/PNG", "doclaynet/JSON"
+"""The annotation file, the image folder, and the folder of text cells, below the data root."""
 CLASSES = (
     "Caption",
     "Footnote",
@@ -81,7 +85,9 @@ IMAGES = coco_source("doclaynet_train", file=FILE, folder=PICTURES, num_buckets=
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield the samples of every page, the rejects, and the ledger last.
 
-    Raises ValueError when a file is not of its form, or the text cells fit the elements in no known form.
+    Raises:
+        SettingError: A file is not of its form, or the text cells fit the elements in no known
+            form.
     """
     tally = Tally()
     with open_coco(folders, file=FILE, folder=PICTURES, source=IMAGES, form=FORM) as coco:
@@ -91,6 +97,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
                 yield item
                 continue
             record = f"image {item.facts.ref.image_id}"
+            # a page that was rejected must not come back with its text
             made = list(tally.record(record, partial(_page_samples, item, options), "image"))
             yield from made
             if form is not None and not any(isinstance(one, Reject) for one in made):
@@ -99,7 +106,11 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
 
 
 def _page_samples(image: CocoImage, options: BuildOptions) -> Iterator[Sample]:
-    """Yield the questions about types of elements. Raises BadRecord."""
+    """Yield the questions about types of elements.
+
+    Raises:
+        BadRecord: contradiction, when an element is of another annotation of its page.
+    """
     for fields in image.box_fields:
         if fields.get("precedence", 0) != 0:
             raise BadRecord(
@@ -208,7 +219,7 @@ DATASETS = (
         licence="CDLA-Permissive-1.0",
         source="https://github.com/DS4SD/DocLayNet",
         layout=(
-            f"{FILE}   COCO instances JSON\n{PICTURES}/   its pages, HASH.png\n"
+            f"{FILE}   COCO instances JSON\n{PICTURES}/   its page images, HASH.png\n"
             f"{CELLS}/   optional: text cells of the pages, HASH.json (DocLayNet_extra)"
         ),
         match_iou=0.7,

@@ -1,10 +1,11 @@
-"""Text of DocLayNet's pages: the cells of the PDFs, brought into the pixels of the pictures.
+"""Text of DocLayNet's pages: the cells of the PDFs, brought into the pixels of the images.
 
-``JSON/<hash>.json`` of DocLayNet_extra has `metadata` with the size of the page, `original_width` and
-`original_height`, and `cells` with a `bbox` and a `text` each. What the four numbers of a bbox are is not
-sure: the README of https://github.com/DS4SD/DocLayNet calls them corners from the lower left of the page,
-and its example is a left, top, width and height in the square picture. So the form is measured: text stands
-in annotated layout elements under the right one, and beside them under the others.
+``JSON/<hash>.json`` of DocLayNet_extra has `metadata` with the size of the page, `original_width`
+and `original_height`, and `cells` with a `bbox` and a `text` each. What the four numbers of a bbox
+are is not sure: the README of https://github.com/DS4SD/DocLayNet calls them corners from the lower
+left of the page, and its example is a left, top, width and height in the square image. So the form
+is measured: text stands in annotated layout elements under the right one, and beside them under the
+others.
 """
 
 import json
@@ -14,13 +15,16 @@ from typing import Any
 
 from dataset_builders.box_checks import four_numbers, get
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.images import safe_join
 from dataset_builders.records import BadRecord
 
 Box = tuple[float, float, float, float]
+"""Four numbers; xyxy in pixels of the image once it is placed."""
 Size = tuple[float, float]
+"""Width and height."""
 
-IN_PICTURE = "left, top, width, height in the picture"
+IN_PICTURE = "left, top, width, height in the image"
 FORMS = (
     "left, top, width, height on the page",
     IN_PICTURE,
@@ -28,13 +32,17 @@ FORMS = (
     "corners from the lower left of the page",
     "x0, x1, y0, y1 from the lower left of the page",
 )
-"""What the four numbers may be."""
+"""What the four numbers of a cell may be."""
 MIN_SHARE, MIN_LEAD = 0.8, 0.1
-"""Share of the cells that must stand in elements under one form, and how much less under any other. ours"""
+"""Share of the cells that must stand in elements under one form, and its lead over others. ours"""
 MAX_FILE_BYTES = 64 * 2**20
+"""Longest file of cells that is read: a page's text needs far less."""
 INSIDE, OUTSIDE = 0.8, 0.2
-"""A cell belongs to an element that holds more than `INSIDE` of its area; between the two, nobody can tell
-whose it is. ours"""
+"""Share of its area for a cell to belong to an element, and to stand outside of it. ours
+
+A cell belongs to an element that holds more than `INSIDE` of its area; between the two, nobody can
+tell whose it is.
+"""
 _SLACK_PX = 2.0
 
 
@@ -45,13 +53,21 @@ class Page:
     size: Size
     """Width and height of the page in its own units."""
     cells: tuple[tuple[Box, str], ...]
-    """(four numbers, text), cells without visible text left out."""
+    """The cells as (four numbers, text); those without visible text are left out."""
 
 
 def read_page(folders: DataFolders, name: str) -> Page | None:
-    """Read a file of cells; None when it is not there. name: such as "doclaynet/JSON/<hash>.json".
+    """Read a file of cells.
 
-    Raises BadRecord: malformed, unsafe_path or text_too_long.
+    Args:
+        folders: Where the data lies.
+        name: File below the data root, such as "doclaynet/JSON/<hash>.json".
+
+    Returns:
+        The cells of the page; None when the file is not there.
+
+    Raises:
+        BadRecord: malformed, unsafe_path, bad_size or text_too_long.
     """
     path = safe_join(folders.root(name), name.partition("/")[2])
     try:
@@ -60,7 +76,7 @@ def read_page(folders: DataFolders, name: str) -> Page | None:
         record = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except BadRecord:
+    except BadRecord:  # it is a ValueError, which would be caught below
         raise
     except OSError as error:  # a name longer than the file system takes, a folder
         raise BadRecord("malformed", f"{path.name[:120]}: {type(error).__name__}") from error
@@ -84,38 +100,54 @@ def read_page(folders: DataFolders, name: str) -> Page | None:
 
 
 def find_form(pages: Iterable[tuple[Page, Size, Sequence[Box]]], *, source: str) -> str | None:
-    """Return the one of `FORMS` under which the text of some pages stands in their elements; None without
-    text.
+    """Return the one of `FORMS` under which the text of some pages stands in their elements.
 
-    pages: cells, size of the picture and boxes of the elements, for each page.
-    Raises ValueError when no form explains the cells, or two do.
+    Args:
+        pages: Cells, size of the image and boxes of the elements (xyxy in image pixels), for each
+            page.
+        source: The files, for the message.
+
+    Returns:
+        The form; None when the pages hold no text.
+
+    Raises:
+        SettingError: No form explains the cells, or two do.
     """
     counts, total = dict.fromkeys(FORMS, 0), 0
-    for page, picture, elements in pages:
+    for page, image, elements in pages:
         total += len(page.cells)
         for form in FORMS:
             for stored, _ in page.cells:
-                counts[form] += _fits(place(stored, form, page.size, picture), picture, elements)
+                counts[form] += _fits(place(stored, form, page.size, image), image, elements)
     if not total:
         return None
     first, second = sorted(FORMS, key=lambda form: -counts[form])[:2]
     if counts[first] < MIN_SHARE * total or counts[first] - counts[second] < MIN_LEAD * total:
         seen = ", ".join(f"{count / total:.0%} as {form}" for form, count in counts.items())
-        raise ValueError(
+        raise SettingError(
             f"{source}: of {total} text cells stand in layout elements {seen}: cannot tell which"
         )
     return first
 
 
-def texts(page: Page, form: str, picture: Size, elements: Sequence[Box]) -> dict[int, str]:
-    """Return the text in each element that has any, by its position: its cells in the file's order.
+def texts(page: Page, form: str, image: Size, elements: Sequence[Box]) -> dict[int, str]:
+    """Return the text in each element that has any.
 
     Elements that cut a cell in two, or share it, are left out.
+
+    Args:
+        page: The cells.
+        form: One of `FORMS`.
+        image: Width and height of the image in pixels.
+        elements: Boxes of the elements, xyxy in pixels of the image.
+
+    Returns:
+        Position of the element -> its cells' text in the file's order.
     """
     words: dict[int, list[str]] = {}
     doubtful: set[int] = set()
     for stored, text in page.cells:
-        box = place(stored, form, page.size, picture)
+        box = place(stored, form, page.size, image)
         shares = {
             row: share
             for row, other in enumerate(elements)
@@ -132,10 +164,14 @@ def texts(page: Page, form: str, picture: Size, elements: Sequence[Box]) -> dict
     }
 
 
-def place(stored: Box, form: str, page: Size, picture: Size) -> Box:
-    """Return the box of a cell, xyxy in pixels of the picture.
+def place(stored: Box, form: str, page: Size, image: Size) -> Box:
+    """Return the box of a cell, xyxy in pixels of the image.
 
-    stored: four numbers. form: one of `FORMS`. page, picture: width and height of each.
+    Args:
+        stored: The four numbers of the cell.
+        form: One of `FORMS`.
+        page: Width and height of the page in its own units.
+        image: Width and height of the image in pixels.
     """
     a, b, c, d = stored
     x1, y1, x2, y2 = (
@@ -145,18 +181,16 @@ def place(stored: Box, form: str, page: Size, picture: Size) -> Box:
         (a, page[1] - d, c, page[1] - b),
         (a, page[1] - d, b, page[1] - c),
     )[FORMS.index(form)]
-    across, down = (
-        (1.0, 1.0) if form == IN_PICTURE else (picture[0] / page[0], picture[1] / page[1])
-    )
+    across, down = (1.0, 1.0) if form == IN_PICTURE else (image[0] / page[0], image[1] / page[1])
     return x1 * across, y1 * down, x2 * across, y2 * down
 
 
-def _fits(box: Box, picture: Size, elements: Sequence[Box]) -> bool:
-    """Whether a box is one, inside the picture, and has its centre in an element."""
+def _fits(box: Box, image: Size, elements: Sequence[Box]) -> bool:
+    """Return whether a box is one, inside the image, and has its centre in an element."""
     x1, y1, x2, y2 = box
     if not (
-        -_SLACK_PX <= x1 < x2 <= picture[0] + _SLACK_PX
-        and -_SLACK_PX <= y1 < y2 <= picture[1] + _SLACK_PX
+        -_SLACK_PX <= x1 < x2 <= image[0] + _SLACK_PX
+        and -_SLACK_PX <= y1 < y2 <= image[1] + _SLACK_PX
     ):
         return False
     x, y = (x1 + x2) / 2, (y1 + y2) / 2

@@ -1,10 +1,13 @@
-"""Scene text with one ground-truth file an image: ICDAR2015 (RRC challenge 4) and MLT2019 (challenge 15).
+"""Scene text, one ground-truth file an image: ICDAR2015 (RRC challenge 4), MLT2019 (challenge 15).
 
-A line is a quadrilateral and its text, which may hold commas and quotes; the file is UTF-8, with a byte order
-mark in ICDAR2015 and in some files of MLT2019:
+A line is a quadrilateral and its text, which may hold commas and quotes; the file is UTF-8, with a
+byte order mark in ICDAR2015 and in some files of MLT2019:
 
     377,117,463,117,465,130,378,130,Genaxis Theatre        ICDAR2015: x1,y1 ... x4,y4,text
     78,55,419,55,419,109,78,109,Latin,###                  MLT2019: x1,y1 ... x4,y4,script,text
+
+A quadrilateral becomes the upright box around it, and the text a question for the text of that
+region (ocr). Text ``###`` is don't-care: its box is an ignore region.
 
 Sources: https://rrc.cvc.uab.es/?ch=4 and ?ch=15; open-mmlab/mmocr dataset_zoo/icdar2015.
 """
@@ -40,14 +43,18 @@ SCRIPTS = NO_SCRIPTS | {
     "Korean",
     "Latin",
 }
-"""All of its values; Hindi is called Devanagari in some files."""
+"""All values of MLT2019's script column; Hindi is called Devanagari in some files."""
 MAX_FILE_BYTES = 4 * 2**20
 """Longest ground-truth file of one image; real ones have a few kB."""
 _NUMBER = re.compile(r"\s*-?\d{1,9}(?:\.\d{1,9})?\s*", re.ASCII)
 
 
 def parse_icdar(line: bytes) -> TextRegion:
-    """Read a line of ICDAR2015. Raises BadRecord with reason malformed."""
+    """Read a line of ICDAR2015.
+
+    Raises:
+        BadRecord: malformed.
+    """
     *numbers, text = _fields(line, 9)
     if text.partition(",")[0] in SCRIPTS and "," in text:
         raise BadRecord("malformed", f"{text[:80]!r} starts with a script: a line of MLT2019")
@@ -55,7 +62,11 @@ def parse_icdar(line: bytes) -> TextRegion:
 
 
 def parse_mlt(line: bytes) -> TextRegion:
-    """Read a line of MLT2019. Raises BadRecord with reason malformed."""
+    """Read a line of MLT2019.
+
+    Raises:
+        BadRecord: malformed.
+    """
     *numbers, script, text = _fields(line, 10)
     if script not in SCRIPTS:
         raise BadRecord(
@@ -75,31 +86,40 @@ def build(
     source: ImageSource,
     parse: Callable[[bytes], TextRegion],
 ) -> Iterator[Item]:
-    """Yield the readings of every image that has a ground-truth file, the rejects, and the ledger last.
+    """Yield the readings of every image that has a ground-truth file, the rejects, the ledger last.
 
-    truth: pattern of the ground-truth files. prefix: what their names have before the picture's. source:
-    what the pictures belong to. parse: reads a line.
-    Raises ValueError when the files are not of this form.
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        truth: Pattern of the ground-truth files.
+        prefix: What their names have before the image's name.
+        source: Image source that the images belong to.
+        parse: Reads a line.
+
+    Raises:
+        SettingError: The files are not of this form.
     """
     tally = Tally()
     guard = BoxGuard("xyxy", source=truth)
-    pictures: dict[str, str] = {}
+    uris: dict[str, str] = {}
     for item in source.images(folders):
         if isinstance(item, Reject):
             yield tally.reject(item.record_id, BadRecord(item.reason, item.detail), "image")
         else:
-            pictures[item.image_id] = item.image_uri
+            uris[item.image_id] = item.image_uri
     for name in folders.matches(truth):
         record = PurePosixPath(name).stem
         image_id = record.removeprefix(prefix)
         lines: list[tuple[int, bytes]] = []
         try:
             lines = _lines(folders, name)
-            if image_id not in pictures:
-                raise BadRecord("missing_image", f"no picture {image_id} for {name}")
-            ref = source.open(folders, pictures[image_id])
+            if image_id not in uris:
+                raise BadRecord("missing_image", f"no image {image_id} for {name}")
+            ref = source.open(folders, uris[image_id])
         except BadRecord as error:
             yield tally.reject(record, error, "image")
+            # the lines count as read, so that the ledger adds up to those of the files
             for place, _ in lines:
                 lost = BadRecord("image_rejected", f"{image_id}: {error.reason}")
                 yield tally.reject(f"{record}/{place}", lost, "box")
@@ -129,7 +149,8 @@ def _image_items(
 def _lines(folders: DataFolders, name: str) -> list[tuple[int, bytes]]:
     """Return (line number, line) of a ground-truth file, empty lines left out.
 
-    Lines end with a line feed alone or after a carriage return: a text may hold other line separators.
+    Lines end with a line feed alone or after a carriage return: a text may hold other line
+    separators.
     """
     path = folders.path(name)
     if path.stat().st_size > MAX_FILE_BYTES:
@@ -202,7 +223,8 @@ DATASETS = (
         licence="terms of the Robust Reading Competition",
         source="https://rrc.cvc.uab.es/?ch=15&com=downloads",
         layout=(
-            "mlt2019/ImagesPart1/, mlt2019/ImagesPart2/   tr_img_00001 ... tr_img_10000, .jpg, .png or .gif\n"
+            "mlt2019/ImagesPart1/, mlt2019/ImagesPart2/   "
+            "tr_img_00001 ... tr_img_10000, .jpg, .png or .gif\n"
             "mlt2019/train_gt_t13/tr_img_00001.txt        x1,y1,...,x4,y4,script,text a line"
         ),
         match_iou=0.7,
@@ -219,7 +241,8 @@ DATASETS = (
         source="https://rrc.cvc.uab.es/?ch=4&com=downloads",
         layout=(
             "icdar2015/ch4_training_images/img_1.jpg ... img_1000.jpg\n"
-            "icdar2015/ch4_training_localization_transcription_gt/gt_img_1.txt   x1,y1,...,x4,y4,text a line"
+            "icdar2015/ch4_training_localization_transcription_gt/gt_img_1.txt   "
+            "x1,y1,...,x4,y4,text a line"
         ),
         match_iou=0.7,
         num_samples=2_500,

@@ -1,10 +1,13 @@
 """CurvedSynText150k: synthetic scene text between two Bezier curves, in COCO's form.
 
-An annotation has, beside COCO's fields, `bezier_pts`: four control points of the upper edge from left to
-right, then four of the lower edge from right to left, x and y alternating; and `rec`: the text as codes, 0 to
-94 the printable ASCII characters from the blank on, 95 a character that the alphabet lacks, 96 its end.
+Files: one COCO JSON and one image folder for each of its two parts. An annotation has, beside
+COCO's fields, `bezier_pts`: four control points of the upper edge from left to right, then four of
+the lower edge from right to left, x and y alternating; and `rec`: the text as codes, 0 to 94 the
+printable ASCII characters from the blank on, 95 a character that the alphabet lacks, 96 its end.
+They become questions for the text of a region (ocr).
 
-Source: aim-uofa/AdelaiDet (datasets/README.md, adet/data/datasets/text.py, adet/utils/visualizer.py).
+Source: aim-uofa/AdelaiDet (datasets/README.md, adet/data/datasets/text.py,
+adet/utils/visualizer.py).
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +17,7 @@ import numpy as np
 
 from dataset_builders.box_checks import BoxGuard, get, whole_number
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.readers.coco_files import CocoForm, CocoImage, coco_source, open_coco
 from dataset_builders.record_counter import Tally
 from dataset_builders.records import BadRecord, Reject
@@ -31,19 +35,25 @@ from dataset_builders.tasks.ocr import (
 UNKNOWN, END = 95, 96
 """Codes of a character outside the alphabet and of the end of a text, which fills the list up."""
 CURVE_POINTS = 32
-"""Points at which a curve is looked at; between them it strays by less than a pixel on any real word."""
+"""Points at which a curve is looked at.
+
+Between them it strays by less than a pixel on any real word.
+"""
 _FORM = CocoForm(one_category=LABEL, box_fields=("bezier_pts", "rec"))
 _SHARE = np.linspace(0.0, 1.0, CURVE_POINTS)[:, None]
+# cubic Bernstein polynomials at CURVE_POINTS places: float64[CURVE_POINTS, 4]
 _BERNSTEIN = np.hstack(
     [(1 - _SHARE) ** 3, 3 * _SHARE * (1 - _SHARE) ** 2, 3 * _SHARE**2 * (1 - _SHARE), _SHARE**3]
 )
 
 
 def curve_corners(stored: Any) -> tuple[float, float, float, float]:
-    """Return the upright box around the two curves of `bezier_pts`.
+    """Return the upright box around the two curves of `bezier_pts`, xyxy in pixels.
 
     Control points lie outside their curve, so that a box around them would be too big.
-    Raises BadRecord with reason malformed or not_finite_box.
+
+    Raises:
+        BadRecord: malformed or not_finite_box.
     """
     controls = np.array(numbers(stored, 16, what="bezier_pts")).reshape(2, 4, 2)
     return quad_corners((_BERNSTEIN @ controls).reshape(-1).tolist())
@@ -52,8 +62,9 @@ def curve_corners(stored: Any) -> tuple[float, float, float, float]:
 def decode(stored: Any) -> str:
     """Return the text of `rec`.
 
-    Raises BadRecord: malformed for codes beyond 96 (the Chinese alphabet of ABCNet v2 has 5,462), or after
-    the end; unsupported for a character that the alphabet lacks.
+    Raises:
+        BadRecord: malformed for codes beyond 96 (the Chinese alphabet of ABCNet v2 has 5,462), or
+            after the end; unsupported for a character that the alphabet lacks.
     """
     if not isinstance(stored, list) or not stored:
         raise BadRecord("malformed", f"rec is {str(stored)[:80]!r}, not a list of codes")
@@ -81,14 +92,22 @@ def build(
 ) -> Iterator[Item]:
     """Yield the readings of every image, the rejects, and the ledger last.
 
-    file, folder: JSON and picture folder. source: what the images belong to.
-    Raises ValueError when the file is not of this form.
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        file: The JSON, below the data root.
+        folder: The image folder, below the data root.
+        source: Image source that the images belong to.
+
+    Raises:
+        SettingError: The file is not of this form.
     """
     tally, listed = Tally(), Tally()
     guard = BoxGuard("xyxy", source=f"bezier_pts of {file}")
     with open_coco(folders, file=file, folder=folder, source=source, form=_FORM) as coco:
         if len(coco.categories) > 1:
-            raise ValueError(
+            raise SettingError(
                 f"{file}: {len(coco.categories)} categories; CurvedSynText has one, text"
             )
         # boxes are counted when their curves were read, not by the COCO file
@@ -153,7 +172,10 @@ def _syntext(number: int, *, num_images: int) -> DatasetSpec:
         stages=(2,),
         licence="non-commercial research (AdelaiDet)",
         source="https://github.com/aim-uofa/AdelaiDet/blob/master/datasets/README.md",
-        layout=f"{file}   COCO JSON with bezier_pts and rec\n{folder}/images/   its pictures, by file_name",
+        layout=(
+            f"{file}   COCO JSON with bezier_pts and rec\n"
+            f"{folder}/images/   its images, by file_name"
+        ),
         match_iou=0.7,
         num_samples=3 * num_images,
     )

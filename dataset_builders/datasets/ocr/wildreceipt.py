@@ -1,9 +1,14 @@
-"""WildReceipt: photos of receipts with every line of text boxed. Not among the paper's datasets: ours.
+"""WildReceipt: photos of receipts with every line of text boxed.
 
-A line of `train.txt` is the JSON of one picture: file_name, height, width, and annotations with `box`, eight
-numbers of a quadrilateral in any order of its corners, `text`, and `label`, the kind of field.
+It is not among the paper's datasets: ours.
 
-Source: open-mmlab/mmocr (tests/data/kie_toy_dataset/wildreceipt; docs on key information extraction).
+Files: `train.txt` and an image folder. A line of `train.txt` is the JSON of one image: file_name,
+height, width, and annotations with `box`, eight numbers of a quadrilateral in any order of its
+corners, `text`, and `label`, the kind of field. Each box becomes a question for its text (ocr); a
+box that the dataset leaves out (label 0, empty text) is an ignore region.
+
+Source: open-mmlab/mmocr (tests/data/kie_toy_dataset/wildreceipt; docs on key information
+extraction).
 """
 
 from collections.abc import Iterator
@@ -11,6 +16,7 @@ from typing import Any
 
 from dataset_builders.box_checks import BoxGuard, get, whole_number
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_sources import folder_source, source_of
 from dataset_builders.images import check_uri
 from dataset_builders.readers.json_lines import opened, stream_lines
@@ -26,6 +32,7 @@ from dataset_builders.tasks.ocr import (
 )
 
 MAX_IMAGE_SIDE = 100_000
+"""Pixels; a record that states a longer side is wrong."""
 IGNORE = 0
 """Label of boxes that the dataset leaves out; their text is empty."""
 
@@ -36,7 +43,8 @@ _FILE = "wildreceipt/train.txt"
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield the readings of every receipt, the rejects, and the ledger last.
 
-    Raises ValueError when the file is not of this form.
+    Raises:
+        SettingError: The file is not of this form.
     """
     tally = Tally()
     guard = BoxGuard("xyxy", source=_FILE)
@@ -55,13 +63,17 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
             "image",
         )
     if not seen:
-        raise ValueError(f"{_FILE} holds no receipts: it is one JSON object a line")
+        raise SettingError(f"{_FILE} holds no receipts: it is one JSON object a line")
     guard.check()
     yield tally.ledger()
 
 
 def _receipt(record: Any, seen: set[str]) -> tuple[ImageRef, list[Any]]:
-    """Return the picture of a record and its stored annotations. Raises BadRecord."""
+    """Return the image of a record and its stored annotations.
+
+    Raises:
+        BadRecord: malformed, bad_size, unsafe_path or duplicate_id.
+    """
     name, stored = get(record, "file_name"), get(record, "annotations")
     if not isinstance(name, str) or not isinstance(stored, list):
         raise BadRecord("malformed", "file_name is no text, or annotations are no list")

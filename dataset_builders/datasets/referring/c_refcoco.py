@@ -1,8 +1,10 @@
-"""C-RefCOCO, C-RefCOCO+ and C-RefCOCOg: expressions, half of them changed so that nothing fits them.
+"""C-RefCOCO, C-RefCOCO+ and C-RefCOCOg: expressions, half of them changed so that none fits.
 
-One JSON object a dataset: split -> list of records with `iid` (COCO id), `bbox` (xywh, zeros where nothing
-fits), `query` (the expression; a text or its tokens), `refs` (the true expressions) and `cf_id` (1: nothing
-fits). No sizes and no ids: pictures are opened, and a record is known by its position.
+Files: one JSON object a dataset, and COCO's train2017. The object maps a split to a list of records
+with `iid` (COCO id), `bbox` (xywh, zeros where nothing fits), `query` (the expression; a text or
+its tokens), `refs` (the true expressions) and `cf_id` (1: nothing fits). They become referring,
+captions of the regions, and rejections. Records have no sizes and no ids: images are opened, and a
+record is known by its position.
 
 Facts: https://github.com/Glacier0012/CREC (README; crec/datasets/dataset.py, utils.py).
 """
@@ -13,6 +15,7 @@ from typing import Any
 
 from dataset_builders.box_checks import four_numbers, get, whole_number
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_sources import COCO_TRAIN, coco_uri
 from dataset_builders.readers.json_files import stream_array
 from dataset_builders.record_counter import Tally
@@ -21,6 +24,7 @@ from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.expression_table import ExpressionRow, Target, open_table
 
 _MAX_COCO_ID = 10**12
+"""Ids from here on are no COCO ids, and would not fit its file names of twelve digits."""
 
 
 def build(
@@ -28,7 +32,15 @@ def build(
 ) -> Iterator[Item]:
     """Yield the samples of one split, the rejects, and the ledger last.
 
-    Raises ValueError when the file has no such split, or its boxes are not xywh.
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        file: The JSON, below the data root.
+        split: Key of the split in the file.
+
+    Raises:
+        SettingError: The file has no such split, or its boxes are not xywh.
     """
     tally = Tally()
     name = Path(file).name
@@ -49,7 +61,7 @@ def build(
             captions=True,
         )
     if not tally.num_read:
-        raise ValueError(
+        raise SettingError(
             f"{name} holds no records of split {split!r}; C-REC's files are keyed by split"
         )
     yield tally.ledger()
@@ -66,6 +78,7 @@ def _row(record: Any, split: str, position: int) -> ExpressionRow:
         raise BadRecord("malformed", f"cf_id is {polarity}, neither 0 nor 1")
     if polarity == 1 and any(box):
         raise BadRecord("contradiction", f"nothing fits it, but it has box {list(box)}")
+    # a changed expression that is one of the true ones was not changed: it would teach to reject it
     if polarity == 1 and _same(said) in {_same(text) for text in _true_expressions(record)}:
         raise BadRecord(
             "contradiction", f"{said[:80]!r} is marked counterfactual, and stands among its refs"
@@ -112,7 +125,7 @@ def _dataset(name: str, file: str, num_samples: int) -> DatasetSpec:
         source="https://github.com/Glacier0012/CREC",
         layout=(
             f"{file}   split -> records with iid, bbox, query, refs, cf_id\n"
-            "coco/train2017/   pictures of COCO 2017; those of train2014 are among them"
+            "coco/train2017/   images of COCO 2017; those of train2014 are among them"
         ),
         num_samples=num_samples,
     )

@@ -1,9 +1,13 @@
-"""FineCops-Ref: expressions over GQA's pictures, with negative expressions and edited negative pictures.
+"""FineCops-Ref: expressions over GQA's images, with negative ones and edited images.
 
-Its `*_coco_format.json` are in MDETR's form. An annotation with `negative_type` says that nothing fits the
-expression, whatever its box; `negative_cate` says whether the text was changed, and the picture is GQA's, or
-the picture was, and lies in a folder of its own. The splits are told apart by the names of the files, such as
-expression_all_train_set_coco_format.json: only those of the train set are read.
+Its `*_coco_format.json` are in MDETR's form. They become referring, captions of the regions, and
+rejections. Traps:
+
+- An annotation with `negative_type` says that nothing fits the expression, whatever its box.
+- `negative_cate` says whether the text was changed, and the image is GQA's, or the image was, and
+  lies in a folder of its own.
+- The splits are told apart by the names of the files, such as
+  expression_all_train_set_coco_format.json: only those of the train set are read.
 
 Facts: https://github.com/liujunzhuo/FineCops-Ref (README; training/, evaluation/).
 """
@@ -23,17 +27,17 @@ _FILES = "finecops/*train*coco_format.json"
 _GQA_FOLDER = "gqa/images"
 _NEGATIVE_FOLDER = "finecops/negative_images"
 NEGATIVE_IMAGES = folder_source("finecops_negative_images", _NEGATIVE_FOLDER, num_buckets=16)
-"""Pictures edited so that the expression fits nothing in them."""
+"""Images edited so that the expression fits nothing in them."""
 
 
-def _picture(
+def _image_of(
     record: Mapping[str, Any], annotations: list[Mapping[str, Any]]
 ) -> tuple[ImageSource, str, str]:
     name = get(record, "file_name")
     check_uri(name)
     edited = {annotation.get("negative_cate") == "image" for annotation in annotations}
     if len(edited) > 1:
-        raise BadRecord("contradiction", "its annotations differ in whether the picture was edited")
+        raise BadRecord("contradiction", "its annotations differ in whether the image was edited")
     source, folder = (NEGATIVE_IMAGES, _NEGATIVE_FOLDER) if True in edited else (GQA, _GQA_FOLDER)
     uri = f"{folder}/{name}"
     return source, source.id_of(uri), uri
@@ -55,7 +59,7 @@ def _samples(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         dataset="finecops_ref",
         files=folders.matches(_FILES),
         sources=(GQA, NEGATIVE_IMAGES),
-        picture_of=_picture,
+        picture_of=_image_of,
         says_nothing=_is_negative,
         more=("negative_type", "negative_cate"),
     )
@@ -72,10 +76,11 @@ DATASETS = (
         licence="not stated; GQA's images are Visual Genome's, under their own Flickr licences",
         source="https://figshare.com/s/e323fe078924c8b36043",
         layout=(
-            f"{_FILES}   MDETR's form, positive and negative expressions; leave out a file whose records "
-            "another one repeats\n"
-            f"{_NEGATIVE_FOLDER}/   edited pictures, by file_name of the records with negative_cate image\n"
-            f"{_GQA_FOLDER}/   GQA's pictures, by number"
+            f"{_FILES}   MDETR's form, positive and negative expressions; leave out a file whose "
+            "records another one repeats\n"
+            f"{_NEGATIVE_FOLDER}/   edited images, by file_name of the records with "
+            "negative_cate image\n"
+            f"{_GQA_FOLDER}/   GQA's images, by number"
         ),
     ),
 )

@@ -1,9 +1,14 @@
-"""Flickr30k Entities as published: sentences with bracketed phrases, and the boxes of their chains in XML.
+"""Flickr30k Entities as published: sentences with bracketed phrases, and the boxes in XML.
 
-A sentence is a line such as ``[/EN#12/people Two young guys] with [/EN#13/bodyparts shaggy hair] .``: the
-number is a chain, which the five captions of an image share, and chain 0 is not visual. The XML gives the
-boxes of each chain; a chain that is a scene, or has no box, stays text. Coordinates are used as they stand
-(MDETR does the same).
+Files: ``train.txt`` (names of the images), ``Sentences/NAME.txt`` (five captions),
+``Annotations/NAME.xml`` (boxes), optional ``UNRELATED_CAPTIONS``, and Flickr30k's images. They
+become captions with grounded phrases (grounding), and phrases that name one chain in all captions
+(referring).
+
+A sentence is a line such as ``[/EN#12/people Two young guys] with [/EN#13/bodyparts shaggy hair]
+.``: the number is a chain, which the five captions of an image share, and chain 0 is not visual.
+The XML gives the boxes of each chain; a chain that is a scene, or has no box, stays text.
+Coordinates are used as they stand (MDETR does the same).
 
 Source: https://github.com/BryanPlummer/flickr30k_entities (README.md)
 """
@@ -16,6 +21,7 @@ from xml.etree import ElementTree
 
 from dataset_builders.box_checks import BoxGuard, clean_box
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import FLICKR30K
 from dataset_builders.images import check_uri, safe_join
@@ -37,13 +43,15 @@ ROOT = "flickr30k_entities"
 MAX_FILE_BYTES = 1 << 20
 """Largest annotation file of an image: real ones have some KB."""
 MAX_SIDE_PX = 100_000
+"""Longest side that a record may state; beyond it the number is wrong."""
 _PHRASE = re.compile(r"\[/EN#(\d+)(?:/\w+)*\s([^\[\]]*)\]")
 
 
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield the samples of the images that train.txt lists, the rejects, and the ledger last.
 
-    Raises ValueError when a file is not of this form.
+    Raises:
+        SettingError: A file is not of this form.
     """
     tally = Tally()
     guard = BoxGuard("xyxy", source=f"{ROOT}/Annotations")
@@ -61,7 +69,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
                 yield from _image(folders, options, name, unrelated, tally, guard)
     guard.check()
     if not seen:
-        raise ValueError("train.txt lists no image: it holds the name of one a line")
+        raise SettingError("train.txt lists no image: it holds the name of one a line")
     yield tally.ledger()
 
 
@@ -70,8 +78,9 @@ class _Boxes:
     """What the XML of an image says."""
 
     facts: ImageFacts
+    """The boxes of the image, cleaned."""
     chains: dict[str, tuple[int, ...]]
-    """Chain -> rows of its boxes."""
+    """Rows of the boxes of each chain."""
     rejects: tuple[tuple[str, BadRecord], ...]
     """Boxes that cannot be used: their place in the file, and why."""
     doubtful: frozenset[str]
@@ -129,7 +138,7 @@ def _caption(
 def _referring(
     facts: ImageFacts, captions: list[tuple[int, str, list[Mention]]], options: BuildOptions
 ) -> list[Sample]:
-    """Expressions of the image: phrases that name one chain in all captions."""
+    """Return the expressions of the image: phrases that name one chain in all captions."""
     if facts.num_boxed > options.max_objects:
         raise BadRecord("too_many_regions", f"{facts.num_boxed} boxes, limit {options.max_objects}")
     named = [
@@ -142,7 +151,7 @@ def _referring(
 
 
 def _mentions(spans: list[tuple[Span, str]], boxes: _Boxes) -> list[Mention]:
-    """One mention a box of each chain that is named; a chain with a rejected box cannot be grounded."""
+    """Return one mention a box of each named chain; one with a rejected box cannot be grounded."""
     mentions = []
     for span, chain in spans:
         rows = (None,) if chain in boxes.doubtful else boxes.chains.get(chain, ())
@@ -153,7 +162,10 @@ def _mentions(spans: list[tuple[Span, str]], boxes: _Boxes) -> list[Mention]:
 def read_sentence(line: str) -> tuple[str, list[tuple[Span, str]]]:
     """Return the plain caption of a line, and the span and chain of each phrase, chain 0 left out.
 
-    Raises BadRecord: unsafe or too long text, or brackets that are not of the documented form.
+    Spans are characters of the plain caption, from the first to behind the last.
+
+    Raises:
+        BadRecord: Text that is unsafe or too long, or brackets that are not of the documented form.
     """
     check_text(line, what="sentence")
     line = line.strip()
@@ -214,9 +226,15 @@ def _boxes(data: bytes, name: str, guard: BoxGuard) -> _Boxes:
 
 
 def read_xml(data: bytes) -> ElementTree.Element:
-    """Return the root of an XML text that declares nothing: no DOCTYPE, so no entity, inside or outside.
+    """Return the root of an XML text that declares nothing.
 
-    data: UTF-8 or another encoding in which ASCII stays ASCII. Raises BadRecord with reason malformed.
+    No DOCTYPE means no entity, inside or outside, so nothing can expand or be fetched.
+
+    Args:
+        data: UTF-8 or another encoding in which ASCII stays ASCII.
+
+    Raises:
+        BadRecord: malformed.
     """
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data or b"\0" in data:
         raise BadRecord("malformed", "the XML has a DOCTYPE, or is not of one byte a letter")
@@ -248,13 +266,15 @@ def _read(folders: DataFolders, name: str) -> bytes:
 
 
 def _unrelated(folders: DataFolders) -> frozenset[tuple[str, int]]:
-    """Captions that have nothing to do with their image: name and number, counted from 1."""
+    """Return the captions that have nothing to do with their image: name, number from 1."""
     path = folders.path(f"{ROOT}/UNRELATED_CAPTIONS")
     if not path.exists():
         return frozenset()
-    rows = [
-        line.split() for line in path.read_text("utf-8").splitlines() if not line.startswith("#")
-    ]
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{ROOT}/{path.name} is not UTF-8: {error}") from error
+    rows = [line.split() for line in lines if not line.startswith("#")]
     return frozenset((row[0], int(row[1])) for row in rows if len(row) == 2 and row[1].isdecimal())
 
 
@@ -272,7 +292,7 @@ DATASETS = (
 flickr30k_entities/Sentences/1000092795.txt   five captions with bracketed phrases (annotations.zip)
 flickr30k_entities/Annotations/1000092795.xml   its boxes (annotations.zip)
 flickr30k_entities/UNRELATED_CAPTIONS   captions that do not describe their image
-flickr30k/flickr30k-images/1000092795.jpg   Flickr30k's pictures""",
+flickr30k/flickr30k-images/1000092795.jpg   Flickr30k's images""",
         num_samples=205_000,  # 29,783 training images, five captions and up to two expressions each
     ),
 )

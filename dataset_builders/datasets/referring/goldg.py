@@ -1,12 +1,12 @@
-"""GoldG: captions of Flickr30k Entities, and of GQA with Visual Genome ("mixed"), as MDETR and GLIP wrote
-them.
+"""GoldG: captions of Flickr30k Entities, and of GQA with Visual Genome ("mixed"), in MDETR's form.
 
-The files have COCO's form, but an "image" is one caption of a picture, and each box names the characters of
-the caption that it belongs to. Only the boxes of a caption are known beside it, not those of the other
-captions of the same picture.
+MDETR and GLIP wrote the files. They have COCO's form, but an "image" is one caption of an image,
+and each box names the characters of the caption that it belongs to (`tokens_positive`). They become
+captions with grounded phrases (grounding) and expressions (referring). Only the boxes of a caption
+are known beside it, not those of the other captions of the same image.
 
 Sources: https://github.com/ashkamath/mdetr (scripts/pre-training, scripts/utils/dump.py); GLIP's
-final_mixed_train_no_coco.json is the mixed file without its COCO pictures.
+final_mixed_train_no_coco.json is the mixed file without its COCO images.
 """
 
 from collections.abc import Iterator
@@ -48,9 +48,17 @@ def build(
 ) -> Iterator[Item]:
     """Yield the samples of each caption, the rejects, and the ledger last.
 
-    file, folder: the JSON and the pictures that are not COCO's. images: what the pictures belong to, the
-    source of `folder` first; with COCO_TRAIN as the second, entries of data_source "coco" are read too.
-    Raises ValueError when the file is not of this form.
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        file: The JSON, below the data root.
+        folder: The images that are not COCO's, below the data root.
+        images: What the images belong to, the source of `folder` first; with COCO_TRAIN as the
+            second, entries of data_source "coco" are read too.
+
+    Raises:
+        SettingError: The file is not of this form.
     """
     tally = Tally()
     with open_coco(folders, file=file, folder=folder, source=images[0], form=_FORM) as coco:
@@ -66,7 +74,7 @@ def build(
 def _samples(
     image: CocoImage, options: BuildOptions, dataset: str, images: tuple[ImageSource, ...]
 ) -> list[Sample]:
-    entry = image.facts.ref.image_id  # of the caption; the picture has an id of its own
+    entry = image.facts.ref.image_id  # of the caption; the image itself has an id of its own
     caption = check_text(get(image.fields, "caption"), what="caption")
     mentions = [
         Mention(read_spans(get(fields, "tokens_positive"), caption), None if item.ignore else row)
@@ -74,11 +82,12 @@ def _samples(
             zip(image.facts.objects, image.box_fields, strict=True)
         )
     ]
+    # a phrase of which a box was lost stays text: grounded, it would lack that box
     mentions += [
         Mention(read_spans(get(fields, "tokens_positive"), caption), None)
         for fields in image.lost_fields
     ]
-    facts = labelled(replace(image.facts, ref=_picture(image, images)), caption, mentions)
+    facts = labelled(replace(image.facts, ref=_image_of(image, images)), caption, mentions)
     phrases = find_phrases(caption, mentions)
     named = [(phrase.text(caption), phrase.rows) for phrase in phrases]
     found = expressions([caption], named, options.single_names)
@@ -88,8 +97,8 @@ def _samples(
     ]
 
 
-def _picture(image: CocoImage, images: tuple[ImageSource, ...]) -> ImageRef:
-    """The picture of a caption in the source that it belongs to."""
+def _image_of(image: CocoImage, images: tuple[ImageSource, ...]) -> ImageRef:
+    """Return the image of a caption in the source that it belongs to."""
     ref = image.facts.ref
     if image.fields.get("data_source") != "coco":
         return images[0].ref(images[0].id_of(ref.image_uri), ref.image_uri, ref.width, ref.height)
@@ -116,7 +125,7 @@ def _goldg(
     )
 
 
-_VG_LICENCE = "Visual Genome CC BY 4.0; GQA's and COCO's pictures under their own Flickr licences"
+_VG_LICENCE = "Visual Genome CC BY 4.0; GQA's and COCO's images under their own Flickr licences"
 
 DATASETS = (
     _goldg(
@@ -128,7 +137,7 @@ DATASETS = (
         licence=_VG_LICENCE,
         num_samples=1_800_000,  # of about 0.65 million captions, up to two expressions each
         layout="""GLIP's mixed file without COCO: one "image" a caption
-gqa/images/2410408.jpg   GQA's pictures""",
+gqa/images/2410408.jpg   GQA's images""",
     ),
     _goldg(
         "goldg_mixed_coco",
@@ -137,8 +146,8 @@ gqa/images/2410408.jpg   GQA's pictures""",
         images=(GQA, COCO_TRAIN),
         licence=_VG_LICENCE,
         layout="""MDETR's mixed file: one "image" a caption
-gqa/images/2410408.jpg   GQA's pictures
-coco/train2017/000000000009.jpg   COCO's pictures; those of train2014 are among them""",
+gqa/images/2410408.jpg   GQA's images
+coco/train2017/000000000009.jpg   COCO's images; those of train2014 are among them""",
     ),
     _goldg(
         "goldg_flickr",
@@ -149,6 +158,6 @@ coco/train2017/000000000009.jpg   COCO's pictures; those of train2014 are among 
         licence="Flickr30k: non-commercial research only",
         num_samples=400_000,  # of about 150,000 captions
         layout="""MDETR's Flickr30k file: one "image" a caption
-flickr30k/flickr30k-images/1000092795.jpg   Flickr30k's pictures""",
+flickr30k/flickr30k-images/1000092795.jpg   Flickr30k's images""",
     ),
 )

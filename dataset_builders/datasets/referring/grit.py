@@ -1,14 +1,16 @@
 """GRIT (Kosmos-2): captions from the web with grounded noun chunks and referring expressions.
 
-A record has `caption` and, under `noun_chunks` and `ref_exps`, rows of seven numbers: first character, the
-one behind the last, the corners of a box as shares of the picture's sides, and the score of the detector that
-made it. The caption is grounded by its noun chunks, or by its expressions where it has no chunk; expressions
-contain chunks, so the two never stand in one answer.
+A record has `caption` and, under `noun_chunks` and `ref_exps`, rows of seven numbers: first
+character, the one behind the last, the corners of a box as shares of the image's sides, and the
+score of the detector that made it. The caption is grounded by its noun chunks, or by its
+expressions where it has no chunk (grounding); expressions contain chunks, so the two never stand in
+one answer. Expressions are asked for too (referring).
 
-The pictures come from img2dataset: tar shards with a ``.json`` beside each ``.jpg`` (`grit`), or a folder of
-pictures beside tables (`grit_metadata`).
+The images come from img2dataset: tar shards with a ``.json`` beside each ``.jpg`` (`grit`), or a
+folder of images beside tables (`grit_metadata`).
 
-Sources: https://huggingface.co/datasets/zzliang/GRIT, https://github.com/microsoft/unilm (kosmos-2/README.md)
+Sources: https://huggingface.co/datasets/zzliang/GRIT,
+https://github.com/microsoft/unilm (kosmos-2/README.md)
 """
 
 import json
@@ -24,6 +26,7 @@ import pyarrow.parquet as pq
 from dataset_builders.box_checks import BoxGuard, clean_box, four_numbers, get
 from dataset_builders.containers import tar_place
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import SUFFIXES, folder_source
 from dataset_builders.images import check_uri, image_size
@@ -42,8 +45,9 @@ from dataset_builders.tasks.grounding import (
 from dataset_builders.validation import check_text
 
 MIN_SCORE = 0.65
-"""Boxes that the detector was less sure of are neither right nor wrong. ours; the published file has few."""
+"""Score below which a box is neither right nor wrong; the published file has few. ours"""
 MAX_JSON_BYTES = 1 << 20
+"""Longest record that is read."""
 _FAMILIES = ("noun_chunks", "ref_exps")
 _TARS = "grit/*.tar"
 _TABLES = "grit/metadata/*.parquet"
@@ -52,7 +56,7 @@ _ROWS_AT_ONCE = 1024
 
 
 class _Builder:
-    """Makes the samples of records, wherever they come from."""
+    """Makes the samples of records, whether they come from tar shards or from tables."""
 
     def __init__(self, options: BuildOptions, dataset: str) -> None:
         self.options, self.dataset = options, dataset
@@ -62,7 +66,14 @@ class _Builder:
     def read(
         self, record_id: str, record: Any, open_image: Callable[[], ImageRef], number: str
     ) -> Iterator[Item]:
-        """Yield the samples and rejects of one record. number: unique among the records of the dataset."""
+        """Yield the samples and rejects of one record.
+
+        Args:
+            record_id: Readable name of the record, for rejects.
+            record: The record as stored.
+            open_image: Returns its image, or raises BadRecord.
+            number: Unique among the records of the dataset.
+        """
         try:
             caption = check_text(get(record, "caption"), what="caption")
             listed = {family: record.get(family) for family in _FAMILIES}
@@ -129,7 +140,8 @@ class _Builder:
 def build_shards(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     """Yield the samples of img2dataset's tar shards, the rejects, and the ledger last.
 
-    Raises ValueError for a tar that breaks off, or boxes that are not shares of the sides.
+    Raises:
+        SettingError: A tar breaks off, or boxes are not shares of the sides.
     """
     builder = _Builder(options, "grit")
     for name in folders.matches(_TARS):
@@ -143,7 +155,7 @@ def build_shards(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
                     )
                 seen.add(key)
                 if (text := members.get(".json")) is None:
-                    raise BadRecord("malformed", "no .json beside the picture")
+                    raise BadRecord("malformed", "no .json beside the image")
                 record = _load(tar, text)
             except BadRecord as error:
                 yield builder.tally.reject(record_id, error)
@@ -154,7 +166,7 @@ def build_shards(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
             )
     builder.guard.check()
     if not builder.tally.num_read:
-        raise ValueError(
+        raise SettingError(
             f"{_TARS}: no shard holds a .jpg with its .json, as img2dataset writes them"
         )
     yield builder.tally.ledger()
@@ -163,12 +175,16 @@ def build_shards(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
 def _groups(
     folders: DataFolders, name: str
 ) -> Iterator[tuple[tarfile.TarFile, str, dict[str, tarfile.TarInfo]]]:
-    """Yield the members of a shard by their key: what stands before the first dot; they lie side by side."""
+    """Yield the members of a shard by their key, which is what stands before the first dot.
+
+    Members of one key lie side by side.
+    """
     key, members = "", dict[str, tarfile.TarInfo]()
     try:
         with tarfile.open(folders.path(name), "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # else it keeps all that it has seen
+                # else tarfile keeps all that it has seen, and memory grows with the shard
+                tar.members = []  # type: ignore[attr-defined]
                 path = PurePosixPath(member.name)
                 if not member.isreg() or member.issparse() or not path.name:
                     continue
@@ -182,7 +198,7 @@ def _groups(
             if members:
                 yield tar, key, members
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{name} is no whole tar: {error}") from error
+        raise SettingError(f"{name} is no whole tar: {error}") from error
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
@@ -203,15 +219,15 @@ def _load(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
         raise BadRecord("malformed", f"not JSON: {type(error).__name__}") from error
 
 
-def _picture(members: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+def _image_member(members: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
     return next((member for suffix, member in members.items() if suffix in SUFFIXES), None)
 
 
 def _open_member(
     tar: tarfile.TarFile, name: str, key: str, members: dict[str, tarfile.TarInfo]
 ) -> ImageRef:
-    if (member := _picture(members)) is None:
-        raise BadRecord("missing_image", f"no picture beside {key[:80]!r}.json")
+    if (member := _image_member(members)) is None:
+        raise BadRecord("missing_image", f"no image beside {key[:80]!r}.json")
     ref = _member_ref(name, key, member)
     stream = tar.extractfile(member)
     width, height = image_size(stream or b"")  # type: ignore[arg-type]  # it reads and seeks
@@ -228,7 +244,7 @@ def _list_members(folders: DataFolders) -> Iterator[ImageRef | Reject]:
     for name in folders.matches(_TARS):
         seen: set[str] = set()
         for _, key, members in _groups(folders, name):
-            if (member := _picture(members)) is not None and key not in seen:
+            if (member := _image_member(members)) is not None and key not in seen:
                 seen.add(key)
                 try:
                     yield _member_ref(name, key, member)
@@ -237,10 +253,12 @@ def _list_members(folders: DataFolders) -> Iterator[ImageRef | Reject]:
 
 
 def build_metadata(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
-    """Yield the samples of metadata tables with a folder of pictures, the rejects, and the ledger last.
+    """Yield the samples of metadata tables with a folder of images, the rejects, the ledger last.
 
-    A row whose own status says that its picture could not be fetched is no record of this collection.
-    Raises ValueError for a table of another form, or boxes that are not shares of the sides.
+    A row whose own status says that its image could not be fetched is no record of this collection.
+
+    Raises:
+        SettingError: A table is of another form, or boxes are not shares of the sides.
     """
     builder = _Builder(options, "grit_metadata")
     for name in folders.matches(_TABLES):
@@ -250,7 +268,7 @@ def build_metadata(folders: DataFolders, options: BuildOptions) -> Iterator[Item
             yield from builder.read(
                 f"{name}/{number}",
                 row,
-                partial(_open_picture, folders, row),
+                partial(_open_image, folders, row),
                 f"{PurePosixPath(name).stem}-{number}",
             )
     builder.guard.check()
@@ -263,23 +281,22 @@ def _table_rows(folders: DataFolders, name: str) -> Iterator[dict[str, Any]]:
             there = [column for column in _COLUMNS if column in file.schema_arrow.names]
             wanted = {"caption", *_FAMILIES} - set(there)
             if wanted or not {"key", "id"} & set(there):
-                raise ValueError(
+                raise SettingError(
                     f"{name} has no column {sorted(wanted) or 'key or id'}: it is not GRIT's"
                 )
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=there):
                 yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        raise ValueError(f"{name} is no whole parquet file: {error}") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{name} is no whole parquet file: {error}") from error
 
 
-def _open_picture(folders: DataFolders, row: dict[str, Any]) -> ImageRef:
+def _open_image(folders: DataFolders, row: dict[str, Any]) -> ImageRef:
     key = row.get("key")
     place = row.get("id") if key is None else key
     if not isinstance(place, str | int) or isinstance(place, bool):
         raise BadRecord("malformed", f"key or id is {str(place)[:80]!r}")
-    shard = (
-        "" if key is None else f"{str(key)[:5]}/"
-    )  # img2dataset: the shard's number starts the key
+    # img2dataset: the shard's number starts the key
+    shard = "" if key is None else f"{str(key)[:5]}/"
     return GRIT_PICTURES.open(folders, f"grit/images/{shard}{place}.jpg")
 
 
@@ -310,8 +327,8 @@ DATASETS = (
         tasks=("grounding", "referring"),
         licence=_LICENCE,
         source=_SOURCE,
-        layout="""grit/metadata/00000.parquet ...   GRIT's table; or img2dataset's, with key and status
-grit/images/00000/000000000.jpg   pictures by the table's key; by its id, without folder, if it has no key""",
+        layout="""grit/metadata/00000.parquet ...   GRIT's table; or img2dataset's: key, status
+grit/images/00000/000000000.jpg   images by the table's key; without key by id, in no folder""",
         num_samples=30_000_000,
     ),
 )

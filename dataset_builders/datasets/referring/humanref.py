@@ -1,9 +1,14 @@
-"""HumanRef-CoT, the 45k release: expressions about persons with a reasoning that goes through all of them.
+"""HumanRef-CoT, the 45k release: expressions about persons with a reasoning through all of them.
 
-A line has `gt_boxes` (all persons, x, y, width, height), `region_map` (expression -> positions in gt_boxes,
-counted from 0) and `think`, a text that calls the persons "Person 1", "Person 2" ... and ends with a verdict
-on each: "- Person 2: wears no tie → ✅". The persons of the text become regions only when its verdicts are
-exactly those of region_map; a text that says otherwise is rejected.
+Files: TSV of images (key, base64) with the places where lines start, and TSV of annotations. A line
+has `gt_boxes` (all persons, x, y, width, height), `region_map` (expression -> positions in
+gt_boxes, counted from 0) and `think`, a text that calls the persons "Person 1", "Person 2" ... and
+ends with a verdict on each: "- Person 2: wears no tie → ✅". They become referring, counting and
+reasoning; those of the second file, where nobody fits, become rejections.
+
+The persons of the text become regions only when its verdicts are exactly those of region_map; a
+text that says otherwise is rejected. What number the text starts to count from is checked on the
+first lines.
 
 Source: https://github.com/IDEA-Research/Rex-Thinker (tools/visualize_humanref_cot.py, README.md)
 """
@@ -17,6 +22,7 @@ from typing import Any
 from dataset_builders.box_checks import check_box_form
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.referring.rexverse import read_objects, read_region_map
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.readers.tsv_files import (
     PEEK_LINES,
@@ -43,16 +49,15 @@ from dataset_builders.validation import check_label, check_text
 
 LABEL = "person"
 _PERSON = re.compile(r"\bperson\s+#?(\d{1,4})\b", re.IGNORECASE)
-_PERSONS = re.compile(
-    r"\b(?:persons|people)\s+#?\d", re.IGNORECASE
-)  # "Persons 1-3" names nobody for certain
+# "Persons 1-3" names nobody for certain
+_PERSONS = re.compile(r"\b(?:persons|people)\s+#?\d", re.IGNORECASE)
 _SUBJECTS = re.compile(
     r"[\s\-•>#\d.)✅✔✓❌✗✘⚠\ufe0f]*((?:person\s+#?\d{1,4}\b[\s,&]*(?:and\b\s*)?)+)", re.IGNORECASE
 )
 _MARK = re.compile("[✅✔✓❌✗✘⚠]")
 _YES = "✅✔✓"
 MIN_CHECKED = 20
-"""Fewer texts say nothing about where a file starts to count."""
+"""Fewer texts than these say nothing about where a file starts to count."""
 
 
 def read_verdicts(think: str) -> dict[int, bool]:
@@ -79,12 +84,20 @@ def build(
 ) -> Iterator[Item]:
     """Yield the samples of each line, the rejects, and the ledger last.
 
-    images, annotations: the two TSV files. rejects: whether this is the file of expressions that fit nobody.
-    Raises ValueError when the boxes are not x, y, width, height, or the texts count persons from 0.
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        images: TSV of the images, below the data root.
+        annotations: TSV of the annotations, below the data root.
+        rejects: Whether this is the file of expressions that fit nobody.
+
+    Raises:
+        SettingError: The boxes are not x, y, width, height, or the texts count persons from 0.
     """
     tally = Tally()
-    pictures = ImageTsv.of(folders, images, f"{images}.lineidx")
-    open_image = partial(pictures.open, folders, _SOURCES[dataset])
+    tsv = ImageTsv.of(folders, images, f"{images}.lineidx")
+    open_image = partial(tsv.open, folders, _SOURCES[dataset])
     values, sizes = first_boxes(
         folders,
         annotations,
@@ -96,7 +109,7 @@ def build(
     for record, line in annotation_lines(folders, annotations):
         yield from _line(record, line, open_image, options, dataset, rejects, tally)
     if not tally.num_read:
-        raise ValueError(f"{annotations} has no line")
+        raise SettingError(f"{annotations} has no line")
     yield tally.ledger()
 
 
@@ -123,6 +136,7 @@ def _line(
         yield tally.reject(f"{record}/gt_boxes/{position}", lack, "box")
 
     def make() -> list[Sample]:
+        # no windows here: the text goes through all persons, so all of them must be shown
         if facts.num_boxed > options.max_objects:
             raise BadRecord(
                 "too_many_regions", f"{facts.num_boxed} persons, limit {options.max_objects}"
@@ -157,8 +171,8 @@ def _line(
         if not agreed:
             raise BadRecord(
                 "contradiction",
-                f"the reasoning chooses persons {[row + 1 for row in chosen]}, counted from 1, region_map "
-                f"{[[row + 1 for row in rows] for _, rows in found.texts][:5]}",
+                f"the reasoning chooses persons {[row + 1 for row in chosen]}, counted from 1, "
+                f"region_map {[[row + 1 for row in rows] for _, rows in found.texts][:5]}",
             )
         return samples
 
@@ -168,7 +182,8 @@ def _line(
 def read_think(record: dict[str, Any]) -> str:
     """Return the reasoning of a record without tags around it.
 
-    Raises BadRecord when it is not safe text, has tags inside, or names several persons with one word.
+    Raises:
+        BadRecord: The text is not safe, has tags inside, or names several persons with one word.
     """
     think = check_text(record.get("think"), what="think").strip()
     think = think.removeprefix("<think>").removesuffix("</think>").strip()
@@ -219,7 +234,7 @@ def _counting(
     dataset: str,
     number: str,
 ) -> Sample:
-    """How many persons fit: all of them are boxed, so the count is complete."""
+    """Return a question how many persons fit: all are boxed, so the count is complete."""
     seed = seed_of(options.seed, dataset, number, "counting")
     asked = question(
         "counting_located",
@@ -232,7 +247,7 @@ def _counting(
 
 
 def _check_base(folders: DataFolders, file: str) -> None:
-    """Raise ValueError when the verdicts of the first texts fit region_map better counted from 0."""
+    """Raise SettingError when the verdicts of the first texts fit region_map better from 0."""
     from_one = from_zero = checked = 0
     for _, line in islice(annotation_lines(folders, file), PEEK_LINES):
         try:
@@ -248,9 +263,9 @@ def _check_base(folders: DataFolders, file: str) -> None:
             from_zero += chosen in wanted
             from_one += tuple(number - 1 for number in chosen) in wanted
     if checked >= MIN_CHECKED and from_zero > from_one:
-        raise ValueError(
-            f'{file}: of {checked} texts {from_zero} agree with region_map when "Person N" is counted from 0 '
-            f"and {from_one} when from 1, which is the documented base"
+        raise SettingError(
+            f'{file}: of {checked} texts {from_zero} agree with region_map when "Person N" is '
+            f"counted from 0 and {from_one} when from 1, which is the documented base"
         )
 
 
@@ -277,9 +292,9 @@ def _humanref(name: str, *, rejects: bool, tasks: tuple[str, ...], num_samples: 
         stages=(2,),
         licence="IDEA License 1.0: non-commercial",
         source="https://huggingface.co/datasets/IDEA-Research/HumanRef-CoT-45k",
-        layout=f"""{images}   pictures: key, base64
-{images}.lineidx   where the line of each picture starts
-{annotations}   byte of the picture, JSON with gt_boxes, region_map, think""",
+        layout=f"""{images}   images: key, base64
+{images}.lineidx   where the line of each image starts
+{annotations}   byte of the image, JSON with gt_boxes, region_map, think""",
         num_samples=num_samples,
     )
 

@@ -1,7 +1,10 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO as they are distributed: a list of refs beside a COCO file.
+"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO as distributed: a list of refs beside a COCO file.
 
-Their pictures are COCO's train2014, which are among those of train2017 under the same numbers. The train
-splits give captions of regions too; the others are for evaluation and give expressions only.
+Files: ``instances.json`` in COCO's form, ``refs(SPLITTER).p`` (a pickled list) or, for gRefCOCO,
+JSON or a pickle, and COCO's images. The images are those of train2014, which are among those of
+train2017 under the same numbers, so the names are changed to theirs. The train splits give captions
+of regions too; the others are for evaluation and give expressions only. Expressions of gRefCOCO
+that fit nothing become rejections.
 
 Facts: https://github.com/lichengunc/refer (data/README.md, refer.py);
 https://github.com/henghuiding/gRefCOCO (README, grefer.py).
@@ -24,7 +27,11 @@ _GREFCOCO = "https://github.com/henghuiding/gRefCOCO"
 
 
 def train2017_name(image: Mapping[str, Any]) -> str:
-    """Return the file name of a train2014 image in train2017. Raises BadRecord when name and id differ."""
+    """Return the file name of a train2014 image in train2017.
+
+    Raises:
+        BadRecord: malformed, or contradiction when name and id differ.
+    """
     name = get(image, "file_name")
     if not isinstance(name, str):
         raise BadRecord("malformed", f"file_name is {type(name).__name__}, not text")
@@ -47,7 +54,10 @@ def _dataset(
     stages: tuple[int, ...] = (),
     source: str = _REFER,
 ) -> DatasetSpec:
-    """Return one split. refs: the list, with a star for its suffix where it may be JSON or a pickle."""
+    """Return the dataset of one split.
+
+    `refs` is the list's file, with a star for its suffix where it may be JSON or a pickle.
+    """
     folder = refs.partition("/")[0]
     instances = f"{folder}/instances.json"
 
@@ -78,9 +88,10 @@ def _dataset(
         source=source,
         layout=(
             f"{instances}   COCO instances JSON of the images used\n"
-            f"{refs}   {'list of refs, .json or .p' if refs.endswith('*') else 'pickled list of refs'}, "
+            f"{refs}   "
+            f"{'list of refs, .json or .p' if refs.endswith('*') else 'pickled list of refs'}, "
             f"split {split}\n"
-            "coco/train2017/   pictures of COCO 2017; those of train2014 are among them"
+            "coco/train2017/   images of COCO 2017; those of train2014 are among them"
         ),
         num_samples=num_samples,
     )

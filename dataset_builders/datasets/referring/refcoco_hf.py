@@ -1,10 +1,13 @@
-"""RefCOCO's family as it lies on the Hugging Face hub: parquet of jxu124/refcoco* or of lmms-lab/RefCOCO*.
+"""RefCOCO's family as parquet of the Hugging Face hub: jxu124/refcoco* or lmms-lab/RefCOCO*.
 
-jxu124's rows are REFER's refs with the split, all sentences and the box, which is **xyxy**; the image record
-is JSON text. lmms-lab's rows hold the picture's bytes, the box, a list of expressions (`answer`) and no
-split: the file's name says it. The form of lmms-lab's boxes is not documented: each file's is told from its
-boxes, and a file that could be either is refused. Both kinds may lie in one folder; the pictures used are
-COCO's own.
+- jxu124's rows are REFER's refs with the split, all sentences and the box, which is **xyxy**; the
+  image record is JSON text.
+- lmms-lab's rows hold the image's bytes, the box, a list of expressions (`answer`) and no split:
+  the file's name says it. The form of their boxes is not documented: each file's is told from its
+  boxes, and a file that could be either is refused.
+
+Both kinds may lie in one folder; the images used are COCO's own. The expressions become referring,
+and in the train split captions of the regions too.
 
 Facts: the dataset cards of https://huggingface.co/datasets/jxu124/refcoco and
 https://huggingface.co/datasets/lmms-lab/RefCOCO.
@@ -31,6 +34,7 @@ from dataset_builders.box_checks import (
     xywh_to_xyxy,
 )
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_sources import COCO_TRAIN, coco_id, coco_uri
 from dataset_builders.record_counter import Tally
 from dataset_builders.records import BadRecord, ImageRef
@@ -41,7 +45,7 @@ _REFER_COLUMNS = ("split", "file_name", "image_id", "bbox", "sentences", "raw_im
 _ANSWER_COLUMNS = ("question_id", "file_name", "bbox", "answer")
 _BATCH_ROWS = 1024
 _NAMES = {"validation": "val"}
-"""Hugging Face's name of a split -> REFER's."""
+"""Name of a split on the Hugging Face hub -> REFER's."""
 
 
 def build(
@@ -55,8 +59,17 @@ def build(
 ) -> Iterator[Item]:
     """Yield the samples of one split, the rejects, and the ledger last.
 
-    split: as REFER spells it. captions: see `referring.expression_samples`.
-    Raises ValueError when a file has other columns or its boxes are of another form, or none has the split.
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        files: The parquet files, below the data root.
+        split: The split as REFER spells it.
+        captions: See `referring.expression_samples`.
+
+    Raises:
+        SettingError: A file has other columns or its boxes are of another form, or none has the
+            split.
     """
     tally = Tally()
     with open_table() as table:
@@ -77,7 +90,7 @@ def build(
             captions=captions,
         )
     if not tally.num_read:
-        raise ValueError(
+        raise SettingError(
             f"no rows of split {split!r} in {', '.join(Path(file).name for file in files)}"
         )
     yield tally.ledger()
@@ -88,7 +101,7 @@ _Sentence = tuple[str, Callable[[], ExpressionRow]]
 
 
 def _sentences(folders: DataFolders, file: str, split: str) -> Iterator[_Sentence]:
-    """Yield the expressions of a split that a file holds; a row that is itself bad counts as one."""
+    """Yield the expressions of a split in one file; a row that is itself bad counts as one."""
     path = folders.path(file)
     try:
         with pq.ParquetFile(path) as parquet:
@@ -98,8 +111,9 @@ def _sentences(folders: DataFolders, file: str, split: str) -> Iterator[_Sentenc
                     parquet, path.name, partial(_refer_row, split=split), _REFER_COLUMNS
                 )
             elif not columns.issuperset(_ANSWER_COLUMNS):
-                raise ValueError(
-                    f"{path.name} has columns {', '.join(sorted(columns))}; want {', '.join(_REFER_COLUMNS)} "
+                raise SettingError(
+                    f"{path.name} has columns {', '.join(sorted(columns))}; "
+                    f"want {', '.join(_REFER_COLUMNS)} "
                     f"(jxu124) or {', '.join(_ANSWER_COLUMNS)} (lmms-lab)"
                 )
             elif _split_of(path) == split and parquet.metadata.num_rows:
@@ -108,7 +122,7 @@ def _sentences(folders: DataFolders, file: str, split: str) -> Iterator[_Sentenc
                     parquet, path.name, partial(_answer_row, form=form), _ANSWER_COLUMNS
                 )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name} cannot be read as parquet: {error}") from error
+        raise SettingError(f"{path.name} cannot be read as parquet: {error}") from error
 
 
 def _split_of(path: Path) -> str:
@@ -143,8 +157,8 @@ def _refer_row(record: str, row: Mapping[str, Any], *, split: str) -> list[_Sent
         raise BadRecord("malformed", f"split is {str(row['split'])[:80]!r}, not text")
     if _NAMES.get(row["split"], row["split"]) != split:
         return []
-    picture = _picture(row["file_name"], *_info_size(row["raw_image_info"]))
-    if whole_number(row["image_id"], what="image_id") != int(picture.image_id):
+    ref = _image_ref(row["file_name"], *_info_size(row["raw_image_info"]))
+    if whole_number(row["image_id"], what="image_id") != int(ref.image_id):
         raise BadRecord(
             "contradiction", f"image_id {row['image_id']}, file_name {row['file_name'][:80]!r}"
         )
@@ -154,7 +168,7 @@ def _refer_row(record: str, row: Mapping[str, Any], *, split: str) -> list[_Sent
 
     def read(name: str, sentence: Any) -> ExpressionRow:
         number = whole_number(get(sentence, "sent_id"), what="sent_id")
-        return _expression(name, number, get(sentence, "raw"), picture, target)
+        return _expression(name, number, get(sentence, "raw"), ref, target)
 
     names = [f"{record}/sentences/{position}" for position in range(len(row["sentences"]))]
     return [
@@ -163,8 +177,8 @@ def _refer_row(record: str, row: Mapping[str, Any], *, split: str) -> list[_Sent
 
 
 def _answer_row(record: str, row: Mapping[str, Any], *, form: str) -> list[_Sentence]:
-    """Return the expressions of lmms-lab's row. form: of its box."""
-    picture = _picture(row["file_name"], 0, 0)
+    """Return the expressions of lmms-lab's row, whose box is of `form`."""
+    ref = _image_ref(row["file_name"], 0, 0)
     stored = four_numbers(row["bbox"], what="bbox")
     target = Target(box=xywh_to_xyxy(stored) if form == "xywh" else stored)
     if not isinstance(row["answer"], list) or not row["answer"]:
@@ -179,7 +193,7 @@ def _answer_row(record: str, row: Mapping[str, Any], *, form: str) -> list[_Sent
                 f"{record}/answer/{position}",
                 f"{row['question_id']}-{position}",
                 said,
-                picture,
+                ref,
                 target,
             ),
         )
@@ -188,16 +202,14 @@ def _answer_row(record: str, row: Mapping[str, Any], *, form: str) -> list[_Sent
 
 
 def _expression(
-    record: str, number: int | str, said: Any, picture: ImageRef, target: Target
+    record: str, number: int | str, said: Any, ref: ImageRef, target: Target
 ) -> ExpressionRow:
     if not isinstance(said, str):
         raise BadRecord("malformed", f"the expression is {type(said).__name__}, not text")
-    return ExpressionRow(
-        record=record, number=number, said=said, picture=picture, targets=(target,)
-    )
+    return ExpressionRow(record=record, number=number, said=said, picture=ref, targets=(target,))
 
 
-def _picture(name: Any, width: int, height: int) -> ImageRef:
+def _image_ref(name: Any, width: int, height: int) -> ImageRef:
     if not isinstance(name, str):
         raise BadRecord("malformed", f"file_name is {type(name).__name__}, not text")
     number = coco_id(name)
@@ -214,7 +226,7 @@ def _info_size(info: Any) -> tuple[int, int]:
 
 
 def _form(parquet: pq.ParquetFile, name: str, folders: DataFolders) -> str:
-    """Return the form of the boxes of lmms-lab's file, told from the first of them that are usable."""
+    """Return the form of the boxes of lmms-lab's file, told from the first usable ones."""
     values, sizes = [], []
     rows = next(
         parquet.iter_batches(batch_size=GUARD_ROWS, columns=["file_name", "bbox"])
@@ -222,7 +234,7 @@ def _form(parquet: pq.ParquetFile, name: str, folders: DataFolders) -> str:
     for row in rows:
         try:
             stored = four_numbers(row["bbox"], what="bbox")
-            ref = _picture(row["file_name"], 0, 0)
+            ref = _image_ref(row["file_name"], 0, 0)
             ref = COCO_TRAIN.open(folders, ref.image_uri)
         except BadRecord:  # it is read again, and rejected, with the other rows
             continue
@@ -231,14 +243,13 @@ def _form(parquet: pq.ParquetFile, name: str, folders: DataFolders) -> str:
             values.append(stored)
             sizes.append((ref.width, ref.height))
     if not values:
-        raise ValueError(
-            f"{name}: none of the first {len(rows)} boxes fits its picture as xyxy or as xywh"
+        raise SettingError(
+            f"{name}: none of the first {len(rows)} boxes fits its image as xyxy or as xywh"
         )
-    stored_boxes, picture_sizes = np.array(values), np.array(sizes, np.float64)
-    form = detect_form(stored_boxes, picture_sizes, forms=("xyxy", "xywh"), source=name)
-    check_box_form(
-        stored_boxes, picture_sizes, declared=form, source=name
-    )  # they may be normalised
+    stored_boxes, image_sizes = np.array(values), np.array(sizes, np.float64)
+    form = detect_form(stored_boxes, image_sizes, forms=("xyxy", "xywh"), source=name)
+    # they may be normalised, which would pass for either
+    check_box_form(stored_boxes, image_sizes, declared=form, source=name)
     return form
 
 
@@ -267,8 +278,9 @@ def _dataset(
         source=f"https://huggingface.co/datasets/{hub}",
         layout=(
             f"{files}   split {split} of {hub}: REFER's refs with xyxy boxes; or of\n"
-            "    lmms-lab's repository of the same data: no train split; its files are named by split\n"
-            "coco/train2017/   pictures of COCO 2017; those of train2014 are among them"
+            "    lmms-lab's repository of the same data: no train split; "
+            "its files are named by split\n"
+            "coco/train2017/   images of COCO 2017; those of train2014 are among them"
         ),
         num_samples=num_samples,
     )
@@ -289,4 +301,7 @@ DATASETS = (
     *_splits("refcocop_hf", "jxu124/refcocoplus", 226_000, val=10_758, testA=5_726, testB=4_889),
     *_splits("refcocog_hf", "jxu124/refcocog", 158_000, val=4_896, test=9_602),
 )
-"""RefCOCO's family in another form: the same expressions, so no stage has them twice."""
+"""The splits of RefCOCO's family in another form.
+
+The expressions are those of `refcoco`, so no stage has them twice.
+"""

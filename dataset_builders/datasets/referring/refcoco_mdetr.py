@@ -1,9 +1,13 @@
-"""Referring expressions in MDETR's form: COCO-like JSON with one "image" an expression, its boxes beside it.
+"""Referring expressions in MDETR's form: COCO-like JSON with one "image" an expression.
 
-Facts: https://github.com/ashkamath/mdetr (scripts/fine-tuning/refexp_coco_format.py);
-https://github.com/henghuiding/gRefCOCO (mdetr/scripts/fine-tuning/grefexp_coco_format.py), which writes an
-annotation with `empty: true`, `iscrowd: -1` and a box of zeros where nothing fits the expression;
-https://github.com/liujunzhuo/FineCops-Ref (evaluation/), whose ids may be text.
+Its boxes stand beside it as annotations. Expressions become referring and captions of the regions,
+and rejections where nothing fits. Facts:
+
+- https://github.com/ashkamath/mdetr (scripts/fine-tuning/refexp_coco_format.py);
+- https://github.com/henghuiding/gRefCOCO (mdetr/scripts/fine-tuning/grefexp_coco_format.py), which
+  writes an annotation with `empty: true`, `iscrowd: -1` and a box of zeros where nothing fits the
+  expression;
+- https://github.com/liujunzhuo/FineCops-Ref (evaluation/), whose ids may be text.
 """
 
 import json
@@ -20,6 +24,7 @@ from dataset_builders.box_checks import (
     xywh_to_xyxy,
 )
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_sources import COCO_TRAIN, coco_id, coco_uri
 from dataset_builders.readers.json_files import stream_array, stream_arrays
 from dataset_builders.record_counter import Tally
@@ -36,9 +41,14 @@ from dataset_builders.tasks.expression_table import (
 from dataset_builders.validation import check_label
 
 _KEPT = ("bbox", "category_id", "iscrowd")
-_TABLE = "CREATE TABLE annotations (sentence TEXT, position INTEGER, content TEXT, used INTEGER DEFAULT 0)"
+"""Fields of an annotation that every file's reader needs."""
+_TABLE = """
+    CREATE TABLE annotations (
+        sentence TEXT, position INTEGER, content TEXT, used INTEGER DEFAULT 0
+    )
+"""
 Refer = Callable[[Mapping[str, Any], list[Mapping[str, Any]]], tuple[ImageSource, str, str]]
-"""From an image record and its annotations: the source, id and uri of the picture."""
+"""Returns source, id and uri of the image, from an image record and its annotations."""
 
 
 def build(
@@ -54,9 +64,19 @@ def build(
 ) -> Iterator[Item]:
     """Yield the samples of some MDETR files, the rejects, and the ledger last.
 
-    sources: what `picture_of` gives. says_nothing: whether an annotation says that nothing fits the
-    expression; its box means nothing then. more: fields of annotations that these two read.
-    Raises ValueError when a file is not of this form.
+    Args:
+        folders: Where the data lies.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        files: The JSON files, below the data root.
+        sources: Image sources that `picture_of` gives.
+        picture_of: Finds the image of an expression.
+        says_nothing: Returns whether an annotation says that nothing fits the expression; its box
+            means nothing then.
+        more: Further fields of annotations that `picture_of` and `says_nothing` read.
+
+    Raises:
+        SettingError: A file is not of this form.
     """
     tally = Tally()
     with open_table() as table:
@@ -78,7 +98,7 @@ def build(
 
 
 class _Reader:
-    """Two passes over a file: its annotations into a table, then its sentences with what they name."""
+    """Reads a file in two passes: annotations into a table, then sentences with what they name."""
 
     def __init__(
         self, path: Path, table: ExpressionTable, tally: Tally, fields: tuple[str, ...]
@@ -91,7 +111,7 @@ class _Reader:
     def read(
         self, picture_of: Refer, says_nothing: Callable[[Mapping[str, Any]], bool]
     ) -> Iterator[Reject]:
-        """Fill the table; yield the rejects."""
+        """Fill the table of expressions, and yield the rejects."""
         self.execute("DROP TABLE IF EXISTS annotations")
         self.execute(_TABLE)
         yield from self._annotations()
@@ -105,8 +125,9 @@ class _Reader:
             except BadRecord as error:
                 yield self.tally.reject(name, error)
         if position < 0:
-            raise ValueError(
-                f"{self.path.name} lists no images; MDETR's files have one for each expression, with caption"
+            raise SettingError(
+                f"{self.path.name} lists no images; MDETR's files have one for each expression, "
+                "with caption"
             )
         for position, sentence in self.execute(
             "SELECT position, sentence FROM annotations WHERE used = 0"
@@ -150,28 +171,34 @@ class _Reader:
         picture_of: Refer,
         says_nothing: Callable[[Mapping[str, Any]], bool],
     ) -> Iterator[Reject]:
-        """Add an expression to the table, counting its annotations. Raises BadRecord for itself."""
+        """Add an expression to the table, counting its annotations.
+
+        Raises:
+            BadRecord: The expression itself cannot be used.
+        """
         said = get(record, "caption")
         if not isinstance(said, str):
             raise BadRecord("malformed", f"caption is {type(said).__name__}, not text")
         width, height = stored_size(record)
         self.table.check_new(number)
         query = """
-            SELECT rowid, position, content FROM annotations WHERE sentence = ? AND used = 0 ORDER BY position
+            SELECT rowid, position, content FROM annotations
+            WHERE sentence = ? AND used = 0 ORDER BY position
         """
         listed = [
             (*ids, json.loads(kept)) for *ids, kept in self.execute(query, (json.dumps(number),))
         ]
         source, image_id, uri = picture_of(record, [kept for *_, kept in listed])
-        picture = source.ref(image_id, uri, width, height)
+        ref = source.ref(image_id, uri, width, height)
         targets, lost, empty = [], [], False
         for row, position, kept in listed:
+            # used also when the expression is rejected below: its annotations are no orphans
             self.execute("UPDATE annotations SET used = 1 WHERE rowid = ?", (row,))
             try:
                 if says_nothing(kept):
                     empty = True
                 else:
-                    targets.append(self._target(kept, picture))
+                    targets.append(self._target(kept, ref))
                 self.tally.use("box")
             except BadRecord as error:
                 lost.append(error)
@@ -184,11 +211,11 @@ class _Reader:
             )
         self.table.add(
             ExpressionRow(
-                record=name, number=number, said=said, picture=picture, targets=tuple(targets)
+                record=name, number=number, said=said, picture=ref, targets=tuple(targets)
             )
         )
 
-    def _target(self, kept: Mapping[str, Any], picture: ImageRef) -> Target:
+    def _target(self, kept: Mapping[str, Any], ref: ImageRef) -> Target:
         stored = four_numbers(get(kept, "bbox"), what="bbox")
         crowd = whole_number(kept.get("iscrowd", 0), what="iscrowd")
         if crowd not in (0, 1):
@@ -199,8 +226,8 @@ class _Reader:
             if category not in self.categories:
                 raise BadRecord("unknown_category", f"category {category}")
             label = self.categories[category]
-        self.guard.look(stored, picture.width, picture.height)
-        box = clean_box(xywh_to_xyxy(stored), picture.width, picture.height)
+        self.guard.look(stored, ref.width, ref.height)
+        box = clean_box(xywh_to_xyxy(stored), ref.width, ref.height)
         return Target(box=box, label=label, ignore=bool(crowd))
 
 
@@ -209,7 +236,7 @@ def _key(value: Any, *, what: str) -> int | str:
     return value if isinstance(value, str) and value else whole_number(value, what=what)
 
 
-def _coco_picture(
+def _coco_image(
     record: Mapping[str, Any], _: list[Mapping[str, Any]]
 ) -> tuple[ImageSource, str, str]:
     name = get(record, "file_name")
@@ -224,7 +251,10 @@ def _coco_picture(
 
 
 def _empty(annotation: Mapping[str, Any]) -> bool:
-    """Whether it has gRefCOCO's mark. The `iscrowd` of -1 beside it is true to Python, and no crowd."""
+    """Return whether an annotation has gRefCOCO's mark that nothing fits.
+
+    The `iscrowd` of -1 beside it is true to Python, and no crowd.
+    """
     if annotation.get("empty") is not True:
         return False
     if annotation.get("bbox") != [0, 0, 0, 0]:
@@ -240,7 +270,7 @@ def _dataset(name: str, file: str, *, num_samples: int, empty: bool = False) -> 
             dataset=name,
             files=[file],
             sources=(COCO_TRAIN,),
-            picture_of=_coco_picture,
+            picture_of=_coco_image,
             says_nothing=_empty if empty else lambda _: False,
             more=("empty",),
         )
@@ -253,13 +283,15 @@ def _dataset(name: str, file: str, *, num_samples: int, empty: bool = False) -> 
         tasks=("referring", "region_caption", *(("rejection",) if empty else ())),
         licence="annotations Apache-2.0 (REFER's code); images under their own Flickr licences",
         source=(
-            "mdetr/scripts/fine-tuning/grefexp_coco_format.py of https://github.com/henghuiding/gRefCOCO"
+            "mdetr/scripts/fine-tuning/grefexp_coco_format.py of "
+            "https://github.com/henghuiding/gRefCOCO"
             if empty
             else "https://zenodo.org/record/4729015/files/mdetr_annotations.tar.gz"
         ),
         layout=(
-            f"{file}   MDETR's conversion: one image entry an expression (caption), its boxes as xywh\n"
-            "coco/train2017/   pictures of COCO 2017; those of train2014 are among them"
+            f"{file}   MDETR's conversion: one image entry an expression (caption), "
+            "its boxes as xywh\n"
+            "coco/train2017/   images of COCO 2017; those of train2014 are among them"
         ),
         num_samples=num_samples,
     )
@@ -280,4 +312,7 @@ DATASETS = (
         empty=True,
     ),
 )
-"""RefCOCO's and gRefCOCO's train splits in another form: the same expressions, so no stage has them twice."""
+"""The train splits of RefCOCO's family and gRefCOCO in another form.
+
+The expressions are those of `refcoco`, so no stage has them twice.
+"""

@@ -1,8 +1,12 @@
-"""Rexverse-2M, the released part: descriptions and referring expressions of regions, over TSV files.
+"""Rexverse-2M, the released part: descriptions and referring expressions of regions, in TSV.
 
-The keys of its JSON and the form of its boxes are documented nowhere. Those of its two sister datasets are
-read, {"boxes": [{"bbox", "phrase"}]} (Rex-Omni) and {"gt_boxes", "region_map": {text: [rows of gt_boxes]}}
-(HumanRef-CoT); the form is found from the numbers; a file with neither is refused.
+Files: TSV of images (key, base64), cut into parts at any byte, with the places where lines start;
+and two TSV of annotations, of descriptions (region_caption) and of expressions (referring).
+
+The keys of its JSON and the form of its boxes are documented nowhere. Those of its two sister
+datasets are read, {"boxes": [{"bbox", "phrase"}]} (Rex-Omni) and {"gt_boxes", "region_map": {text:
+[rows of gt_boxes]}} (HumanRef-CoT); the form is found from the numbers; a file with neither is
+refused.
 
 Source: https://huggingface.co/datasets/IDEA-Research/Rexverse-2M
 """
@@ -22,6 +26,7 @@ from dataset_builders.box_checks import (
     xywh_to_xyxy,
 )
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.readers.tsv_files import (
     AnnotationLine,
@@ -46,16 +51,20 @@ REXVERSE = tsv_source("rexverse", pictures=_PICTURES, lineidx=_LINEIDX, num_buck
 
 @dataclass(frozen=True)
 class RegionTexts:
-    """A record in either form."""
+    """A record in either form: boxes, and texts about some of them."""
 
     boxes: list[Any]
-    """As stored."""
+    """The boxes as stored."""
     texts: list[tuple[Any, list[int]]]
-    """Each text, and the positions of the boxes that it is about."""
+    """Each text with the positions of the boxes that it is about."""
 
 
 def read_record(record: Any) -> RegionTexts:
-    """Return boxes and texts of a record. Raises BadRecord with reason malformed for one of neither form."""
+    """Return boxes and texts of a record in either form.
+
+    Raises:
+        BadRecord: malformed, when it has neither form.
+    """
     if isinstance(record, dict) and isinstance(record.get("boxes"), list):
         listed = record["boxes"]
         texts = [(get(item, "phrase"), [position]) for position, item in enumerate(listed)]
@@ -64,9 +73,10 @@ def read_record(record: Any) -> RegionTexts:
 
 
 def read_region_map(record: Any) -> RegionTexts:
-    """Return boxes and texts of a record with gt_boxes and region_map, whose positions count from 0.
+    """Return boxes and texts of a record with gt_boxes and region_map, counted from 0.
 
-    Raises BadRecord with reason malformed or unknown_object.
+    Raises:
+        BadRecord: malformed or unknown_object.
     """
     boxes = record.get("gt_boxes") if isinstance(record, dict) else None
     regions = record.get("region_map") if isinstance(record, dict) else None
@@ -86,9 +96,16 @@ def read_region_map(record: Any) -> RegionTexts:
 def read_objects(
     ref: ImageRef, boxes: list[Any], form: str, label: str
 ) -> tuple[ImageFacts, list[tuple[int, BadRecord]]]:
-    """Return the facts of an image, ids being positions among its boxes, and the boxes that cannot be used.
+    """Return the facts of an image, and the boxes that cannot be used.
 
-    form: "xyxy" or "xywh".
+    Args:
+        ref: The image.
+        boxes: Boxes as stored, pixels.
+        form: "xyxy" or "xywh".
+        label: Label of every object.
+
+    Returns:
+        The facts, whose ids are positions in `boxes`; and (position, error) of each lost box.
     """
     objects: list[Object] = []
     ids: list[int] = []
@@ -107,7 +124,8 @@ def read_objects(
 def build(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Iterator[Item]:
     """Yield the samples of both annotation files, the rejects, and the ledger last.
 
-    Raises ValueError when a file is of neither form, or its boxes are neither xyxy nor xywh.
+    Raises:
+        SettingError: A file is of neither form, or its boxes are neither xyxy nor xywh.
     """
     tally = Tally()
     images = ImageTsv.of(folders, _PICTURES, _LINEIDX)
@@ -117,9 +135,10 @@ def build(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Itera
             folders, file, boxes_of=lambda record: read_record(record).boxes, open_image=open_image
         )
         if not len(values):
-            raise ValueError(
-                f'{file}: its first lines hold no boxes in a known form, want {{"boxes": [{{"bbox", '
-                f'"phrase"}}]}} or {{"gt_boxes", "region_map"}} over pictures that can be read'
+            raise SettingError(
+                f"{file}: its first lines hold no boxes in a known form, want "
+                '{"boxes": [{"bbox", "phrase"}]} or {"gt_boxes", "region_map"} '
+                "over images that can be read"
             )
         form = detect_form(values, sizes, forms=("xyxy", "xywh"), source=file)
         for record, line in annotation_lines(folders, file):
@@ -159,7 +178,10 @@ def _descriptions(
     facts: ImageFacts,
     texts: list[tuple[Any, list[int]]],
 ) -> list[Sample]:
-    """A region caption for each text of which all boxes are there, at most `region_texts` a window."""
+    """Return captions of regions for texts of which all boxes are there.
+
+    At most `region_texts` a window are drawn.
+    """
     samples = []
     for view in facts.windows(options.max_objects):
         rng = random.Random(
@@ -194,7 +216,7 @@ def _expressions(
     facts: ImageFacts,
     texts: list[tuple[Any, list[int]]],
 ) -> list[Sample]:
-    """An expression for each different text: it names all boxes that have the text."""
+    """Return an expression for each different text: it names all boxes that have the text."""
     meant: dict[str, list[int]] = {}
     for text, ids in texts:
         said = " ".join(check_text(text, what="expression").split())
@@ -222,7 +244,7 @@ def _expressions(
 
 
 def _rows(view: ImageFacts, ids: list[int]) -> tuple[int, ...]:
-    """Rows of some boxes in a window; none when one of them is not there, or cut too much."""
+    """Return the rows of some boxes in a window; none if one is not there, or cut too much."""
     rows = {number: row for row, number in enumerate(view.ids) if not view.objects[row].ignore}
     return (
         tuple(sorted(rows[number] for number in ids))
@@ -242,10 +264,16 @@ DATASETS = (
         stages=(1, 2),
         licence="IDEA License 1.0 and OpenAI's terms: non-commercial",
         source="https://huggingface.co/datasets/IDEA-Research/Rexverse-2M",
-        layout="""rexverse/0_500000_image_part_0.tsv ... _part_4.tsv   pictures: key, base64; cut at any byte
-rexverse/0_500000_image.tsv.lineidx   where the line of each picture starts in all parts together
-rexverse/0_500000_one_sentence.annotation.tsv   byte of the picture, JSON: descriptions of regions
-rexverse/0_500000_referring.annotations.tsv   byte of the picture, JSON: referring expressions""",
+        layout=(
+            "rexverse/0_500000_image_part_0.tsv ... _part_4.tsv   "
+            "images: key, base64; cut at any byte\n"
+            "rexverse/0_500000_image.tsv.lineidx   "
+            "where the line of each image starts in all parts together\n"
+            "rexverse/0_500000_one_sentence.annotation.tsv   "
+            "byte of the image, JSON: descriptions of regions\n"
+            "rexverse/0_500000_referring.annotations.tsv   "
+            "byte of the image, JSON: referring expressions"
+        ),
         num_samples=1_000_000,  # 500,000 lines in each file, at least one text a line
     ),
 )

@@ -8,6 +8,7 @@ from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.detection.crowdhuman import DATASETS, FILE, PICTURES
+from dataset_builders.errors import SettingError
 from dataset_builders.readers import json_lines
 from dataset_builders.records import ImageRef, Object
 from tests.dataset_builders.conftest import collect, text_of
@@ -58,7 +59,7 @@ def lines() -> list[dict[str, Any]]:
 def build(
     root: Path, records: list[Any], size: tuple[int, int] = (120, 100), **options: Any
 ) -> SimpleNamespace:
-    """Build lines over plain pictures."""
+    """Build lines over plain images."""
     text = "\n".join(
         record if isinstance(record, str) else json.dumps(record) for record in records
     )
@@ -116,7 +117,8 @@ def test_crowds_are_cut_into_windows(tmp_path: Path) -> None:
     many = [person([6 * (i % 18), 8 * (i // 18), 5, 7]) for i in range(108)]
     built = build(tmp_path, [{"ID": FIRST, "gtboxes": many}], size=(160, 60))
     assert {s.window for s in built.samples} == {(0, 0, 88, 60), (72, 0, 160, 60)}
-    # 14 columns are whole in the left window, the 15th, from 84 to 89, for more than half; 6 in the right
+    # 14 columns are whole in the left window, the 15th, from 84 to 89, for more than half;
+    # 6 in the right
     counts = {
         s.window: text_of(s.turns[1]).rpartition("\n")[2]
         for s in built.samples
@@ -195,20 +197,20 @@ def test_a_byte_order_mark_and_blank_lines(tmp_path: Path) -> None:
     assert built.ledger.used["image"] == 3
 
 
-def test_a_missing_picture_takes_its_boxes_along(tmp_path: Path) -> None:
+def test_a_missing_image_takes_its_boxes_along(tmp_path: Path) -> None:
     built = build(tmp_path, [*lines(), {"ID": "gone", "gtboxes": [person([1, 1, 9, 9])] * 3}])
     assert built.reasons == {"missing_image": 1, "image_rejected": 3}
 
 
 def test_wrong_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"annotation_train\.odgt not found"):
+    with pytest.raises(SettingError, match=r"annotation_train\.odgt not found"):
         list(SPEC.samples(DataFolders(str(tmp_path)), BuildOptions()))
-    with pytest.raises(ValueError, match="holds no lines"):
+    with pytest.raises(SettingError, match="holds no lines"):
         build(tmp_path, [])
-    with pytest.raises(ValueError, match="none of the first 100 records of unit 'image'"):
+    with pytest.raises(SettingError, match="none of the first 100 records of unit 'image'"):
         build(tmp_path, ["<xml>"] * 150)
     corners = [person([x, 50, x + 10, 95]) for x in range(70, 100)]
-    with pytest.raises(ValueError, match="declared xywh"):
+    with pytest.raises(SettingError, match="declared xywh"):
         build(tmp_path, [{"ID": FIRST, "gtboxes": corners}])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.detection import lvis
+from dataset_builders.errors import SettingError
 from dataset_builders.image_sources import COCO_TRAIN
 from dataset_builders.readers.coco_files import CocoForm
 from dataset_builders.tasks import detection
@@ -84,8 +85,8 @@ def test_three_images_by_hand(write: Write) -> None:
     said = {sample.sample_id: tuple(map(text_of, sample.turns)) for sample in built.samples}
     detect = "Please detect {} in this image. Answer the question with object indexes."
     count = (
-        "How many {} are there in this image? Count each instance of the target object. Locate them with "
-        "object indexes and then answer the question with the number of objects."
+        "How many {} are there in this image? Count each instance of the target object. Locate "
+        "them with object indexes and then answer the question with the number of objects."
     )
     assert said["lvis_train/9/detection/0"] == (detect.format("cat"), "cat[0,2]")
     assert said["lvis_train/9/counting/0"] == (count.format("cat"), "cat[0,2]\nThere are 2.")
@@ -241,15 +242,15 @@ def test_another_file_is_named_at_once(write: Write) -> None:
     for image in plain["images"]:
         del image["neg_category_ids"], image["not_exhaustive_category_ids"]
     with pytest.raises(
-        ValueError, match=r"lvis_v1_train.json: no image has neg_category_ids"
+        SettingError, match=r"lvis_v1_train.json: no image has neg_category_ids"
     ) as error:
         list(TRAIN.samples(write(plain), BuildOptions()))
     assert "coco/train2017/" in str(error.value)
     corners = _records()
     corners["annotations"] = [_box(n, 9, 1, [60, 40, 90 + n % 9, 70]) for n in range(50)]
-    with pytest.raises(ValueError, match="boxes are declared xywh"):
+    with pytest.raises(SettingError, match="boxes are declared xywh"):
         list(TRAIN.samples(write(corners), BuildOptions()))
-    with pytest.raises(ValueError, match=r"lvis/lvis_v1_val.json not found"):
+    with pytest.raises(SettingError, match=r"lvis/lvis_v1_val.json not found"):
         list(VAL.samples(write(_records()), BuildOptions()))
 
 

@@ -15,6 +15,7 @@ from dataset_builders.datasets.detection.objects365_names import (
     mended,
     spellings,
 )
+from dataset_builders.errors import SettingError
 from dataset_builders.records import ImageRef, Object, Reject
 from tests.dataset_builders.conftest import collect, text_of
 from tests.formats.detection import FORMATS
@@ -24,7 +25,7 @@ FIELDS = {"isfake": 0, "isreflected": 0, "iscrowd": 0}
 
 
 def v2_records() -> dict[str, Any]:
-    """A person and a basket beside a group of people; a van; nothing; a picture that was never published."""
+    """A person and a basket beside a group; a van; nothing; an image that was never published."""
     return {
         "images": [
             {
@@ -159,7 +160,7 @@ def test_golden_samples(tmp_path: Path) -> None:
     assert len(nothing.absent_labels or ()) == 7
 
 
-def test_pictures_that_were_never_published(tmp_path: Path) -> None:
+def test_images_that_were_never_published(tmp_path: Path) -> None:
     built = build(tmp_path, v2_records())
     assert [(r.record_id, r.reason, r.unit) for r in built.rejects] == [
         ("images/3", "missing_image", "image"),
@@ -249,9 +250,9 @@ def test_a_name_that_is_no_text_is_rejected(tmp_path: Path) -> None:
 
 def test_wrong_files_fail_at_once(tmp_path: Path) -> None:
     spec = SPECS["objects365"]
-    with pytest.raises(ValueError, match=r"zhiyuan_objv2_train\.json not found(?s:.*)patch50"):
+    with pytest.raises(SettingError, match=r"zhiyuan_objv2_train\.json not found(?s:.*)patch50"):
         list(spec.samples(DataFolders(str(tmp_path)), BuildOptions()))
-    with pytest.raises(ValueError, match="no usable images"):
+    with pytest.raises(SettingError, match="no usable images"):
         build(tmp_path, {"images": [], "annotations": [], "categories": []})
     records = v2_records()
     corners = [[x, 10, x + 12, 40] for x in range(40, 65)]
@@ -259,7 +260,7 @@ def test_wrong_files_fail_at_once(tmp_path: Path) -> None:
         {"id": number, "image_id": 420917, "category_id": 1, "bbox": box, "iscrowd": 0}
         for number, box in enumerate(corners)
     ]
-    with pytest.raises(ValueError, match="declared xywh"):
+    with pytest.raises(SettingError, match="declared xywh"):
         build(tmp_path, records)
 
 

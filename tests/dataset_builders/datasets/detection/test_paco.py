@@ -7,6 +7,7 @@ import pytest
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.detection import paco
+from dataset_builders.errors import SettingError
 from tests.dataset_builders.conftest import collect, text_of
 
 LVIS, EGO4D = paco.DATASETS
@@ -208,14 +209,14 @@ def test_a_part_of_an_object_without_box_is_not_described(write: Write) -> None:
 def test_a_file_without_the_tables_is_refused(write: Write, missing: str) -> None:
     records = _records()
     del records[missing]
-    with pytest.raises(ValueError, match=f"paco_lvis_v1_train.json: part_categories.*{missing}"):
+    with pytest.raises(SettingError, match=f"paco_lvis_v1_train.json: part_categories.*{missing}"):
         list(LVIS.samples(write(records), BuildOptions()))
 
 
 def test_an_attribute_without_type_is_refused(write: Write) -> None:
     records = _records()
     records["attributes"].append({"id": 99, "name": "shiny"})
-    with pytest.raises(ValueError, match=r"attributes \[99\] have none of the types"):
+    with pytest.raises(SettingError, match=r"attributes \[99\] have none of the types"):
         list(LVIS.samples(write(records), BuildOptions()))
 
 
@@ -223,7 +224,7 @@ def test_an_attribute_without_type_is_refused(write: Write) -> None:
 def test_a_table_with_another_kind_of_id_is_refused(write: Write, number: Any) -> None:
     records = _records()
     records["attributes"][0]["id"] = number
-    with pytest.raises(ValueError, match="not as PACO documents it: BadRecord: malformed"):
+    with pytest.raises(SettingError, match="not as PACO documents it: BadRecord: malformed"):
         list(LVIS.samples(write(records), BuildOptions()))
 
 

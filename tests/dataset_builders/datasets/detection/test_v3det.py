@@ -18,6 +18,7 @@ from dataset_builders.datasets.detection.v3det import (
 )
 from dataset_builders.datasets.detection.v3det import Candidates as V3DetCandidates
 from dataset_builders.datasets.detection.v3det_tree import read_tree
+from dataset_builders.errors import SettingError
 from dataset_builders.records import ImageRef, Object
 from tests.dataset_builders.conftest import collect, text_of
 from tests.formats.detection import FORMATS
@@ -151,7 +152,8 @@ def test_only_other_parts_of_the_tree_are_absent(tmp_path: Path) -> None:
     assert absent_from(built, "2") == (
         *("apple", "food", "fruit", "jug", "margherita pizza", "pear", "pitcher", "pizza", "plant"),
     )
-    # all artifacts are siblings or below one; the pitcher, a plant in the tree, is a synonym of the jug
+    # all artifacts are siblings or below one; the pitcher, a plant in the tree, is a synonym of
+    # the jug
     assert absent_from(built, "3") == (
         *(
             "apple",
@@ -200,12 +202,15 @@ def test_the_wrong_release_of_the_tree(tmp_path: Path) -> None:
     tree["categoryid2treeid"] = dict(
         zip(ids, [*list(ids.values())[5:], *list(ids.values())[:5]], strict=True)
     )
-    with pytest.raises(ValueError, match="only 1 of 18 categories stand in it under their names"):
+    with pytest.raises(SettingError, match="only 1 of 18 categories stand in it under their names"):
         build(tmp_path, records(), tree)
-    with pytest.raises(ValueError, match="want an object with the mappings"):
+    with pytest.raises(SettingError, match="want an object with the mappings"):
         build(tmp_path, records(), {"id2name": {}})
     (tmp_path / TREE).write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(SettingError, match="not valid JSON"):
+        list(SPEC.samples(DataFolders(str(tmp_path)), BuildOptions()))
+    (tmp_path / TREE).write_text("[" * 100_000)  # too deep for the parser
+    with pytest.raises(SettingError, match="not valid JSON"):
         list(SPEC.samples(DataFolders(str(tmp_path)), BuildOptions()))
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.detection import vaw
+from dataset_builders.errors import SettingError
 from tests.dataset_builders.conftest import collect, text_of
 from tests.formats.scenes import jpeg
 
@@ -37,8 +38,11 @@ def _row(
 
 
 def _rows() -> list[dict[str, Any]]:
-    """Image 9: two cars, labelled for red and green; a chair. Image 25: a door that is only not red.
-    Image 30: two cups, of which one is unlabelled."""
+    """Instances on three images.
+
+    Image 9: two cars, labelled for red and green; a chair. Image 25: a door that is only not red.
+    Image 30: two cups, of which one is unlabelled.
+    """
     return [
         _row(9, 1, "car", ["red", "white"], ["green"]),
         _row(25, 4, "door", [], ["red"]),
@@ -175,7 +179,7 @@ def test_a_bad_instance_is_one_reject_and_its_name_is_in_doubt(
         assert ("What color is [0]?", "red and white") in _said(built, "9", "region_qa")
 
 
-def test_a_picture_in_neither_folder_takes_its_instances_along(write: Write) -> None:
+def test_an_image_in_neither_folder_takes_its_instances_along(write: Write) -> None:
     folders = write(_rows(), images={"9": "VG_100K", "25": "VG_100K_2"})
     built = collect(VAW.samples(folders, BuildOptions()))
     assert [(reject.reason, reject.unit) for reject in built.rejects] == [
@@ -185,7 +189,7 @@ def test_a_picture_in_neither_folder_takes_its_instances_along(write: Write) -> 
     ]
 
 
-def test_a_broken_picture_is_a_reject(write: Write, tmp_path: Path) -> None:
+def test_a_broken_image_is_a_reject(write: Write, tmp_path: Path) -> None:
     folders = write(_rows())
     (tmp_path / "vg/VG_100K/30.jpg").write_bytes(b"no picture")
     assert collect(VAW.samples(folders, BuildOptions())).reasons == {
@@ -195,12 +199,14 @@ def test_a_broken_picture_is_a_reject(write: Write, tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(write: Write, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"attribute_types.json: want type -> list of attributes"):
+    with pytest.raises(
+        SettingError, match=r"attribute_types.json: want type -> list of attributes"
+    ):
         list(VAW.samples(write(_rows(), types={"red": "color"}), BuildOptions()))
-    with pytest.raises(ValueError, match=r"train_part2.json holds no instances"):
+    with pytest.raises(SettingError, match=r"train_part2.json holds no instances"):
         list(VAW.samples(write(_rows()[:1]), BuildOptions()))
     corners = [_row(9, n, "car", [], [], instance_bbox=[60, 40, 90, 70 + n % 9]) for n in range(50)]
-    with pytest.raises(ValueError, match="boxes are declared xywh"):
+    with pytest.raises(SettingError, match="boxes are declared xywh"):
         list(VAW.samples(write(corners), BuildOptions()))
-    with pytest.raises(ValueError, match="none of the first 100 records"):
+    with pytest.raises(SettingError, match="none of the first 100 records"):
         list(VAW.samples(write([{"id": n} for n in range(200)]), BuildOptions()))

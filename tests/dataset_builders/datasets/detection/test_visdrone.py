@@ -8,6 +8,7 @@ from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.detection.visdrone import DATASETS, covered_share, read_line
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from tests.dataset_builders.conftest import collect, text_of
 from tests.formats.detection import FORMATS
@@ -21,20 +22,20 @@ STREET = """10,10,20,30,1,1,0,0
 """
 """Somebody walking, somebody sitting, a car; the second line ends with a comma."""
 BESIDE_IGNORED = "0,0,100,80,0,0,0,0\r\n150,100,30,20,1,9,1,2\r\n"
-"""A bus beside an ignored region on a quarter of the picture."""
+"""A bus beside an ignored region on a quarter of the image."""
 UNSURE = "20,20,10,10,0,4,0,0\n40,40,10,10,1,11,0,0\n60,60,10,10,1,10,0,0\n\n"
-"""A car that is not evaluated, something else, a motor; the ignore regions are 0.6 % of the picture."""
+"""A car that is not evaluated, something else, a motor; ignore regions are 0.6 % of the image."""
 
 
 def build(root: Path, annotations: dict[str, str | bytes], **options: Any) -> SimpleNamespace:
-    """Build files of annotations over plain pictures of 200 x 160."""
+    """Build files of annotations over plain images of 200 x 160."""
     folder = root / "visdrone/VisDrone2019-DET-train"
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, text in annotations.items():
         write(folder / f"annotations/{name}.txt", text)
-        picture = folder / f"images/{name}.jpg"
-        if not picture.exists():
-            write(picture, jpeg(Image.new("RGB", (200, 160), (90, 90, 90))))
+        image = folder / f"images/{name}.jpg"
+        if not image.exists():
+            write(image, jpeg(Image.new("RGB", (200, 160), (90, 90, 90))))
     return collect(SPEC.samples(DataFolders(str(root)), BuildOptions(**options)))
 
 
@@ -92,7 +93,7 @@ def test_golden_samples(tmp_path: Path) -> None:
     )
 
 
-def test_sizes_are_those_of_the_picture_as_shown(tmp_path: Path) -> None:
+def test_sizes_are_those_of_the_image_as_shown(tmp_path: Path) -> None:
     write(
         tmp_path / "visdrone/VisDrone2019-DET-train/images/a.jpg",
         rotated(Image.new("RGB", (160, 200), "gray")),
@@ -164,7 +165,7 @@ def test_a_lost_ignored_region_leaves_everything_in_doubt(tmp_path: Path) -> Non
     assert built.samples[0].absent_labels == ()
 
 
-def test_a_missing_picture_takes_its_boxes_along(tmp_path: Path) -> None:
+def test_a_missing_image_takes_its_boxes_along(tmp_path: Path) -> None:
     built = build(tmp_path, {"a": STREET})
     write(tmp_path / "visdrone/VisDrone2019-DET-train/annotations/z.txt", STREET)
     write(tmp_path / "visdrone/VisDrone2019-DET-train/images/y.jpg", b"no picture")
@@ -185,12 +186,12 @@ def test_an_image_without_boxes_is_a_rejection(tmp_path: Path) -> None:
 
 
 def test_wrong_folders_and_forms(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not found"):
+    with pytest.raises(SettingError, match="not found"):
         list(SPEC.samples(DataFolders(str(tmp_path)), BuildOptions()))
     corners = "\n".join(f"{x},100,{x + 10},120,1,4,0,0" for x in range(120, 180, 2))
-    with pytest.raises(ValueError, match="declared xywh"):
+    with pytest.raises(SettingError, match="declared xywh"):
         build(tmp_path, {"a": corners})
-    with pytest.raises(ValueError, match=r"none of the first 100 records of unit 'box'"):
+    with pytest.raises(SettingError, match=r"none of the first 100 records of unit 'box'"):
         build(tmp_path, {"a": "car 0.1 0.2 0.3 0.4\n" * 200})
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.instruction.cauldron import CAULDRON_IMAGES, DATASETS, FILES
+from dataset_builders.errors import SettingError
 from dataset_builders.images import bucket_of, read_image_bytes
 from tests.dataset_builders.conftest import collect, text_of
 from tests.formats.scenes import jpeg, png, rotated
@@ -18,7 +19,7 @@ TALL = jpeg(Image.new("RGB", (30, 70)))
 TURNED = rotated(Image.new("RGB", (90, 40)))
 
 
-def picture(data: Any) -> dict[str, Any]:
+def stored(data: Any) -> dict[str, Any]:
     return {"bytes": data, "path": None}
 
 
@@ -29,11 +30,11 @@ def text(user: Any, assistant: Any) -> dict[str, Any]:
 def rows() -> list[dict[str, Any]]:
     return [
         {
-            "images": [picture(WIDE)],
+            "images": [stored(WIDE)],
             "texts": [text("Which?\nA: ice\nB: rain", "Answer: B"), text("Sure?", "Yes.\r\n")],
         },
-        {"images": [picture(TALL)], "texts": [text("Describe.", "A leaf.")]},
-        {"images": [picture(TURNED)], "texts": [text("What?", "图")]},
+        {"images": [stored(TALL)], "texts": [text("Describe.", "A leaf.")]},
+        {"images": [stored(TURNED)], "texts": [text("What?", "图")]},
     ]
 
 
@@ -87,7 +88,7 @@ def test_the_source_lists_the_same_images_in_buckets_of_a_row_group(tmp_path: Pa
     put(tmp_path, rows() * 10, "tqa/a.parquet", group=5)
     put(
         tmp_path,
-        [*rows(), {"images": [picture(TALL)] * 2, "texts": [text("a", "b")]}],
+        [*rows(), {"images": [stored(TALL)] * 2, "texts": [text("a", "b")]}],
         "nlvr2/a.parquet",
     )
     listed = list(CAULDRON_IMAGES.images(DataFolders(str(tmp_path))))
@@ -103,7 +104,7 @@ def test_the_source_lists_the_same_images_in_buckets_of_a_row_group(tmp_path: Pa
     assert all(len(found) == 1 for found in buckets.values())
 
 
-def test_files_without_names_of_pictures(tmp_path: Path) -> None:
+def test_files_without_names_of_images(tmp_path: Path) -> None:
     put(tmp_path, [{"images": [{"bytes": WIDE}], "texts": [text("a", "b")]}])
     assert len(build(tmp_path).samples) == 1
     assert len(list(CAULDRON_IMAGES.images(DataFolders(str(tmp_path))))) == 1
@@ -112,12 +113,12 @@ def test_files_without_names_of_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"images": [picture(WIDE), picture(TALL)]}, "several_images"),
+        ({"images": [stored(WIDE), stored(TALL)]}, "several_images"),
         ({"images": []}, "missing_image"),
         ({"images": None}, "missing_image"),
-        ({"images": [picture(None)]}, "missing_image"),
-        ({"images": [picture(b"")]}, "undecodable_image"),
-        ({"images": [picture(b"no picture")]}, "undecodable_image"),
+        ({"images": [stored(None)]}, "missing_image"),
+        ({"images": [stored(b"")]}, "undecodable_image"),
+        ({"images": [stored(b"no picture")]}, "undecodable_image"),
         ({"texts": []}, "empty_text"),
         ({"texts": None}, "malformed"),
         ({"texts": [text("a", None)]}, "malformed"),
@@ -144,7 +145,7 @@ def test_bad_rows_are_rejected_with_their_reason(
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     broken = pa.array([b"caf\xe9", b"fine"], pa.binary()).view(pa.string())
     texts = pa.StructArray.from_arrays([broken, broken, broken], ["user", "assistant", "source"])
-    images = pa.array([[picture(WIDE)], [picture(TALL)]])
+    images = pa.array([[stored(WIDE)], [stored(TALL)]])
     path = tmp_path / "cauldron/a/a.parquet"
     path.parent.mkdir(parents=True)
     listed = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), texts)
@@ -162,15 +163,15 @@ def test_columns_of_other_types_are_malformed(tmp_path: Path) -> None:
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)cauldron/\*/\*\.parquet not found"):
+    with pytest.raises(SettingError, match=r"(?s)cauldron/\*/\*\.parquet not found"):
         build(tmp_path)
     put(tmp_path, [{"image": WIDE, "texts": []}], "a/a.parquet")
-    with pytest.raises(ValueError, match=r"(?s)a/a\.parquet has no column images.*layout is"):
+    with pytest.raises(SettingError, match=r"(?s)a/a\.parquet has no column images.*layout is"):
         build(tmp_path)
     (tmp_path / "cauldron/a/a.parquet").write_bytes(b"no parquet at all")
-    with pytest.raises(ValueError, match=r"a/a\.parquet is not a whole parquet file"):
+    with pytest.raises(SettingError, match=r"a/a\.parquet is not a whole parquet file"):
         build(tmp_path)
-    put(tmp_path, [{"images": [picture(WIDE)], "texts": [{"question": "a"}]}] * 120, "a/a.parquet")
-    with pytest.raises(ValueError, match="none of the first 100 records"):
+    put(tmp_path, [{"images": [stored(WIDE)], "texts": [{"question": "a"}]}] * 120, "a/a.parquet")
+    with pytest.raises(SettingError, match="none of the first 100 records"):
         build(tmp_path)
     assert SPEC.containers == (FILES,)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.instruction.cogvlm import DATASETS, FOLDERS
+from dataset_builders.errors import SettingError
 from tests.dataset_builders.conftest import collect, text_of
 from tests.formats.scenes import jpeg, rotated, write
 
@@ -156,7 +157,7 @@ def test_bad_labels_are_rejected_with_their_reason(
     assert len(built.samples) == 4
 
 
-def test_pictures_that_are_missing_or_broken(tmp_path: Path) -> None:
+def test_images_that_are_missing_or_broken(tmp_path: Path) -> None:
     write_all(tmp_path)
     put(tmp_path, SINGLE, "labels", 8, talk("a", "b"), b"no picture")
     put(tmp_path, SINGLE, "labels", 9, talk("a", "b"))
@@ -166,11 +167,11 @@ def test_pictures_that_are_missing_or_broken(tmp_path: Path) -> None:
 
 def test_wrong_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"llava_details-minigpt4_3500_formate/labels\*/\*\.json not found"
+        SettingError, match=r"llava_details-minigpt4_3500_formate/labels\*/\*\.json not found"
     ):
         build(tmp_path)
     write_all(tmp_path)
     for number in range(1, 121):
         put(tmp_path, DETAILS, "labels", number, {"caption": "A beach."})
-    with pytest.raises(ValueError, match=r"(?s)none of the first 100 records.*layout is"):
+    with pytest.raises(SettingError, match=r"(?s)none of the first 100 records.*layout is"):
         build(tmp_path)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.instruction.llava import DATASETS, has_coordinates
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Turn
 from tests.dataset_builders.conftest import collect, text_of
 from tests.formats.scenes import jpeg, rotated, write
@@ -48,14 +49,14 @@ def records() -> list[Any]:
 
 
 def build(root: Path, written: Any) -> Any:
-    picture = Image.new("RGB", (64, 48))
+    image = Image.new("RGB", (64, 48))
     for place, data in {
-        "coco/train2017/000000033471.jpg": rotated(picture),
-        "gqa/images/2.jpg": jpeg(picture),
-        "ocr_vqa/images/140031996.jpg": jpeg(picture),
+        "coco/train2017/000000033471.jpg": rotated(image),
+        "gqa/images/2.jpg": jpeg(image),
+        "ocr_vqa/images/140031996.jpg": jpeg(image),
         "textvqa/train_images/0.jpg": b"no picture",
-        "vg/VG_100K/1.jpg": jpeg(picture),
-        "vg/VG_100K_2/2410408.jpg": jpeg(picture.resize((80, 60))),
+        "vg/VG_100K/1.jpg": jpeg(image),
+        "vg/VG_100K_2/2410408.jpg": jpeg(image.resize((80, 60))),
     }.items():
         write(root / place, data)
     write(root / "llava/llava_v1_5_mix665k.json", json.dumps(written))
@@ -169,11 +170,11 @@ def test_records_that_are_no_objects(tmp_path: Path) -> None:
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)holds no conversations.*layout is"):
+    with pytest.raises(SettingError, match=r"(?s)holds no conversations.*layout is"):
         build(tmp_path, {"records": records()})
-    with pytest.raises(ValueError, match="none of the first 100 records"):
+    with pytest.raises(SettingError, match="none of the first 100 records"):
         build(tmp_path, [{"id": "1", "messages": []}] * 120)
     (tmp_path / "textvqa/train_images/0.jpg").unlink()
     (tmp_path / "textvqa/train_images").rmdir()
-    with pytest.raises(ValueError, match="textvqa/train_images not found"):
+    with pytest.raises(SettingError, match="textvqa/train_images not found"):
         collect(SPEC.samples(DataFolders(str(tmp_path)), BuildOptions()))

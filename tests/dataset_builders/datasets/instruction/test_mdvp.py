@@ -7,6 +7,7 @@ from PIL import Image
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.instruction.mdvp import DATASETS
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from dataset_builders.spec import BuildOptions
 from tests.dataset_builders.conftest import collect, text_of
@@ -23,14 +24,14 @@ def record(*values: Any, **changes: Any) -> dict[str, Any]:
     return {"image": COCO, "bbox": BOXES, "conversations": told} | changes
 
 
-def picture(root: Path, name: str) -> None:
+def write_image(root: Path, name: str) -> None:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (200, 100)).save(path)
 
 
 def put(root: Path, *records: Any, name: str = "natural_QA_box") -> DataFolders:
-    picture(root, "coco/train2017/000000000500.jpg")
+    write_image(root, "coco/train2017/000000000500.jpg")
     path = root / f"mdvp/stage_2_fine-tuning/MDVP-Data/{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(records))
@@ -109,7 +110,7 @@ def test_paths_of_the_authors(tmp_path: Path, path: str, uri: str) -> None:
         "gqa/images/4.jpg",
         "mdvp/images/android/a.png",
     ):
-        picture(tmp_path, name)
+        write_image(tmp_path, name)
     (sample,) = built(tmp_path, record(image=path)).samples
     assert sample.image_uri == uri
 
@@ -194,13 +195,13 @@ def test_the_budget_of_regions(tmp_path: Path) -> None:
 def test_a_file_of_another_form(tmp_path: Path, content: str) -> None:
     folders = put(tmp_path, record())
     (tmp_path / "mdvp/stage_2_fine-tuning/MDVP-Data/ocr.json").write_text(content)
-    with pytest.raises(ValueError, match=r"ocr\.json.*(holds no array|none of its 1 records)"):
+    with pytest.raises(SettingError, match=r"ocr\.json.*(holds no array|none of its 1 records)"):
         list(DATASETS[0].samples(folders, BuildOptions()))
 
 
 def test_boxes_as_corners_are_refused(tmp_path: Path) -> None:
     boxes = [[110 + n, 50, 190, 95] for n in range(30)]
-    with pytest.raises(ValueError, match=r"natural_QA_box\.json.*declared xywh"):
+    with pytest.raises(SettingError, match=r"natural_QA_box\.json.*declared xywh"):
         built(tmp_path, record("What?", "That", bbox=boxes))
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.instruction.osprey import DATASETS
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from dataset_builders.spec import BuildOptions
 from tests.dataset_builders.conftest import collect, text_of
@@ -337,19 +338,19 @@ def test_the_budget_of_regions(tmp_path: Path) -> None:
 def test_a_file_of_another_form(tmp_path: Path, content: str, message: str) -> None:
     folders = put(tmp_path, good())
     (tmp_path / "osprey/osprey_part_level.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"osprey.*{message}"):
+    with pytest.raises(SettingError, match=rf"osprey.*{message}"):
         list(DATASETS[0].samples(folders, BuildOptions()))
 
 
 def test_a_file_that_is_missing_or_there_twice(tmp_path: Path) -> None:
     folders = put(tmp_path, good() | {"conversations": []})
-    with pytest.raises(ValueError, match="want one such file"):
+    with pytest.raises(SettingError, match="want one such file"):
         list(DATASETS[0].samples(folders, BuildOptions()))
     (tmp_path / "osprey/osprey_conversation.json").unlink()
     (tmp_path / "osprey/osprey_conversations.json").write_text(json.dumps(good()["conversation"]))
     assert len(collect(DATASETS[0].samples(folders, BuildOptions())).samples) == 8
     (tmp_path / "osprey/osprey_part_level.json").unlink()
-    with pytest.raises(ValueError, match=r"osprey_part_level\.json not found"):
+    with pytest.raises(SettingError, match=r"osprey_part_level\.json not found"):
         list(DATASETS[0].samples(folders, BuildOptions()))
 
 
@@ -358,5 +359,5 @@ def test_boxes_as_corners_are_refused(tmp_path: Path) -> None:
     wrong = [
         image("000000000500.jpg", *corners, conversations=talk("<region1>?", "A")) for _ in range(3)
     ]
-    with pytest.raises(ValueError, match="declared xywh"):
+    with pytest.raises(SettingError, match="declared xywh"):
         built(tmp_path, part_level=wrong)

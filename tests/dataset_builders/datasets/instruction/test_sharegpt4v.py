@@ -7,13 +7,17 @@ from PIL import Image
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.instruction.sharegpt4v import DATASETS, FILE
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object, Part
 from dataset_builders.spec import BuildOptions
 from tests.dataset_builders.conftest import collect, text_of
 
 PLAIN, FULL_BOX, GROUNDED = DATASETS
 FIVE, SIX = ("coco/train2017/000000000005.jpg", "coco/train2017/000000000006.jpg")
-BRIEF = "Briefly describe this image and detect all mentioned objects. Answer with grounded object indexes."
+BRIEF = (
+    "Briefly describe this image and detect all mentioned objects. "
+    "Answer with grounded object indexes."
+)
 NAMES = {1: "person", 18: "dog", 58: "hot dog", 67: "dining table", 17: "cat", 90: "dog bed"}
 
 
@@ -124,11 +128,14 @@ def test_unique_categories_are_grounded(tmp_path: Path) -> None:
     assert found.ledger.used == {"image": 2, "box": 8, "category": 6, "record": 1}
     (sample,) = found.samples
     assert (sample.sample_id, sample.task) == ("sharegpt4v_grounded/5/grounding/0", "grounding")
-    # two persons, so neither; no hot dog or dog bed, and those are no dogs; "cat-like" is no cat; only the
-    # first "dog"
+    # two persons, so neither; no hot dog or dog bed, and those are no dogs; "cat-like" is no cat;
+    # only the first "dog"
     assert said(sample) == [
         BRIEF,
-        "A hot dog near a dog bed, a person, cat-like. Dogs? The Dog[0] is on the dining table[3]. Dog!",
+        (
+            "A hot dog near a dog bed, a person, cat-like. Dogs? "
+            "The Dog[0] is on the dining table[3]. Dog!"
+        ),
     ]
     assert [item.label for item in sample.objects] == [
         "dog",
@@ -227,10 +234,10 @@ def test_a_file_of_another_form(tmp_path: Path, spec: Any) -> None:
         ((), "holds no array"),
         (({"a": 1},), "none of its 1 records could be used"),
     ):
-        with pytest.raises(ValueError, match=rf"cap100k\.json.*{message}"):
+        with pytest.raises(SettingError, match=rf"cap100k\.json.*{message}"):
             built(spec, tmp_path, *records)
     (tmp_path / FILE).unlink()
-    with pytest.raises(ValueError, match=r"cap100k\.json not found"):
+    with pytest.raises(SettingError, match=r"cap100k\.json not found"):
         list(spec.samples(DataFolders(str(tmp_path)), BuildOptions()))
 
 

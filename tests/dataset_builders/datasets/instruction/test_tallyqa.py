@@ -7,6 +7,7 @@ from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.instruction.tallyqa import DATASETS
+from dataset_builders.errors import SettingError
 from tests.dataset_builders.conftest import collect, text_of
 from tests.formats.scenes import jpeg, rotated, write
 
@@ -48,7 +49,7 @@ def questions() -> list[Any]:
 
 
 def instances() -> dict[str, Any]:
-    """Two dogs on picture 9; picture 25 is not listed."""
+    """Two dogs on image 9; image 25 is not listed."""
     return {
         "images": [{"id": 9, "file_name": "000000000009.jpg", "width": 64, "height": 48}],
         "annotations": [
@@ -73,14 +74,14 @@ def build(
     boxes: Any = None,
     drop: tuple[str, ...] = (),
 ) -> Any:
-    picture = Image.new("RGB", (64, 48))
+    image = Image.new("RGB", (64, 48))
     for place, data in {
-        "coco/train2017/000000000009.jpg": jpeg(picture),
-        "coco/train2017/000000000025.jpg": rotated(picture),
-        "coco/train2017/000000000030.jpg": jpeg(picture),
-        "coco/val2017/000000000040.jpg": jpeg(picture),
-        "vg/VG_100K/25.jpg": jpeg(picture),
-        "vg/VG_100K_2/2410408.jpg": jpeg(picture.resize((80, 60))),
+        "coco/train2017/000000000009.jpg": jpeg(image),
+        "coco/train2017/000000000025.jpg": rotated(image),
+        "coco/train2017/000000000030.jpg": jpeg(image),
+        "coco/val2017/000000000040.jpg": jpeg(image),
+        "vg/VG_100K/25.jpg": jpeg(image),
+        "vg/VG_100K_2/2410408.jpg": jpeg(image.resize((80, 60))),
         "vg/VG_100K_2/1.jpg": b"no picture",
     }.items():
         if not place.startswith(drop or ("-",)):
@@ -144,7 +145,7 @@ def test_boxes_name_the_objects_where_they_agree_exactly(tmp_path: Path) -> None
     ]
     assert text_of(built.samples[0].turns[0]) == f"How many dogs are there?{LOCATED}"
     assert text_of(built.samples[2].turns[0]) == f"How many cats are there?{LOCATED}"
-    # a picture that the COCO file does not list, and Visual Genome's: nothing is known of their boxes
+    # an image that COCO's file does not list, and Visual Genome's: nothing is known of their boxes
     assert LOCATED not in "".join(text_of(sample.turns[0]) for sample in built.samples[3:])
     assert [(o.box, o.label) for o in built.samples[1].objects] == [
         ((1.0, 2.0, 11.0, 22.0), "dog"),
@@ -175,13 +176,13 @@ def test_the_test_split_finds_val2014_in_both_folders(tmp_path: Path) -> None:
     assert SPECS["tallyqa"].stages == (2,)
 
 
-def test_training_takes_no_picture_of_val2017(tmp_path: Path) -> None:
+def test_training_takes_no_image_of_val2017(tmp_path: Path) -> None:
     rows = [row(1, "val2014/COCO_val2014_000000000040.jpg", "How many cats?", 7), *questions()]
     built = build(tmp_path, rows)
     assert built.reasons == {"missing_image": 1}
 
 
-def test_without_val2017_its_pictures_are_missing(tmp_path: Path) -> None:
+def test_without_val2017_its_images_are_missing(tmp_path: Path) -> None:
     rows = [row(1, "val2014/COCO_val2014_000000000040.jpg", "How many cats?", 7), *questions()]
     built = build(tmp_path, rows, "tallyqa_test", drop=("coco/val2017",))
     assert built.reasons == {"missing_image": 1}
@@ -221,11 +222,13 @@ def test_bad_questions_are_rejected_with_their_reason(
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)tallyqa/train\.json holds no questions.*layout is"):
+    with pytest.raises(
+        SettingError, match=r"(?s)tallyqa/train\.json holds no questions.*layout is"
+    ):
         build(tmp_path, {"questions": questions()})
-    with pytest.raises(ValueError, match="none of the first 100 records"):
+    with pytest.raises(SettingError, match="none of the first 100 records"):
         build(tmp_path, [{"question": "How many?", "image": "VG_100K/25.jpg"}] * 120)
-    with pytest.raises(ValueError, match="no usable categories"):
+    with pytest.raises(SettingError, match="no usable categories"):
         build(tmp_path, questions(), boxes={"images": instances()["images"]})
-    with pytest.raises(ValueError, match=r"tallyqa/train\.json not found"):
+    with pytest.raises(SettingError, match=r"tallyqa/train\.json not found"):
         collect(SPECS["tallyqa"].samples(DataFolders(str(tmp_path / "none")), BuildOptions()))

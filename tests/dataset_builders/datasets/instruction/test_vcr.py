@@ -6,6 +6,7 @@ import pytest
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.instruction.vcr import DATASETS
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from dataset_builders.spec import BuildOptions
 from tests.dataset_builders.conftest import collect, text_of
@@ -227,17 +228,19 @@ def test_the_budget_of_regions(tmp_path: Path) -> None:
     [[], ["{}"], [record(annot_id="test-0")], [record(annot_id="val-0"), record(annot_id="val-1")]],
 )
 def test_another_file_or_split_is_refused(tmp_path: Path, lines: list[Any]) -> None:
-    with pytest.raises(ValueError, match=r"vcr/train\.jsonl: none of its \d records could be used"):
+    with pytest.raises(
+        SettingError, match=r"vcr/train\.jsonl: none of its \d records could be used"
+    ):
         built(tmp_path, *lines)
 
 
 def test_boxes_as_sizes_are_refused(tmp_path: Path) -> None:
     boxes = [[150, 60, 40 + n, 30, 0.9] for n in range(4)]
     stills = {f"m/{n}": metadata(boxes=boxes) for n in range(10)}
-    with pytest.raises(ValueError, match="declared xyxy"):
+    with pytest.raises(SettingError, match="declared xyxy"):
         built(tmp_path, *[other(str(n)) for n in range(10)], stills=stills)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"vcr/train\.jsonl not found"):
+    with pytest.raises(SettingError, match=r"vcr/train\.jsonl not found"):
         list(DATASETS[0].samples(DataFolders(str(tmp_path)), BuildOptions()))

@@ -7,6 +7,7 @@ from PIL import Image
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.instruction.visual_cot import BOX_REQUEST, DATASETS
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from dataset_builders.spec import BuildOptions
 from tests.dataset_builders.conftest import collect, text_of
@@ -14,15 +15,15 @@ from tests.formats.scenes import rotated
 
 LINES, MIXED = DATASETS
 STEPS = (
-    "Within the reasoning process, please provide image regions that can help you answer the question "
-    "better. "
+    "Within the reasoning process, please provide image regions that can help you answer the "
+    "question better. "
 )
 THINK = (
-    "First thinks about the reasoning process in the mind and then provides the user with the answer. The "
-    "reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
-    "respectively, i.e., <think> reasoning process here </think><answer> answer here </answer>. Please give "
-    "a detailed reasoning process process and provide image regions that can help you answer the question "
-    "better. "
+    "First thinks about the reasoning process in the mind and then provides the user with the "
+    "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> "
+    "</answer> tags, respectively, i.e., <think> reasoning process here </think><answer> answer "
+    "here </answer>. Please give a detailed reasoning process process and provide image regions "
+    "that can help you answer the question better. "
 )
 HELP = "The image regions that can help answer the question better are: "
 
@@ -162,11 +163,11 @@ def test_degenerate_boxes_are_counted(tmp_path: Path, box: Any, reason: str) -> 
 
 
 def test_boxes_as_shares_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cub_cot_train\.jsonl.*declared xyxy"):
+    with pytest.raises(SettingError, match=r"cub_cot_train\.jsonl.*declared xyxy"):
         built_lines(tmp_path, *[line(bboxs=[[0.1, 0.2, 0.5, 0.6]])] * 30)
 
 
-def test_where_the_pictures_of_a_set_lie(tmp_path: Path) -> None:
+def test_where_the_images_of_a_set_lie(tmp_path: Path) -> None:
     put_lines(tmp_path, line(dataset="textcap", image="a.jpg"), name="textcap")
     put_lines(tmp_path, line(dataset="visual7w", image="v7w_1.jpg"), name="visual7w")
     folders = put_lines(tmp_path, line())
@@ -190,16 +191,16 @@ def test_a_line_file_of_another_form(tmp_path: Path, content: str) -> None:
     folders = put_lines(tmp_path, line())
     (tmp_path / "visual_cot/viscot_dataset/vsr_cot_train.jsonl").write_text(content)
     with pytest.raises(
-        ValueError, match=r"vsr_cot_train\.jsonl: none of its \d records could be used"
+        SettingError, match=r"vsr_cot_train\.jsonl: none of its \d records could be used"
     ):
         list(LINES.samples(folders, BuildOptions()))
 
 
 def test_no_files(tmp_path: Path) -> None:
     (tmp_path / "visual_cot/cot").mkdir(parents=True)
-    with pytest.raises(ValueError, match="not found"):
+    with pytest.raises(SettingError, match="not found"):
         list(LINES.samples(DataFolders(str(tmp_path)), BuildOptions()))
-    with pytest.raises(ValueError, match="not found"):
+    with pytest.raises(SettingError, match="not found"):
         list(MIXED.samples(DataFolders(str(tmp_path)), BuildOptions()))
 
 
@@ -324,5 +325,5 @@ def test_a_crop_outside_the_image(tmp_path: Path) -> None:
 
 
 def test_the_other_form_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="none of its 1 records could be used"):
+    with pytest.raises(SettingError, match="none of its 1 records could be used"):
         built_mixed(tmp_path, line())

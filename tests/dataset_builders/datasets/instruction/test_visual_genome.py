@@ -7,6 +7,7 @@ import pytest
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.instruction import visual_genome
+from dataset_builders.errors import SettingError
 from tests.dataset_builders.conftest import collect, text_of
 
 (VG,) = visual_genome.DATASETS
@@ -230,11 +231,11 @@ def test_images_twice_and_records_of_no_image(write: Write) -> None:
 
 
 def test_other_files_are_refused(write: Write) -> None:
-    with pytest.raises(ValueError, match=r"region_descriptions.json holds no records"):
+    with pytest.raises(SettingError, match=r"region_descriptions.json holds no records"):
         list(VG.samples(write(_files() | {"region_descriptions": {"images": []}}), BuildOptions()))
     corners = [_region(n, f"thing {n}", 500, 400, 700, 550 + n % 9) for n in range(50)]
     files = _files() | {"region_descriptions": [{"id": 1, "regions": corners}]}
-    with pytest.raises(ValueError, match=r"region_descriptions.json: boxes are declared xywh"):
+    with pytest.raises(SettingError, match=r"region_descriptions.json: boxes are declared xywh"):
         list(VG.samples(write(files), BuildOptions()))
-    with pytest.raises(ValueError, match=r"none of the first 100 records"):
+    with pytest.raises(SettingError, match=r"none of the first 100 records"):
         list(VG.samples(write(_files() | {"image_data": list(range(200))}), BuildOptions()))

@@ -8,6 +8,7 @@ import pytest
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.ocr.doclaynet import CELLS, CLASSES, DATASETS, FILE, PICTURES
 from dataset_builders.datasets.ocr.doclaynet_cells import FORMS, place
+from dataset_builders.errors import SettingError
 from dataset_builders.records import ImageRef, Object, Reject
 from tests.dataset_builders.conftest import collect, text_of
 from tests.formats.detection import FORMATS
@@ -17,7 +18,7 @@ from tests.formats.scenes import write
 
 
 def records() -> dict[str, Any]:
-    """A page of a title, a text and a picture; a page with a footer; the first page annotated again."""
+    """A page of a title, a text and a Picture; a page with a footer; the first annotated again."""
     page = {"width": 1025, "height": 1025, "doc_name": "NASDAQ_FFIN_2002.pdf", "precedence": 0}
     boxes = [
         (1, 11, [100, 50, 500, 40]),
@@ -59,7 +60,7 @@ def build(
 
 
 def page_of(*cells: tuple[list[float], str]) -> dict[str, Any]:
-    """A page of 500 x 2000 units: 2.05 pixels of the picture across for one, and 0.5125 down."""
+    """A page of 500 x 2000 units: 2.05 pixels of the image across for one, and 0.5125 down."""
     metadata = {"original_width": 500, "original_height": 2000, "page_no": 9}
     return {
         "metadata": metadata,
@@ -136,7 +137,7 @@ def test_every_class_is_asked_for_before_any_comes_again(tmp_path: Path) -> None
         assert set(told(built, "1", "region_qa").values()) == {"Title", "Text"}
 
 
-# the title is two cells, one line; the text two lines; a blank; something in the picture
+# the title is two cells, one line; the text two lines; a blank; something in the image
 CELLS_PX = [
     ([110.7, 55.35, 307.5, 82.0], "Annual"),
     ([328.0, 55.35, 492.0, 82.0], "Report  2002"),
@@ -153,7 +154,7 @@ def stored_as(form: str, box: list[float]) -> list[float]:
     y1, y2 = box[1] / 0.5125, box[3] / 0.5125
     return {
         "left, top, width, height on the page": [x1, y1, x2 - x1, y2 - y1],
-        "left, top, width, height in the picture": [
+        "left, top, width, height in the image": [
             box[0],
             box[1],
             box[2] - box[0],
@@ -173,7 +174,9 @@ def test_the_text_of_elements_whatever_the_numbers_are(tmp_path: Path, form: str
     built = build(tmp_path, records(), {"132a": page})
     assert told(built, "1", "ocr") == {
         "Please provide the ocr results of [0] in the image.": "Annual Report 2002",
-        "Please provide the ocr results of [1] in the image.": "Leigh Taliaferro, M.D., values consistency.",
+        "Please provide the ocr results of [1] in the image.": (
+            "Leigh Taliaferro, M.D., values consistency."
+        ),
     }
     assert [s.sample_id for s in built.samples if s.task == "ocr"] == [
         "doclaynet/1/ocr/0",
@@ -197,13 +200,13 @@ def test_texts_that_two_elements_share_are_not_read(tmp_path: Path) -> None:
 def test_cells_beside_all_elements_fail(tmp_path: Path) -> None:
     beside = [([10.0, 500.0 + 20 * row, 60.0, 515.0 + 20 * row], "word") for row in range(20)]
     with pytest.raises(
-        ValueError, match=r"of 20 text cells stand in layout elements .* cannot tell which"
+        SettingError, match=r"of 20 text cells stand in layout elements .* cannot tell which"
     ):
         build(tmp_path, records(), {"132a": in_page(*beside)})
     # 16 of 21 are fewer than four fifths, though no other form explains more
     inside = [([110.0, 110.0 + 11 * row, 160.0, 120.0 + 11 * row], "word") for row in range(16)]
     with pytest.raises(
-        ValueError, match=r"of 21 text cells .* 76% as left, top, width, height on the page"
+        SettingError, match=r"of 21 text cells .* 76% as left, top, width, height on the page"
     ):
         build(tmp_path, records(), {"132a": in_page(*inside, *beside[:5])})
 
@@ -258,12 +261,12 @@ def test_classes_are_those_that_are_documented(tmp_path: Path) -> None:
     assert told(built, "1", "detection")
     for row in content["categories"]:
         row["name"] = "thing"
-    with pytest.raises(ValueError, match="no usable categories"):
+    with pytest.raises(SettingError, match="no usable categories"):
         build(tmp_path, content)
 
 
 def test_wrong_folders(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"COCO/train\.json not found"):
+    with pytest.raises(SettingError, match=r"COCO/train\.json not found"):
         list(SPEC.samples(DataFolders(str(tmp_path)), BuildOptions()))
 
 

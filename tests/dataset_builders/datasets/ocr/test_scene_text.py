@@ -8,6 +8,7 @@ from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.ocr.scene_text import DATASETS
+from dataset_builders.errors import SettingError
 from tests import SHARED
 from tests.dataset_builders.conftest import collect, text_of
 from tests.formats.scenes import jpeg, png, rotated, write
@@ -17,12 +18,12 @@ ICDAR_TRUTH = "icdar2015/ch4_training_localization_transcription_gt"
 TOY = SHARED / "data" / "icdar2015_toy"
 
 
-def picture(width: int = 600, height: int = 200) -> Image.Image:
+def blank(width: int = 600, height: int = 200) -> Image.Image:
     return Image.new("RGB", (width, height))
 
 
 def icdar(root: Path, number: int, truth: str | bytes, image: bytes | None = None) -> None:
-    write(root / f"icdar2015/ch4_training_images/img_{number}.jpg", image or jpeg(picture()))
+    write(root / f"icdar2015/ch4_training_images/img_{number}.jpg", image or jpeg(blank()))
     write(
         root / ICDAR_TRUTH / f"gt_img_{number}.txt",
         truth if isinstance(truth, bytes) else truth.encode(),
@@ -32,7 +33,7 @@ def icdar(root: Path, number: int, truth: str | bytes, image: bytes | None = Non
 def mlt(root: Path, name: str, truth: str | bytes, image: bytes | None = None) -> None:
     (root / "mlt2019/ImagesPart1").mkdir(parents=True, exist_ok=True)
     (root / "mlt2019/ImagesPart2").mkdir(parents=True, exist_ok=True)
-    write(root / "mlt2019" / name, image or jpeg(picture()))
+    write(root / "mlt2019" / name, image or jpeg(blank()))
     text = truth if isinstance(truth, bytes) else truth.encode()
     write(root / f"mlt2019/train_gt_t13/{Path(name).stem}.txt", text)
 
@@ -46,7 +47,8 @@ def test_icdar2015_golden(tmp_path: Path) -> None:
     icdar(
         tmp_path,
         1,
-        "\ufeff377,117,463,117,465,130,378,130,Genaxis Theatre\r\n493,115,519,115,519,131,493,131,[06]\r\n"
+        "\ufeff377,117,463,117,465,130,378,130,Genaxis Theatre\r\n"
+        "493,115,519,115,519,131,493,131,[06]\r\n"
         "374,155,409,155,409,170,374,170,###\r\n",
     )
     icdar(tmp_path, 2, '10,20,110,22,108,42,9,40,"10, Downing St, W1"\n')
@@ -96,10 +98,10 @@ def test_mlt2019_golden(tmp_path: Path) -> None:
         tmp_path,
         "ImagesPart1/tr_img_00002.png",
         "\ufeff10,20,60,10,70,60,20,70,Arabic,شارع, ١٢\r\n",
-        png(picture()),
+        png(blank()),
     )
     gif = Path(tmp_path, "x.gif")
-    picture(80, 40).save(gif, save_all=True, append_images=[picture(80, 40)])
+    blank(80, 40).save(gif, save_all=True, append_images=[blank(80, 40)])
     mlt(
         tmp_path,
         "ImagesPart2/tr_img_05001.gif",
@@ -140,7 +142,7 @@ def test_slanted_neighbours_lose_only_their_own_questions(tmp_path: Path) -> Non
 
 
 def test_a_photo_that_lies_on_its_side(tmp_path: Path) -> None:
-    icdar(tmp_path, 1, "150,10,190,10,190,20,150,20,wide\n", rotated(picture(200, 100)))
+    icdar(tmp_path, 1, "150,10,190,10,190,20,150,20,wide\n", rotated(blank(200, 100)))
     (sample,) = build(tmp_path, "icdar2015").samples
     assert (sample.width, sample.height) == (200, 100)
     assert sample.objects[0].box == (150.0, 10.0, 190.0, 20.0)
@@ -197,9 +199,9 @@ def test_an_unknown_script_is_rejected(tmp_path: Path, script: str) -> None:
     assert [text_of(sample.turns[1]) for sample in built.samples] == ["y"]
 
 
-def test_pictures_that_are_missing_broken_or_there_twice(tmp_path: Path) -> None:
+def test_images_that_are_missing_broken_or_there_twice(tmp_path: Path) -> None:
     mlt(tmp_path, "ImagesPart1/tr_img_00001.jpg", "1,1,9,1,9,9,1,9,Latin,a\n")
-    mlt(tmp_path, "ImagesPart2/tr_img_00001.png", "1,1,9,1,9,9,1,9,Latin,a\n", png(picture()))
+    mlt(tmp_path, "ImagesPart2/tr_img_00001.png", "1,1,9,1,9,9,1,9,Latin,a\n", png(blank()))
     mlt(tmp_path, "ImagesPart2/tr_img_00002.jpg", "1,1,9,1,9,9,1,9,Latin,b\n", b"no picture")
     write(
         tmp_path / "mlt2019/train_gt_t13/tr_img_00003.txt",
@@ -225,30 +227,30 @@ def test_files_of_another_form_are_told_apart(tmp_path: Path) -> None:
     line = "1,1,30,1,30,9,1,9,"
     icdar(tmp_path, 1, "".join(f"{line}Latin,word{n}\n" for n in range(120)))
     with pytest.raises(
-        ValueError, match=r"(?s)dataset icdar2015: none of the first 100 .*MLT2019.*layout is"
+        SettingError, match=r"(?s)dataset icdar2015: none of the first 100 .*MLT2019.*layout is"
     ):
         build(tmp_path, "icdar2015")
     mlt(tmp_path, "ImagesPart1/tr_img_00001.jpg", "".join(f"{line}word{n}\n" for n in range(120)))
-    with pytest.raises(ValueError, match="9 fields, not 10"):
+    with pytest.raises(SettingError, match="9 fields, not 10"):
         build(tmp_path, "mlt2019")
     icdar(tmp_path, 1, "".join(f"0.{n},0.1,0.9,0.1,0.9,0.9,0.1,0.9,word\n" for n in range(1, 300)))
-    with pytest.raises(ValueError, match="normalised"):
+    with pytest.raises(SettingError, match="normalised"):
         build(tmp_path, "icdar2015")
     icdar(
         tmp_path, 1, "0.1,0.1,0.9,0.1,0.9,0.9,0.1,0.9,word\n" * 20
     )  # few boxes are judged at the end
-    with pytest.raises(ValueError, match="normalised"):
+    with pytest.raises(SettingError, match="normalised"):
         build(tmp_path, "icdar2015")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"ch4_training_localization_transcription_gt/gt_img_\*\.txt not found"
+        SettingError, match=r"ch4_training_localization_transcription_gt/gt_img_\*\.txt not found"
     ):
         build(tmp_path, "icdar2015")
     mlt(tmp_path, "ImagesPart1/tr_img_00001.jpg", "")
     (tmp_path / "mlt2019/ImagesPart2").rmdir()
-    with pytest.raises(ValueError, match="mlt2019/ImagesPart2 not found"):
+    with pytest.raises(SettingError, match="mlt2019/ImagesPart2 not found"):
         build(tmp_path, "mlt2019")
 
 

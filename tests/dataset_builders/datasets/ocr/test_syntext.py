@@ -7,13 +7,15 @@ import pytest
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.ocr.syntext import DATASETS, curve_corners, decode
+from dataset_builders.errors import SettingError
 from dataset_builders.records import BadRecord
 from tests.dataset_builders.conftest import collect, text_of
 
 ONE, TWO = DATASETS
 STRAIGHT = [377, 117, 405, 117, 434, 117, 463, 117, 465, 130, 436, 130, 407, 130, 378, 130]
 GENAXIS = [39, 69, 78, 65, 88, 73, 83, 0, 52, 72, 69, 65, 84, 82, 69]
-# from (100, 60) over (120, 20) and (180, 20) to (200, 60): highest in its middle, 60 / 4 + 20 * 3 / 4 = 30
+# from (100, 60) over (120, 20) and (180, 20) to (200, 60): highest in its middle,
+# 60 / 4 + 20 * 3 / 4 = 30
 CROWD = [20, 20, 30, 20, 40, 20, 60, 20, 60, 40, 40, 40, 30, 40, 20, 40.5]
 ARC = [100, 60, 120, 20, 180, 20, 200, 60, 200, 90, 180, 50, 120, 50, 100, 90]
 
@@ -166,25 +168,25 @@ def test_missing_fields_are_rejects(tmp_path: Path) -> None:
 def test_files_of_another_form_are_told_apart(tmp_path: Path) -> None:
     written = content()
     written["categories"].append({"id": 2, "name": "dog"})
-    with pytest.raises(ValueError, match="2 categories; CurvedSynText has one"):
+    with pytest.raises(SettingError, match="2 categories; CurvedSynText has one"):
         build(tmp_path, written)
     written = content()
     written["annotations"] = [
         annotation(n, 0, STRAIGHT, [5000, 31, *[5462] * 23]) for n in range(120)
     ]
     with pytest.raises(
-        ValueError, match=r"none of the first 100 records .* holds 5462; the alphabet"
+        SettingError, match=r"none of the first 100 records .* holds 5462; the alphabet"
     ):
         build(tmp_path, written)
     written["annotations"] = [
         annotation(n, 0, [v / 600 for v in STRAIGHT], padded(GENAXIS)) for n in range(250)
     ]
-    with pytest.raises(ValueError, match="normalised"):
+    with pytest.raises(SettingError, match="normalised"):
         build(tmp_path, written)
-    with pytest.raises(ValueError, match="no usable images"):
+    with pytest.raises(SettingError, match="no usable images"):
         build(tmp_path, {"annotations": []})
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"syntext1/annotations/train\.json not found"):
+    with pytest.raises(SettingError, match=r"syntext1/annotations/train\.json not found"):
         collect(ONE.samples(DataFolders(str(tmp_path)), BuildOptions()))

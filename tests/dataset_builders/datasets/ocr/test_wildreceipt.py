@@ -7,6 +7,7 @@ import pytest
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.ocr.wildreceipt import DATASETS
+from dataset_builders.errors import SettingError
 from tests import SHARED
 from tests.dataset_builders.conftest import collect, text_of
 
@@ -146,14 +147,14 @@ def test_lines_that_are_no_json(tmp_path: Path) -> None:
 
 
 def test_files_of_another_form(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)holds no receipts.*layout is"):
+    with pytest.raises(SettingError, match=r"(?s)holds no receipts.*layout is"):
         build(tmp_path, b"a\nb\n")
-    with pytest.raises(ValueError, match="none of the first 100"):
+    with pytest.raises(SettingError, match="none of the first 100"):
         build(tmp_path, b"1,2,3\n" * 120)
     many = [field(0.1, 0.1, 0.9, 0.9, "x") for _ in range(250)]
-    with pytest.raises(ValueError, match="normalised"):
+    with pytest.raises(SettingError, match="normalised"):
         build(tmp_path, [receipts()[0] | {"annotations": many}])
-    with pytest.raises(ValueError, match=r"wildreceipt/train\.txt not found"):
+    with pytest.raises(SettingError, match=r"wildreceipt/train\.txt not found"):
         collect(SPEC.samples(DataFolders(str(tmp_path / "none")), BuildOptions()))
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.referring import c_refcoco
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from dataset_builders.validation import validate
 from tests.dataset_builders.conftest import collect, text_of
@@ -45,10 +46,10 @@ def rows() -> list[dict[str, Any]]:
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
     def write(records: Any, file: str = "c_refcoco.json") -> DataFolders:
-        pictures = tmp_path / "coco/train2017"
-        pictures.mkdir(parents=True, exist_ok=True)
+        images = tmp_path / "coco/train2017"
+        images.mkdir(parents=True, exist_ok=True)
         for number, size in ((330, (200, 100)), (331, (64, 48)), (332, (50, 50))):
-            Image.new("RGB", size).save(pictures / f"{number:012d}.jpg")
+            Image.new("RGB", size).save(images / f"{number:012d}.jpg")
         (tmp_path / "crec").mkdir(exist_ok=True)
         made = (
             records
@@ -154,7 +155,7 @@ def test_a_changed_expression_that_is_its_own_true_one_is_rejected(write: Write)
         assert build(write(records)).reasons == {"contradiction": 1}
 
 
-def test_a_broken_picture_rejects_its_rows(write: Write, tmp_path: Path) -> None:
+def test_a_broken_image_rejects_its_rows(write: Write, tmp_path: Path) -> None:
     folders = write(rows())
     (tmp_path / "coco/train2017/000000000330.jpg").write_bytes(b"no picture")
     built = build(folders)
@@ -162,7 +163,7 @@ def test_a_broken_picture_rejects_its_rows(write: Write, tmp_path: Path) -> None
     assert {sample.image_id for sample in built.samples} == {"331", "332"}
 
 
-def test_a_picture_on_its_side_is_measured_as_it_is_shown(write: Write, tmp_path: Path) -> None:
+def test_an_image_on_its_side_is_measured_as_it_is_shown(write: Write, tmp_path: Path) -> None:
     folders = write(rows())
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -174,17 +175,21 @@ def test_a_picture_on_its_side_is_measured_as_it_is_shown(write: Write, tmp_path
 
 
 def test_wrong_files_are_named(write: Write) -> None:
-    with pytest.raises(ValueError, match=r"(?s)crec/c_refcocog\.json not found.*split -> records"):
+    with pytest.raises(
+        SettingError, match=r"(?s)crec/c_refcocog\.json not found.*split -> records"
+    ):
         build(write(rows()), "c_refcocog")
     for made in ("{}", "[]", '{"test": []}', '{"train": {}}'):
-        with pytest.raises(ValueError, match=r"c_refcoco\.json holds no records of split 'train'"):
+        with pytest.raises(
+            SettingError, match=r"c_refcoco\.json holds no records of split 'train'"
+        ):
             build(write(made))
-    with pytest.raises(ValueError, match=r"c_refcoco\.json is not valid JSON"):
+    with pytest.raises(SettingError, match=r"c_refcoco\.json is not valid JSON"):
         build(write('{"train": [{"iid": 3'))
-    with pytest.raises(ValueError, match=r"none of the first 100 records.*no field 'iid'"):
+    with pytest.raises(SettingError, match=r"none of the first 100 records.*no field 'iid'"):
         build(write([{"image_id": 3}] * 150))
     corners = [row(330, f"bus {i}", [60 + i, 40, 130 + i, 90]) for i in range(60)]
-    with pytest.raises(ValueError, match=r"c_refcoco\.json: boxes are declared xywh"):
+    with pytest.raises(SettingError, match=r"c_refcoco\.json: boxes are declared xywh"):
         build(write(corners))
 
 

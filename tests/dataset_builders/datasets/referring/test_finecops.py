@@ -7,6 +7,7 @@ import pytest
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.referring import finecops
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from tests.dataset_builders.conftest import collect, text_of
 
@@ -38,8 +39,10 @@ def box(image_id: Any, bbox: Any, **more: Any) -> dict[str, Any]:
 
 
 def content() -> dict[str, Any]:
-    """A true expression, one with a word changed and its true box, one over an edited picture, another
-    true one."""
+    """A true expression, one with a changed word, one over an edited image, another true one.
+
+    The changed one has the true box.
+    """
     return {
         "images": [
             image(0, "2410350.jpg", "The brown horse near the fence."),
@@ -103,7 +106,7 @@ def test_golden_samples(write: Write) -> None:
     assert text_of(white.turns[1]) == "None"
     assert white.absent_labels == ("The white horse near the fence.",)
     assert white.absent_regime == "constructed"
-    # the same words as on the true picture, and nothing boxed: what its record holds is the true picture's
+    # the same words as on the true image, and nothing boxed: its record holds the true image's box
     edited = samples["negative_images/350_edited/rejection/0_2"]
     assert edited.image_source == "finecops_negative_images"
     assert edited.image_uri == "finecops/negative_images/350_edited.png"
@@ -116,7 +119,7 @@ def test_golden_samples(write: Write) -> None:
 def test_only_train_files_are_read(write: Write, tmp_path: Path) -> None:
     folders = write(content(), "test_expression_pos_coco_format.json")
     with pytest.raises(
-        ValueError, match=r"(?s)finecops/\*train\*coco_format\.json not found.*negative_images"
+        SettingError, match=r"(?s)finecops/\*train\*coco_format\.json not found.*negative_images"
     ):
         build(folders)
     write(content())

@@ -10,6 +10,7 @@ from dataset_builders.datasets.referring.flickr30k import (
     read_sentence,
     read_xml,
 )
+from dataset_builders.errors import SettingError
 from dataset_builders.records import BadRecord, Object
 from dataset_builders.spec import BuildOptions
 from tests.dataset_builders.conftest import collect, text_of
@@ -62,9 +63,11 @@ GOOD = ("[/EN#1/people A man] walks .\n", xml(boxed("1", 1, 1, 50, 50)))
 
 def test_golden_images(tmp_path: Path) -> None:
     guys = (
-        """[/EN#11/people Two young guys] with [/EN#12/body/other shaggy hair] in [/EN#31/scene the yard] .
-[/EN#11/people Two men] look at [/EN#0/notvisual it] and [/EN#32/other a bird] .
-""",
+        (
+            "[/EN#11/people Two young guys] with [/EN#12/body/other shaggy hair] in "
+            "[/EN#31/scene the yard] .\n"
+            "[/EN#11/people Two men] look at [/EN#0/notvisual it] and [/EN#32/other a bird] .\n"
+        ),
         xml(
             boxed("11", 1, 1, 60, 100),
             boxed(["11", "12"], 100, 1, 150, 90),
@@ -141,7 +144,8 @@ def test_bad_sentences(line: str, reason: str) -> None:
 
 
 BOMB = (
-    '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "cccccccccc"><!ENTITY d "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
+    '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "cccccccccc">'
+    '<!ENTITY d "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
     "<annotation>&d;</annotation>"
 )
 
@@ -203,7 +207,10 @@ def test_rejected_boxes_leave_their_phrases_as_text(tmp_path: Path) -> None:
 
 
 def test_bad_captions_cost_themselves_alone(tmp_path: Path) -> None:
-    lines = "[/EN#1/people A <ground> man]\n[/EN#1/people A man] sits\n\n[/EN#1/people A man\n[/EN#1/people He]\n"
+    lines = (
+        "[/EN#1/people A <ground> man]\n[/EN#1/people A man] sits\n\n"
+        "[/EN#1/people A man\n[/EN#1/people He]\n"
+    )
     write(
         tmp_path, {"1": (lines, GOOD[1])}, unrelated="# format: <imageID> <sentence number>\n1 4\n"
     )
@@ -229,13 +236,20 @@ def test_too_many_boxes(tmp_path: Path) -> None:
 
 def test_wrong_folders_raise(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"train.txt not found(.|\n)*flickr30k_entities/Sentences/"
+        SettingError, match=r"train.txt not found(.|\n)*flickr30k_entities/Sentences/"
     ):
         build(tmp_path)
     sizes = xml(*(boxed("1", 150, 80 - k, 45, 15 + k) for k in range(30)))  # x, y, width, height
     write(tmp_path, {"1": (GOOD[0], sizes)})
-    with pytest.raises(ValueError, match="declared xyxy"):
+    with pytest.raises(SettingError, match="declared xyxy"):
         build(tmp_path)
     (tmp_path / "flickr30k_entities/train.txt").write_text("\n")
-    with pytest.raises(ValueError, match=r"train.txt lists no image"):
+    with pytest.raises(SettingError, match=r"train.txt lists no image"):
+        build(tmp_path)
+
+
+def test_a_list_of_unrelated_captions_in_another_encoding_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"1": GOOD})
+    (tmp_path / "flickr30k_entities/UNRELATED_CAPTIONS").write_bytes(b"# caf\xe9\n1 1\n")
+    with pytest.raises(SettingError, match="UNRELATED_CAPTIONS is not UTF-8"):
         build(tmp_path)

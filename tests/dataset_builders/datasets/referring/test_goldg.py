@@ -7,12 +7,16 @@ import pytest
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.referring.goldg import DATASETS
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from dataset_builders.spec import BuildOptions
 from tests.dataset_builders.conftest import collect, text_of
 
 SPECS = {spec.name: spec for spec in DATASETS}
-GROUND = "Briefly describe this image and detect all mentioned objects. Answer with grounded object indexes."
+GROUND = (
+    "Briefly describe this image and detect all mentioned objects. "
+    "Answer with grounded object indexes."
+)
 
 
 def image(
@@ -108,7 +112,7 @@ def test_golden_mixed(tmp_path: Path) -> None:
     assert text_of(shoe.turns[1]) == "left shoe[0] of a man"
 
 
-def test_coco_pictures_are_those_of_train2017(tmp_path: Path) -> None:
+def test_coco_images_are_those_of_train2017(tmp_path: Path) -> None:
     name = "COCO_train2014_000000000401.jpg"
     images = [image(3, "a red ball", name, data_source="coco"), image(4, "a red ball")]
     boxes = [box(1, 3, [0, 0, 10, 10], [0, 10]), box(2, 4, [0, 0, 10, 10], [0, 10])]
@@ -189,13 +193,13 @@ def test_a_caption_without_boxes_is_a_reject(tmp_path: Path) -> None:
 
 def test_wrong_files_raise(tmp_path: Path) -> None:
     folders = DataFolders(str(tmp_path))
-    with pytest.raises(ValueError, match=r"final_mixed_train_no_coco.json not found"):
+    with pytest.raises(SettingError, match=r"final_mixed_train_no_coco.json not found"):
         list(SPECS["goldg_mixed"].samples(folders, BuildOptions()))
     coco = [{"id": n, "file_name": f"{n}.jpg", "width": 9, "height": 9} for n in range(150)]
-    with pytest.raises(ValueError, match=r"none of the first 100 records .* no field 'caption'"):
+    with pytest.raises(SettingError, match=r"none of the first 100 records .* no field 'caption'"):
         build(tmp_path, coco, [])
     corners = [box(n, 0, [50 + n, 40, 80 + n / 5, 70], [0, 5]) for n in range(25)]
-    with pytest.raises(ValueError, match=r"declared xywh.*fit xyxy"):
+    with pytest.raises(SettingError, match=r"declared xywh.*fit xyxy"):
         build(tmp_path, [image(0, "a man")], corners)
-    with pytest.raises(ValueError, match="no usable images"):
+    with pytest.raises(SettingError, match="no usable images"):
         build(tmp_path, [], [])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.referring.grit import DATASETS
+from dataset_builders.errors import SettingError
 from dataset_builders.images import read_image_bytes
 from dataset_builders.records import Object, Reject
 from dataset_builders.spec import BuildOptions
@@ -19,11 +20,11 @@ from tests.dataset_builders.conftest import collect, text_of
 from tests.formats.scenes import jpeg, rotated
 
 SPECS = {spec.name: spec for spec in DATASETS}
-PICTURE = jpeg(Image.new("RGB", (200, 100)))
+JPEG = jpeg(Image.new("RGB", (200, 100)))
 
 
 def record(caption: Any = "a dog in the big field", **fields: Any) -> dict[str, Any]:
-    """A record with the chunks "a dog" and "the big field", and the expression "a dog in the big field"."""
+    """A record with chunks "a dog", "the big field" and the expression "a dog in the big field"."""
     return {
         "id": 1795296605919,
         "caption": caption,
@@ -45,9 +46,9 @@ def shard(path: Path, members: list[tuple[str, bytes]], *, kind: bytes = tarfile
     return path
 
 
-def pair(key: str, content: Any, picture: bytes = PICTURE) -> list[tuple[str, bytes]]:
+def pair(key: str, content: Any, data: bytes = JPEG) -> list[tuple[str, bytes]]:
     return [
-        (f"{key}.jpg", picture),
+        (f"{key}.jpg", data),
         (f"{key}.txt", b"x"),
         (f"{key}.json", json.dumps(content).encode()),
     ]
@@ -60,7 +61,9 @@ def build(root: Path, name: str = "grit", options: BuildOptions | None = None) -
 def test_golden_shards(tmp_path: Path) -> None:
     upright = Image.new("RGB", (100, 200))
     twice = record("Ein Café 😀 mit zwei roten Hüten", noun_chunks=[
-        [15, 31, 0.0, 0.0, 0.5, 0.5, 0.9], [15, 31, 0.5, 0.0, 1.0, 0.5, 0.9], [4, 8, 0.2, 0.2, 0.4, 0.4, 0.5]
+        [15, 31, 0.0, 0.0, 0.5, 0.5, 0.9],
+        [15, 31, 0.5, 0.0, 1.0, 0.5, 0.9],
+        [4, 8, 0.2, 0.2, 0.4, 0.4, 0.5],
     ], ref_exps=[])  # fmt: skip
     shard(
         tmp_path / "grit/00000.tar",
@@ -78,14 +81,15 @@ def test_golden_shards(tmp_path: Path) -> None:
         ("grit/00001/000010000/referring/00001-000010000-0", "a dog in the big field[0]"),
     ]
     first, _, turned, *_ = built.samples
-    # shares of the picture's own 200x100 pixels, not of the 999 of the record; the expression shares its box
+    # shares of the image's own 200x100 pixels, not of the 999 of the record; the expression has
+    # the same box
     assert first.objects == (
         Object(box=(20.0, 20.0, 100.0, 60.0), label="a dog"),
         Object(box=(0.0, 50.0, 200.0, 100.0), label="the big field"),
     )
     assert (turned.width, turned.height) == (100, 200)
     assert turned.objects[2] == Object(box=(20.0, 40.0, 40.0, 80.0), label="object", ignore=True)
-    assert read_image_bytes(DataFolders(str(tmp_path)), first.image_uri) == PICTURE
+    assert read_image_bytes(DataFolders(str(tmp_path)), first.image_uri) == JPEG
     listed = list(SPECS["grit"].images[0].images(DataFolders(str(tmp_path))))
     assert [ref.image_id for ref in listed if not isinstance(ref, Reject)] == [
         "00000/000000000",
@@ -134,14 +138,14 @@ def test_bad_boxes_leave_their_phrase_as_text(tmp_path: Path) -> None:
 def test_bad_members(tmp_path: Path) -> None:
     members = [
         *pair("000", record()),
-        ("001.jpg", PICTURE),
+        ("001.jpg", JPEG),
         ("002.json", json.dumps(record()).encode()),
-        ("003.jpg", PICTURE),
+        ("003.jpg", JPEG),
         ("003.json", b"{"),
         *pair("004", record(), b"no picture"),
         *pair("../005", record()),
         *pair("000", record()),
-        ("006.jpg", PICTURE),
+        ("006.jpg", JPEG),
         ("006.json", b" " * (1 << 21)),
     ]
     shard(tmp_path / "grit/00000.tar", members)
@@ -177,7 +181,7 @@ def test_a_shard_that_breaks_off_raises(tmp_path: Path, cut: int) -> None:
     with tarfile.open(path) as tar:
         end = max(member.offset_data + 512 * -(-member.size // 512) for member in tar)
     path.write_bytes(data[: cut if cut > 0 else end + (0 if cut == -10240 else -600)])
-    with pytest.raises(ValueError, match=r"00000.tar is no whole tar"):
+    with pytest.raises(SettingError, match=r"00000.tar is no whole tar"):
         build(tmp_path)
 
 
@@ -188,7 +192,7 @@ def test_a_broken_header_in_the_middle_raises(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[header + 148 : header + 156] = b"99999999"  # its checksum
     path.write_bytes(bytes(data))
-    with pytest.raises(ValueError, match=r"broken header, at byte"):
+    with pytest.raises(SettingError, match=r"broken header, at byte"):
         build(tmp_path)
 
 
@@ -203,7 +207,7 @@ def test_golden_metadata(tmp_path: Path) -> None:
     rows = [{**record(), "key": f"00000000{n}", "status": "success"} for n in range(3)]
     rows[1]["status"] = "failed_to_download"
     for name in ("000000000", "000000002"):
-        (folder / f"{name}.jpg").write_bytes(PICTURE)
+        (folder / f"{name}.jpg").write_bytes(JPEG)
     rows.append({**record(), "key": "000000003", "status": "success"})
     rows.append({**record(), "key": "../../x", "status": "success"})
     table(tmp_path / "grit/metadata/00000.parquet", rows)
@@ -222,26 +226,36 @@ def test_golden_metadata(tmp_path: Path) -> None:
 
 def test_the_published_table_has_ids_alone(tmp_path: Path) -> None:
     (tmp_path / "grit/images").mkdir(parents=True)
-    (tmp_path / "grit/images/1795296605919.jpg").write_bytes(PICTURE)
+    (tmp_path / "grit/images/1795296605919.jpg").write_bytes(JPEG)
     table(tmp_path / "grit/metadata/a.parquet", [record()])
     (sample, _) = build(tmp_path, "grit_metadata").samples
     assert sample.image_id == "images/1795296605919"
 
 
 def test_wrong_files_raise(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"grit/\*.tar not found"):
+    with pytest.raises(SettingError, match=r"grit/\*.tar not found"):
         build(tmp_path)
     pixels = [[0, 5, 10 + k, 20, 90, 60, 0.9] for k in range(30)]
     shard(tmp_path / "grit/00000.tar", pair("0", record(noun_chunks=pixels)))
-    with pytest.raises(ValueError, match="declared normalised"):
+    with pytest.raises(SettingError, match="declared normalised"):
         build(tmp_path)
     shard(tmp_path / "grit/00000.tar", [])
-    with pytest.raises(ValueError, match="no shard holds"):
+    with pytest.raises(SettingError, match="no shard holds"):
         build(tmp_path)
     (tmp_path / "grit/images").mkdir()
     table(tmp_path / "grit/metadata/a.parquet", [{"id": 1, "caption": "x", "noun_chunks": [[1.0]]}])
-    with pytest.raises(ValueError, match=r"no column \['ref_exps'\]"):
+    with pytest.raises(SettingError, match=r"no column \['ref_exps'\]"):
         build(tmp_path, "grit_metadata")
     (tmp_path / "grit/metadata/a.parquet").write_bytes(b"PAR1 no parquet")
-    with pytest.raises(ValueError, match="no whole parquet"):
+    with pytest.raises(SettingError, match="no whole parquet"):
+        build(tmp_path, "grit_metadata")
+
+
+def test_a_table_damaged_in_the_middle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "grit/images").mkdir(parents=True)
+    path = tmp_path / "grit/metadata/a.parquet"
+    table(path, [record()] * 50)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + b"\xff" * 200 + whole[204:])  # page headers, which pyarrow parses
+    with pytest.raises(SettingError, match="no whole parquet"):
         build(tmp_path, "grit_metadata")

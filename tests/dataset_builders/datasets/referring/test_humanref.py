@@ -7,6 +7,7 @@ from PIL import Image
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.referring.humanref import DATASETS, read_verdicts
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from dataset_builders.spec import BuildOptions
 from dataset_builders.tasks.prompts import TEMPLATES
@@ -140,7 +141,8 @@ def test_golden_rejections(tmp_path: Path) -> None:
     )
     assert text_of(plain.turns[1]) == "None"
     assert text_of(reasoned.turns[1]) == (
-        "<think>Let us see.\n- [0]: so → ❌\n- [1]: so → ❌\n- [2]: so → ❌</think><answer>None</answer>"
+        "<think>Let us see.\n- [0]: so → ❌\n- [1]: so → ❌\n- [2]: so → ❌</think>"
+        "<answer>None</answer>"
     )
     for sample in built.samples:
         assert (sample.absent_labels, sample.absent_regime) == (
@@ -232,12 +234,12 @@ def test_verdicts_of_hostile_text_take_no_time() -> None:
 
 
 def test_wrong_files_raise(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"annotations.tsv not found"):
+    with pytest.raises(SettingError, match=r"annotations.tsv not found"):
         build(tmp_path)
     corners = [[100 + k, 50, 150 + k, 95] for k in range(25)]
     write(tmp_path, (STARTS[0], record([0], boxes=corners)))
     with pytest.raises(
-        ValueError, match="declared xywh, but of 25 looked at 0% fit that form and 100% fit xyxy"
+        SettingError, match="declared xywh, but of 25 looked at 0% fit that form and 100% fit xyxy"
     ):
         build(tmp_path)
     from_zero = [
@@ -248,12 +250,12 @@ def test_wrong_files_raise(tmp_path: Path) -> None:
     ] * 30
     write(tmp_path, *from_zero)
     with pytest.raises(
-        ValueError, match=r"of 30 texts 30 agree .* counted from 0 and 0 when from 1"
+        SettingError, match=r"of 30 texts 30 agree .* counted from 0 and 0 when from 1"
     ):
         build(tmp_path)
     write(tmp_path)
-    with pytest.raises(ValueError, match="has no line"):
+    with pytest.raises(SettingError, match="has no line"):
         build(tmp_path)
     write(tmp_path, *[(STARTS[0], {"boxes": []})] * 100)
-    with pytest.raises(ValueError, match="none of the first 100 records"):
+    with pytest.raises(SettingError, match="none of the first 100 records"):
         build(tmp_path)

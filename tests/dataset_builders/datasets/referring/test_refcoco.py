@@ -8,6 +8,7 @@ import pytest
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.referring import refcoco
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from tests.dataset_builders.conftest import collect, text_of
 
@@ -263,14 +264,14 @@ def test_a_path_in_a_name_leads_nowhere(write: Write) -> None:
 
 def test_wrong_files_are_named(write: Write, tmp_path: Path) -> None:
     folders = write("refcoco", "refs(unc).p", listed())
-    with pytest.raises(ValueError, match=r"grefcoco/instances\.json not found"):
+    with pytest.raises(SettingError, match=r"grefcoco/instances\.json not found"):
         next(SPECS["grefcoco"].samples(folders, BuildOptions()))
     (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps({"split": "train"}))
     with pytest.raises(
-        ValueError, match=r"(?s)dataset refcoco: refs\(unc\)\.p holds a dict.*pickled list"
+        SettingError, match=r"(?s)dataset refcoco: refs\(unc\)\.p holds a dict.*pickled list"
     ):
         list(SPECS["refcoco"].samples(folders, BuildOptions()))
-    with pytest.raises(ValueError, match="holds no refs of split 'train'"):
+    with pytest.raises(SettingError, match="holds no refs of split 'train'"):
         list(
             SPECS["refcoco"].samples(write("refcoco", "refs(unc).p", listed()[3:]), BuildOptions())
         )
@@ -286,7 +287,7 @@ def test_wrong_files_are_named(write: Write, tmp_path: Path) -> None:
         }
         for i in range(60)
     ]
-    with pytest.raises(ValueError, match=r"instances\.json: boxes are declared xywh"):
+    with pytest.raises(SettingError, match=r"instances\.json: boxes are declared xywh"):
         list(
             SPECS["refcoco"].samples(
                 write("refcoco", "refs(unc).p", listed(), coco), BuildOptions()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.referring import refcoco_hf
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from tests.dataset_builders.conftest import collect, text_of
 
@@ -68,7 +69,7 @@ def answer(number: Any, image_id: int, bbox: Any, *said: Any) -> dict[str, Any]:
 
 
 def answer_rows() -> list[dict[str, Any]]:
-    """Boxes as left, top, width, height: that of the first would leave its picture as two corners."""
+    """Boxes as left, top, width, height: as two corners the first would leave its image."""
     return [
         answer("1", 340, [100.0, 20.0, 30.0, 40.5], "right man", "man on right"),
         answer("2", 341, [0.0, 0.0, 64.0, 20.0], "sky"),
@@ -81,10 +82,10 @@ def write(tmp_path: Path) -> Write:
     def write(
         rows: Any, name: str = "train-00000-of-00001.parquet", folder: str = "refcoco_hf"
     ) -> DataFolders:
-        pictures = tmp_path / "coco/train2017"
-        pictures.mkdir(parents=True, exist_ok=True)
+        images = tmp_path / "coco/train2017"
+        images.mkdir(parents=True, exist_ok=True)
         for number, size in SIZES.items():
-            Image.new("RGB", size).save(pictures / f"{number:012d}.jpg")
+            Image.new("RGB", size).save(images / f"{number:012d}.jpg")
         (tmp_path / folder / "data").mkdir(parents=True, exist_ok=True)
         table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows)
         pq.write_table(table, tmp_path / folder / "data" / name, row_group_size=2)
@@ -180,19 +181,19 @@ def test_the_form_of_the_boxes_of_answer_rows_is_told_from_them(write: Write) ->
     corners[2]["bbox"] = [10.0, 20.0, 40.0, 60.0]
     as_corners = build(write(corners, "val-0.parquet"), "refcoco_hf_val").samples
     assert as_corners == build(write(answer_rows(), "val-0.parquet"), "refcoco_hf_val").samples
-    # whole in the picture either way, or normalised: refused, never guessed
+    # whole in the image either way, or normalised: refused, never guessed
     for bbox in ([10.0, 10.0, 30.0, 40.0], [0.1, 0.1, 0.3, 0.4]):
         with pytest.raises(
-            ValueError, match=r"val-0\.parquet: of 1 boxes.*cannot tell xyxy from xywh"
+            SettingError, match=r"val-0\.parquet: of 1 boxes.*cannot tell xyxy from xywh"
         ):
             build(write([answer("1", 340, bbox, "a man")], "val-0.parquet"), "refcoco_hf_val")
     shares = [[0.5 + i / 100, 0.6, 0.2, 0.3] for i in range(25)]
     normalised = [answer(str(i), 340, bbox, "x") for i, bbox in enumerate(shares)]
     with pytest.raises(
-        ValueError, match=r"val-0\.parquet: boxes are declared xywh.*fit normalised"
+        SettingError, match=r"val-0\.parquet: boxes are declared xywh.*fit normalised"
     ):
         build(write(normalised, "val-0.parquet"), "refcoco_hf_val")
-    with pytest.raises(ValueError, match="none of the first 1 boxes fits its picture"):
+    with pytest.raises(SettingError, match="none of the first 1 boxes fits its image"):
         build(
             write([answer("1", 340, [900.0, 900.0, 950.0, 950.0], "x")], "val-0.parquet"),
             "refcoco_hf_val",
@@ -204,7 +205,7 @@ def test_a_file_of_another_split_is_not_read(write: Write) -> None:
     write([answer("9", 340, [900.0, 900.0, 1.0, 1.0], "x")], "testA-00000.parquet")
     assert len(build(folders, "refcoco_hf_val").samples) == 4
     with pytest.raises(
-        ValueError, match=r"(?s)no rows of split 'train' in testA.*validation.*its files are"
+        SettingError, match=r"(?s)no rows of split 'train' in testA.*validation.*its files are"
     ):
         build(folders)
 
@@ -280,18 +281,18 @@ def test_bad_answer_rows_are_rejected_with_their_reason(
 def test_wrong_files_are_named(write: Write, tmp_path: Path) -> None:
     folders = write([{"text": "x", "bbox": [1.0]}])
     with pytest.raises(
-        ValueError, match=r"train-00000-of-00001\.parquet has columns bbox, text; want split"
+        SettingError, match=r"train-00000-of-00001\.parquet has columns bbox, text; want split"
     ):
         build(folders)
     with pytest.raises(
-        ValueError, match=r"(?s)refcocop_hf/data/\*\.parquet not found.*jxu124/refcocoplus"
+        SettingError, match=r"(?s)refcocop_hf/data/\*\.parquet not found.*jxu124/refcocoplus"
     ):
         build(folders, "refcocop_hf")
     (tmp_path / "refcoco_hf/data/train-00000-of-00001.parquet").write_bytes(b"PAR1 no parquet")
     with pytest.raises(
-        ValueError, match=r"train-00000-of-00001\.parquet cannot be read as parquet"
+        SettingError, match=r"train-00000-of-00001\.parquet cannot be read as parquet"
     ):
         build(folders)
     sizes = [[60.0 + i, 40.0, 60.0, 50.0] for i in range(60)]  # width and height
-    with pytest.raises(ValueError, match="boxes are declared xyxy"):
+    with pytest.raises(SettingError, match="boxes are declared xyxy"):
         build(write([refer(i, 340, "train", bbox, f"man {i}") for i, bbox in enumerate(sizes)]))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.referring import refcoco_mdetr
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from dataset_builders.validation import validate
 from tests.dataset_builders.conftest import collect, text_of
@@ -46,7 +47,7 @@ def box(image_id: Any, coco: int, bbox: Any, category: int = 1, **more: Any) -> 
 
 
 def content() -> dict[str, Any]:
-    """Two expressions of picture 320 with one of 321 between them; boxes are listed in another order."""
+    """Two expressions of image 320 with one of 321 between; boxes are listed in another order."""
     return {
         "info": {},
         "images": [
@@ -265,13 +266,13 @@ def test_bad_records_are_rejected_with_their_reason(
 
 
 def test_wrong_files_are_named(write: Write, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"finetune_refcocog_train\.json not found"):
+    with pytest.raises(SettingError, match=r"finetune_refcocog_train\.json not found"):
         build(write(content()), "refcocog")
     with pytest.raises(
-        ValueError, match=r"(?s)finetune_refcoco_train\.json lists no images.*one image entry"
+        SettingError, match=r"(?s)finetune_refcoco_train\.json lists no images.*one image entry"
     ):
         build(write({"annotations": []}))
-    with pytest.raises(ValueError, match=r"finetune_refcoco_train\.json is not valid JSON"):
+    with pytest.raises(SettingError, match=r"finetune_refcoco_train\.json is not valid JSON"):
         build(write([]))
     # COCO's own file: no captions
     coco = content()
@@ -279,12 +280,14 @@ def test_wrong_files_are_named(write: Write, tmp_path: Path) -> None:
     for record in coco["images"]:
         del record["caption"]
     coco["annotations"] = []
-    with pytest.raises(ValueError, match=r"none of the first 100 records.*no field 'caption'"):
+    with pytest.raises(SettingError, match=r"none of the first 100 records.*no field 'caption'"):
         build(write(coco))
     corners = content()
     corners["images"] = [image(i, 320, f"man {i}") for i in range(60)]
     corners["annotations"] = [box(i, i, [60 + i, 40, 130 + i, 90]) for i in range(60)]
-    with pytest.raises(ValueError, match=r"finetune_refcoco_train\.json: boxes are declared xywh"):
+    with pytest.raises(
+        SettingError, match=r"finetune_refcoco_train\.json: boxes are declared xywh"
+    ):
         build(write(corners))
 
 

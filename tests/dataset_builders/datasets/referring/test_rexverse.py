@@ -7,6 +7,7 @@ from PIL import Image
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.referring.rexverse import DATASETS
+from dataset_builders.errors import SettingError
 from dataset_builders.records import Object
 from dataset_builders.spec import BuildOptions
 from tests.dataset_builders.conftest import collect, text_of
@@ -23,11 +24,11 @@ _, STARTS = image_tsv(PICTURES, wrapped=[1])
 
 
 def write(root: Path, sentences: list[tuple[int, Any]], expressions: list[tuple[int, Any]]) -> None:
-    """Write both annotation files, of (byte of the picture, JSON), and the pictures in two parts."""
+    """Write both annotation files, of (byte of the image, JSON), and images in two parts."""
     folder = root / "rexverse"
     folder.mkdir(exist_ok=True)
     content, starts = image_tsv(PICTURES, wrapped=[1])
-    cut = starts[1] + 100  # in the middle of the second picture
+    cut = starts[1] + 100  # in the middle of the second image
     (folder / "0_500000_image_part_0.tsv").write_bytes(content[:cut])
     (folder / "0_500000_image_part_1.tsv").write_bytes(content[cut:])
     (folder / "0_500000_image.tsv.lineidx").write_text("".join(f"{start}\n" for start in starts))
@@ -144,7 +145,7 @@ def test_crowded_images_are_cut_into_windows(tmp_path: Path) -> None:
     assert said == ["left 0[0]", "left 1[1]", "left 2[2]", "right 0[0]", "right 1[1]", "right 2[2]"]
 
 
-def test_bad_lines_boxes_and_pictures(tmp_path: Path) -> None:
+def test_bad_lines_boxes_and_images(tmp_path: Path) -> None:
     rows = [
         *GOOD,
         (STARTS[0], {"neither": []}),
@@ -170,7 +171,7 @@ def test_bad_lines_boxes_and_pictures(tmp_path: Path) -> None:
     assert "kept" in {text_of(sample.turns[1]) for sample in built.samples}
 
 
-def test_a_truncated_picture_has_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_image_has_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = Image.effect_noise((100, 80), 50).convert("RGB")
     monkeypatch.setattr(
         "tests.dataset_builders.datasets.referring.test_rexverse.PICTURES",
@@ -181,13 +182,13 @@ def test_a_truncated_picture_has_a_size(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_files_of_neither_form_raise(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not found"):
+    with pytest.raises(SettingError, match="not found"):
         build(tmp_path)
     write(tmp_path, [(0, {"regions": []})] * 3, GOOD)
-    with pytest.raises(ValueError, match=r"hold no boxes in a known form, want (.|\n)*gt_boxes"):
+    with pytest.raises(SettingError, match=r"hold no boxes in a known form, want (.|\n)*gt_boxes"):
         build(tmp_path)
     write(tmp_path, [], GOOD)
-    with pytest.raises(ValueError, match="hold no boxes"):
+    with pytest.raises(SettingError, match="hold no boxes"):
         build(tmp_path)
     # boxes that make sense as corners and as sizes, and boxes that make sense as neither
     both = [(STARTS[2], listed(*(([5, 5, 20 + k, 30], "x") for k in range(20))))]
@@ -195,7 +196,7 @@ def test_files_of_neither_form_raise(tmp_path: Path) -> None:
     for rows in (both, neither):
         write(tmp_path, GOOD, rows)
         with pytest.raises(
-            ValueError,
+            SettingError,
             match=r"referring.annotations.tsv: of 20 boxes .* cannot tell xyxy from xywh",
         ):
             build(tmp_path)
