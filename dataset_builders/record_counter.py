@@ -10,7 +10,7 @@ WRONG_FORM_RECORDS = 100
 """So many malformed records, with no good one among them, are not bad records but another format."""
 
 
-class Tally:
+class RecordCounter:
     """Counts records read, used and rejected, by unit; its ledger is the last thing that a builder yields."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Tally:
             self.use(unit)
             yield from samples
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "RecordCounter") -> None:
         """Add the counts of one file to those of the dataset."""
         self._read += other._read
         self._used += other._used

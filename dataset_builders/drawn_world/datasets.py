@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dataset_builders.data_folders import DataFolders
-from dataset_builders.readers.coco_files import coco_source
+from dataset_builders.readers.coco_images import coco_source
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks import counting, detection, referring
 

@@ -12,7 +12,7 @@ from typing import Any
 from dataset_builders.box_checks import get
 from dataset_builders.images import check_uri
 from dataset_builders.readers.json_files import stream_array
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Part, Turn
 
 IMAGE_MARKER = "<image>"
@@ -33,14 +33,14 @@ def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{path.name} holds no array of records")
 
 
-def check_usable(tally: Tally, file: str, *, wanted: str) -> None:
+def check_usable(counter: RecordCounter, file: str, *, wanted: str) -> None:
     """Raise ValueError when nothing of a file could be used: it is of another form, or another split.
 
-    tally: of this file alone. file: its name, and wanted: the fields of its records, both for the message.
+    counter: of this file alone. file: its name, and wanted: the fields of its records, both for the message.
     Records that are left out for another reason, such as pictures that are not there, are no sign of that.
     """
-    ledger = tally.ledger()
-    if not sum(ledger.used.values()) and set(tally.reasons) <= {"malformed", "benchmark_image"}:
+    ledger = counter.ledger()
+    if not sum(ledger.used.values()) and set(counter.reasons) <= {"malformed", "benchmark_image"}:
         count = sum(ledger.read.values())
         raise ValueError(
             f"{file}: none of its {count} records could be used; each should have {wanted}"

@@ -15,10 +15,11 @@ from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.names import plural
 from dataset_builders.readers.coco_files import open_coco
 from dataset_builders.readers.json_files import stream_array
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Reject, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, ImageSource, Item
-from dataset_builders.tasks.prompts import conversation, counted_answer, question, seed_of
+from dataset_builders.tasks.prompts import conversation, counted_answer, question
 from dataset_builders.validation import check_text
 
 MAX_ANSWER = 10_000
@@ -46,18 +47,18 @@ def build(
     to.
     Raises ValueError when a file is not of this form.
     """
-    tally = Tally()
+    counter = RecordCounter()
     seen: set[int] = set()
     with open_coco(folders, file=instances, folder=folder, source=source) as coco:
         by_uri: dict[str, int] = {}
-        for item in coco.images(tally):
+        for item in coco.images(counter):
             if isinstance(item, Reject):
                 yield item
             else:
-                tally.use("image")
+                counter.use("image")
                 by_uri[item.facts.ref.image_uri.partition("/")[2]] = int(item.facts.ref.image_id)
         names = coco.names
-        before = tally.num_read
+        before = counter.num_read
         for position, record in enumerate(stream_array(folders.path(questions), None)):
 
             def make(record: Any = record) -> list[Sample]:
@@ -70,12 +71,12 @@ def build(
                 facts = coco.image(by_uri[image]).facts
                 return [question_sample(facts, names, *asked, options, dataset=dataset)]
 
-            yield from tally.record(f"questions/{position}", make)
-    if tally.num_read == before:
+            yield from counter.record(f"questions/{position}", make)
+    if counter.num_read == before:
         raise ValueError(
             f"{Path(questions).name} holds no questions: TallyQA's files are one JSON list"
         )
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def read_question(record: Any, seen: set[int]) -> tuple[int, str, int]:

@@ -22,9 +22,11 @@ from typing import Any
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_annotations import ImageFacts
-from dataset_builders.readers.coco_files import CocoFile, CocoForm, CocoImage, open_coco
-from dataset_builders.record_counter import Tally
+from dataset_builders.readers.coco_files import CocoFile, CocoImage, open_coco
+from dataset_builders.readers.coco_images import CocoForm
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import Part, Reject, Sample, Turn
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, ImageSource, Item
 from dataset_builders.tasks.absence import (
     LabelStatistics,
@@ -39,7 +41,6 @@ from dataset_builders.tasks.prompts import (
     counted_answer,
     grounded_answer,
     question,
-    seed_of,
 )
 
 ASK = ("present", "all")
@@ -80,7 +81,7 @@ def build(
     """
     if ask not in ASK:
         raise ValueError(f"ask={ask!r}: want one of {ASK}")
-    tally = Tally()
+    counter = RecordCounter()
     with open_coco(folders, file=file, folder=folder, source=source, form=form) as coco:
         names = coco.names
         statistics = (
@@ -109,13 +110,13 @@ def build(
                 shown, absent = spelled(facts, absent_of(facts), spellings, seed)
                 yield from image_samples(shown, options, dataset, absent)
 
-        for item in coco.images(tally):
+        for item in coco.images(counter):
             if isinstance(item, Reject):
                 yield item
             else:
                 record = f"image {item.facts.ref.image_id}"
-                yield from tally.record(record, lambda image=item: samples_of(image), "image")  # type: ignore[misc]
-    yield tally.ledger()
+                yield from counter.record(record, lambda image=item: samples_of(image), "image")  # type: ignore[misc]
+    yield counter.ledger()
 
 
 def spelled(

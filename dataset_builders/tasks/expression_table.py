@@ -15,9 +15,9 @@ from typing import Any
 from dataset_builders.box_checks import BoxGuard, clean_box, get, whole_number, xywh_to_xyxy
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_annotations import ImageFacts
-from dataset_builders.readers.coco_files import MAX_IMAGE_SIDE
+from dataset_builders.readers.coco_images import MAX_IMAGE_SIDE
 from dataset_builders.readers.scratch_database import scratch_database
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Reject, Sample
 from dataset_builders.spec import BuildOptions, ImageSource
 from dataset_builders.tasks.referring import Expression, expression_samples
@@ -102,7 +102,7 @@ class ExpressionTable:
         sources: tuple[ImageSource, ...],
         form: str,
         file: str,
-        tally: Tally,
+        counter: RecordCounter,
         captions: bool,
     ) -> Iterator[Sample | Reject]:
         """Yield the samples of all rows, picture by picture, or their rejects; each row is one record.
@@ -120,7 +120,7 @@ class ExpressionTable:
                 ref = _sized(rows, by_name[source_name], folders)
             except BadRecord as error:
                 for row in rows:
-                    yield tally.reject(row.record, error)
+                    yield counter.reject(row.record, error)
                 continue
             objects: dict[tuple[Box, bool], Object] = {}
             found = []
@@ -131,12 +131,12 @@ class ExpressionTable:
                         Expression(record=row.record, number=row.number, said=row.said, rows=named)
                     )
                 except BadRecord as error:
-                    yield tally.reject(row.record, error)
+                    yield counter.reject(row.record, error)
             facts = ImageFacts(
                 ref=ref, objects=tuple(objects.values()), ids=tuple(range(len(objects)))
             )
             yield from expression_samples(
-                facts, found, options, dataset=dataset, tally=tally, captions=captions
+                facts, found, options, dataset=dataset, counter=counter, captions=captions
             )
         guard.check()
 

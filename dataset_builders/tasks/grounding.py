@@ -14,8 +14,9 @@ from typing import Any
 from dataset_builders.box_checks import whole_number
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.records import BadRecord, Part, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.tasks.referring import expression_sample
 from dataset_builders.validation import check_text
 

@@ -22,10 +22,11 @@ import numpy as np
 
 from dataset_builders.box_checks import MAX_COORDINATE, BoxGuard, clean_box
 from dataset_builders.image_annotations import ImageFacts
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Part, Reject, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.validation import check_label, check_text
 
 SINGLE_READINGS = 2
@@ -91,7 +92,7 @@ def read_regions(
     ref: ImageRef,
     rows: Iterable[tuple[int, Any]],
     parse: Callable[[Any], TextRegion],
-    tally: Tally,
+    counter: RecordCounter,
     guard: BoxGuard,
     *,
     name: str,
@@ -111,15 +112,15 @@ def read_regions(
             guard.look(region.corners, ref.width, ref.height)
             box = clean_box(region.corners, ref.width, ref.height)
         except BadRecord as error:
-            rejects.append(tally.reject(f"{name}/{place}", error, "box"))
+            rejects.append(counter.reject(f"{name}/{place}", error, "box"))
             continue
-        tally.use("box")
+        counter.use("box")
         if region.text is not None:
             try:
                 texts[place] = read(region.text)
-                tally.use()
+                counter.use()
             except BadRecord as error:
-                rejects.append(tally.reject(f"{name}/{place}", error))
+                rejects.append(counter.reject(f"{name}/{place}", error))
         objects.append(Object(box=box, label=region.label, ignore=place not in texts))
         ids.append(place)
     facts = ImageFacts(ref=ref, objects=tuple(objects), ids=tuple(ids))

@@ -6,7 +6,6 @@ ready question, `layout_type`, `caption` and `caption_detail`, and `reasoning_st
 the paper's figure 11.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 from dataset_builders.records import Part, Turn
@@ -148,11 +147,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 """The release's strings come first, where it has any. For `grounding`, `caption` and `caption_detail` the
 argument is empty."""
-
-
-def seed_of(*names: object) -> int:
-    """Return a seed that depends on the given values alone, on every machine and in every process."""
-    return int(hashlib.sha256("/".join(map(str, names)).encode()).hexdigest()[:16], 16)
 
 
 def question(

@@ -26,12 +26,14 @@ from typing import Any, NoReturn
 from dataset_builders.box_checks import get, whole_number
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_annotations import ImageFacts
-from dataset_builders.readers.coco_files import CocoForm, open_coco
+from dataset_builders.readers.coco_files import open_coco
+from dataset_builders.readers.coco_images import CocoForm
 from dataset_builders.readers.json_files import stream_array
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Part, Reject, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, ImageSource, Item
-from dataset_builders.tasks.prompts import conversation, grounded_answer, question, seed_of
+from dataset_builders.tasks.prompts import conversation, grounded_answer, question
 from dataset_builders.validation import check_label, check_text
 
 _PICKLE_ERRORS = (
@@ -118,14 +120,14 @@ def build(
     `expression_samples`.
     Raises ValueError when a file is not of this form.
     """
-    tally = Tally()
+    counter = RecordCounter()
     with open_coco(folders, file=instances, folder=folder, source=source, form=form) as coco:
-        for item in coco.images(tally):
+        for item in coco.images(counter):
             if isinstance(item, Reject):
                 yield item
             else:
-                tally.use("image")
-        before = tally.num_read
+                counter.use("image")
+        before = counter.num_read
         by_image: dict[int, list[_Stored]] = {}
         seen: set[int] = set()
         for record, ref, sentence in _sentences(load_refs(folders.path(refs)), split):
@@ -133,7 +135,7 @@ def build(
                 image_id, stored = _read(record, ref, sentence, seen)
                 by_image.setdefault(image_id, []).append(stored)
             except BadRecord as error:
-                yield tally.reject(record, error)
+                yield counter.reject(record, error)
         for image_id, listed in by_image.items():
             facts, found = None, []
             for record, number, said, targets in listed:
@@ -142,14 +144,14 @@ def build(
                     rows = _rows(facts, targets)
                     found.append(Expression(record=record, number=number, said=said, rows=rows))
                 except BadRecord as error:
-                    yield tally.reject(record, error)
+                    yield counter.reject(record, error)
             if facts is not None:
                 yield from expression_samples(
-                    facts, found, options, dataset=dataset, tally=tally, captions=captions
+                    facts, found, options, dataset=dataset, counter=counter, captions=captions
                 )
-    if tally.num_read == before:
+    if counter.num_read == before:
         raise ValueError(f"{Path(refs).name} holds no refs of split {split!r}")
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def expression_samples(
@@ -158,7 +160,7 @@ def expression_samples(
     options: BuildOptions,
     *,
     dataset: str,
-    tally: Tally,
+    counter: RecordCounter,
     captions: bool,
 ) -> Iterator[Sample | Reject]:
     """Yield the samples of the expressions of one image, or their rejects; each counts as one record.
@@ -192,7 +194,7 @@ def expression_samples(
             )
 
     for position, expression in enumerate(expressions):
-        yield from tally.record(expression.record, lambda position=position: make(position))  # type: ignore[misc]
+        yield from counter.record(expression.record, lambda position=position: make(position))  # type: ignore[misc]
 
 
 def expression_sample(

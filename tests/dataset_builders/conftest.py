@@ -12,7 +12,7 @@ import pytest
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.drawn_world.write import WorldSettings, write_world
-from dataset_builders.readers.coco_files import coco_source
+from dataset_builders.readers.coco_images import coco_source
 from dataset_builders.records import REJECT_SCHEMA, Ledger, Reject, Sample, reject_to_row
 
 

@@ -34,7 +34,7 @@ from dataset_builders.image_sources import (
 )
 from dataset_builders.images import check_uri
 from dataset_builders.readers.conversations import check_usable, read_turns, stream_records
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Part, Sample, Turn
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.mentions import mention_parts, named_rows
@@ -69,9 +69,9 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
 
     Raises ValueError when a file is not of its form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     for file in folders.matches(FILES):
-        own, guard = Tally(), BoxGuard("xywh", source=file)
+        own, guard = RecordCounter(), BoxGuard("xywh", source=file)
         for position, (name, record) in enumerate(stream_records(folders.path(file))):
             number = f"{PurePosixPath(file).stem}.{position}"
             yield from _conversation(name, number, record, folders, options, own, guard)
@@ -87,7 +87,7 @@ def _conversation(
     record: Any,
     folders: DataFolders,
     options: BuildOptions,
-    tally: Tally,
+    tally: RecordCounter,
     guard: BoxGuard,
 ) -> Iterator[Item]:
     try:

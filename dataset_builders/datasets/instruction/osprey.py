@@ -33,13 +33,14 @@ from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import COCO_TRAIN, coco_id, coco_uri
 from dataset_builders.masks import segmentation_box
-from dataset_builders.readers.coco_files import MAX_IMAGE_SIDE
+from dataset_builders.readers.coco_images import MAX_IMAGE_SIDE
 from dataset_builders.readers.conversations import check_usable, read_turns, stream_records
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Object, Part, Reject, Sample, Turn
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.mentions import mention_parts, named_rows
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.validation import check_label
 
 NAME = "osprey"
@@ -112,9 +113,9 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Units: "image" is a record, "box" one of its annotations, "record" a question, conversation or
     description. Raises ValueError when a file is not of its form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     for kind, make in _KINDS.items():
-        own = Tally()
+        own = RecordCounter()
         files = folders.matches(_file(kind))
         if len(files) != 1:
             raise ValueError(f"{_file(kind)}: want one such file, found {files}")
@@ -191,7 +192,7 @@ def _object(annotation: Any, width: int, height: int, guard: BoxGuard) -> Object
     return Object(box=clean_box(corners, width, height), label=check_label(label))
 
 
-def _told(record: _Record, tally: Tally) -> Told | Reject:
+def _told(record: _Record, tally: RecordCounter) -> Told | Reject:
     """Messages of the record, or the reject of all of them."""
     try:
         return read_turns(record.content)
@@ -199,7 +200,7 @@ def _told(record: _Record, tally: Tally) -> Told | Reject:
         return tally.reject(record.name, error)
 
 
-def _pairs(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
+def _pairs(record: _Record, tally: RecordCounter) -> Iterator[Sample | Reject]:
     """Samples of short_form and part_level: one a question, with the limit."""
     told = _told(record, tally)
     if isinstance(told, Reject):
@@ -215,7 +216,7 @@ def _pair(record: _Record, number: int, asked: str, answer: str) -> list[Sample]
     return [record.sample("region_qa", turns, number)]
 
 
-def _conversation(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
+def _conversation(record: _Record, tally: RecordCounter) -> Iterator[Sample | Reject]:
     """Sample of a whole conversation."""
 
     def make() -> Iterator[Sample]:
@@ -225,7 +226,7 @@ def _conversation(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
     yield from tally.record(record.name, make)
 
 
-def _positive_negative(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
+def _positive_negative(record: _Record, tally: RecordCounter) -> Iterator[Sample | Reject]:
     """Samples of lvis_positive_negative: the N-th mention is the N-th region."""
     told = _told(record, tally)
     if isinstance(told, Reject):
@@ -253,7 +254,7 @@ def _yes_no(
     return [record.sample(task, conversation(parts, (Part(answer),)), number)]
 
 
-def _descriptions(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
+def _descriptions(record: _Record, tally: RecordCounter) -> Iterator[Sample | Reject]:
     """Samples of detail_description: so many that `region_texts` allows, drawn from the good ones."""
     listed = record.content.get("description")
     if not isinstance(listed, list):
@@ -288,7 +289,7 @@ def _description(record: _Record, number: int, stored: Any) -> list[Sample]:
     return [record.sample("region_caption", conversation(asked, answer), number)]
 
 
-_KINDS: dict[str, Callable[[_Record, Tally], Iterator[Sample | Reject]]] = {
+_KINDS: dict[str, Callable[[_Record, RecordCounter], Iterator[Sample | Reject]]] = {
     "short_form": _pairs,
     "conversation": _conversation,
     "detail_description": _descriptions,

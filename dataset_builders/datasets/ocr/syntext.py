@@ -14,8 +14,9 @@ import numpy as np
 
 from dataset_builders.box_checks import BoxGuard, get, whole_number
 from dataset_builders.data_folders import DataFolders
-from dataset_builders.readers.coco_files import CocoForm, CocoImage, coco_source, open_coco
-from dataset_builders.record_counter import Tally
+from dataset_builders.readers.coco_files import CocoImage, open_coco
+from dataset_builders.readers.coco_images import CocoForm, coco_source
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Reject
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks.ocr import (
@@ -84,7 +85,7 @@ def build(
     file, folder: JSON and picture folder. source: what the images belong to.
     Raises ValueError when the file is not of this form.
     """
-    tally, listed = Tally(), Tally()
+    tally, listed = RecordCounter(), RecordCounter()
     guard = BoxGuard("xyxy", source=f"bezier_pts of {file}")
     with open_coco(folders, file=file, folder=folder, source=source, form=_FORM) as coco:
         if len(coco.categories) > 1:
@@ -103,7 +104,7 @@ def build(
 
 
 def _image_items(
-    item: CocoImage, options: BuildOptions, dataset: str, tally: Tally, guard: BoxGuard
+    item: CocoImage, options: BuildOptions, dataset: str, tally: RecordCounter, guard: BoxGuard
 ) -> Iterator[Item]:
     facts = item.facts
     rows = [

@@ -26,8 +26,9 @@ from dataset_builders.readers.tsv_files import (
     first_boxes,
     tsv_source,
 )
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.mentions import mention_parts
 from dataset_builders.tasks.prompts import (
@@ -35,7 +36,6 @@ from dataset_builders.tasks.prompts import (
     counted_answer,
     grounded_answer,
     question,
-    seed_of,
     thought_answer,
 )
 from dataset_builders.tasks.referring import expression_sample
@@ -82,7 +82,7 @@ def build(
     images, annotations: the two TSV files. rejects: whether this is the file of expressions that fit nobody.
     Raises ValueError when the boxes are not x, y, width, height, or the texts count persons from 0.
     """
-    tally = Tally()
+    tally = RecordCounter()
     pictures = ImageTsv.of(folders, images, f"{images}.lineidx")
     open_image = partial(pictures.open, folders, _SOURCES[dataset])
     values, sizes = first_boxes(
@@ -107,7 +107,7 @@ def _line(
     options: BuildOptions,
     dataset: str,
     rejects: bool,
-    tally: Tally,
+    tally: RecordCounter,
 ) -> Iterator[Item]:
     try:
         if isinstance(line, BadRecord):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.drawn_world import datasets as drawn_world
 from dataset_builders.names import plural
-from dataset_builders.readers.coco_files import coco_source
+from dataset_builders.readers.coco_images import coco_source
 from dataset_builders.tasks.counting import build
 from dataset_builders.validation import validate
 from tests.dataset_builders.conftest import coco_records, collect, text_of

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset_builders import DATASETS, BuildOptions
-from dataset_builders.readers.coco_files import list_coco
+from dataset_builders.readers.coco_images import list_coco
 from dataset_builders.records import ImageRef, Object, Reject
 from dataset_builders.validation import validate
 from tests import SHARED

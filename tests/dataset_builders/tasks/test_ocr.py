@@ -3,7 +3,7 @@ import pytest
 from dataset_builders import BuildOptions
 from dataset_builders.box_checks import BoxGuard
 from dataset_builders.image_annotations import ImageFacts
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object
 from dataset_builders.tasks.ocr import (
     TextImage,
@@ -170,7 +170,7 @@ def test_a_bad_text_leaves_an_ignore_region_and_a_bad_box_nothing() -> None:
         TextRegion(corners=(0, 40, 50, 50), text=None, label="Latin text"),
         TextRegion(corners=(500, 40, 550, 50), text="outside"),
     ]
-    tally = Tally()
+    tally = RecordCounter()
     guard = BoxGuard("xyxy", source="signs")
     rejects, image = read_regions(
         REF, enumerate(regions), lambda region: region, tally, guard, name="a"

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset_builders import DATASETS, BuildOptions, DataFolders
-from dataset_builders.readers.coco_files import coco_source
+from dataset_builders.readers.coco_images import coco_source
 from dataset_builders.records import Object
 from dataset_builders.tasks.referring import build, load_refs
 from dataset_builders.validation import validate
