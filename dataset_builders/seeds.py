@@ -1,7 +1,8 @@
 """The one way in which this package makes a seed of names: by a hash, the same on every machine.
 
-Python's own `hash` of a text changes from process to process, and a counter of draws would make an image's samples
-depend on the images before it. A hash of names (the user's seed, dataset, image id ...) does neither.
+Python's own `hash` of a text changes from process to process, and one generator for all draws would
+make an image's samples depend on the images before it. A hash of names (the user's seed, dataset,
+image id ...) does neither.
 """
 
 import hashlib

@@ -60,7 +60,9 @@ class CocoFile:
         return tuple(dict.fromkeys(self.categories.values()))
 
     def images(self, counter: RecordCounter) -> Iterator[CocoImage | Reject]:
-        """Yield every image in the file's order, after the rejects of its boxes; then other rejects.
+        """Yield the images in the file's order, each after the rejects of its boxes.
+
+        The rejects of all other records come last.
 
         Args:
             counter: Counts the records: boxes and categories whole, images only when they are
@@ -115,7 +117,7 @@ class CocoFile:
             )
 
     def _image(self, row: tuple[Any, ...]) -> tuple[list[Reject], CocoImage]:
-        """Return the rejects of the boxes of a row of table images, and the image with the rest."""
+        """Return the rejects among the boxes of an image, and the image with the others."""
         image_id, _, uri, width, height, more = row
         ref = self.source.ref(str(image_id), uri, width, height)
         rejects, objects, ids, extra = [], [], [], []
@@ -136,7 +138,7 @@ class CocoFile:
                 self.guard.look(corners, width, height)
                 box = clean_box(xywh_to_xyxy(corners), width, height)
             except BadRecord as error:
-                # a category whose record was itself rejected is never asked for, so it casts no doubt
+                # a category whose record was rejected is never asked for, so it casts no doubt
                 doubts.add(category if category in self.records else None)
                 lost.append((category, fields))
                 rejects.append(Reject.of(f"annotations/{position}", error, "box"))

@@ -1,7 +1,8 @@
 """Counting questions in TallyQA's form: questions with numbers for answers.
 
-TallyQA has no boxes. Where a question asks for a category of a COCO file over the same images, and its boxes
-agree exactly with the answer, it also names the objects; everywhere else it is the number alone.
+TallyQA has no boxes. Where a question asks for a category of a COCO file over the same images, and
+its boxes agree exactly with the answer, it also names the objects; everywhere else it is the number
+alone.
 """
 
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 from dataset_builders.box_checks import get, whole_number
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.names import plural
 from dataset_builders.readers.coco_files import open_coco
@@ -23,7 +25,7 @@ from dataset_builders.tasks.prompts import conversation, counted_answer, questio
 from dataset_builders.validation import check_text
 
 MAX_ANSWER = 10_000
-"""TallyQA's answers end at 15; anything beyond this is not a count."""
+"""Largest answer: TallyQA's end at 15; anything beyond this is not a count."""
 _ASKED = re.compile(
     r"how many (.+?)(?: are| is| do you see| can you see| can be seen)?(?: there)?"
     r"(?: in (?:the|this) (?:image|picture|photo))?\s*\?",
@@ -43,9 +45,17 @@ def build(
 ) -> Iterator[Item]:
     """Yield one sample a question, the rejects, and the ledger last.
 
-    questions, instances, folder: TallyQA file, COCO file and picture folder. source: what the images belong
-    to.
-    Raises ValueError when a file is not of this form.
+    Args:
+        folders: Where the datasets lie.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        questions: Name of TallyQA's file.
+        instances: Name of the COCO file.
+        folder: Folder of the images.
+        source: What the images belong to.
+
+    Raises:
+        SettingError: A file is not of this form.
     """
     counter = RecordCounter()
     seen: set[int] = set()
@@ -56,6 +66,7 @@ def build(
                 yield item
             else:
                 counter.use("image")
+                # TallyQA names its images by their path below the folder of all of them
                 by_uri[item.facts.ref.image_uri.partition("/")[2]] = int(item.facts.ref.image_id)
         names = coco.names
         before = counter.num_read
@@ -73,14 +84,22 @@ def build(
 
             yield from counter.record(f"questions/{position}", make)
     if counter.num_read == before:
-        raise ValueError(
+        raise SettingError(
             f"{Path(questions).name} holds no questions: TallyQA's files are one JSON list"
         )
     yield counter.ledger()
 
 
 def read_question(record: Any, seen: set[int]) -> tuple[int, str, int]:
-    """Return id, text and answer of a record of TallyQA. Raises BadRecord."""
+    """Return id, text and answer of a record of TallyQA.
+
+    Args:
+        record: The record as stored.
+        seen: Ids read so far; that of the record is added.
+
+    Raises:
+        BadRecord: The reason is malformed, duplicate_id, bad_answer, or one of `check_text`.
+    """
     number = whole_number(get(record, "question_id"), what="question_id")
     if number in seen:
         raise BadRecord("duplicate_id", f"question {number}")
@@ -102,10 +121,19 @@ def question_sample(
     *,
     dataset: str,
 ) -> Sample:
-    """Return the sample of one question; the objects are named where they are certain and agree with the
-    answer.
+    """Return the sample of one question.
 
-    categories: names that are annotated exhaustively on the image; empty where nothing is known.
+    The objects are named where they are certain and agree with the answer.
+
+    Args:
+        facts: What is known of the image.
+        categories: Names that are annotated exhaustively on the image; empty where nothing is
+            known.
+        number: Id of the question.
+        text: The question.
+        answer: The number.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
     """
     asked = _ASKED.fullmatch(text)
     nouns = {noun: name for name in categories for noun in (name.lower(), plural(name.lower()))}
@@ -124,7 +152,7 @@ def question_sample(
 def _agreeing_rows(
     facts: ImageFacts, name: str | None, answer: int, categories: tuple[str, ...]
 ) -> tuple[int, ...] | None:
-    """Return the rows of all objects of a category when they are certain and as many as the answer says."""
+    """Return the rows of all objects of a category when they are certain and fit the answer."""
     if name is None or name in facts.crowded():
         return None
     if answer == 0:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dataset_builders import DATASETS, IMAGE_SOURCES, BuildOptions, DataFolders
 from dataset_builders.benchmark_leakage import excluded_images
+from dataset_builders.errors import SettingError
 from dataset_builders.images import BadImage, decode_image, read_image_bytes
 from dataset_builders.records import BadRecord, ImageRef
 from dataset_builders.validation import validate
@@ -96,7 +97,7 @@ def test_its_pictures_are_listed_and_have_the_size_that_samples_say(
 @pytest.mark.parametrize("name", GENERATED)
 def test_a_wrong_folder_is_refused_with_file_place_and_layout(name: str, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=f"dataset {name}: .* not found: there is no {tmp_path}"
+        SettingError, match=f"dataset {name}: .* not found: there is no {tmp_path}"
     ) as error:
         next(DATASETS[name].samples(DataFolders(str(tmp_path)), OPTIONS))
     assert DATASETS[name].layout in str(error.value)
@@ -117,7 +118,7 @@ def test_a_file_of_another_form_is_refused_or_rejected_whole(
                 (copy / file).write_bytes(content)
             try:
                 built = collect(DATASETS[name].samples(DataFolders(str(copy)), OPTIONS))
-            except ValueError as error:
+            except SettingError as error:
                 assert DATASETS[name].layout in str(error)  # noqa: PT017 - it may also give rejects
             else:
                 for sample in built.samples:
@@ -147,7 +148,7 @@ def test_mutated_records_are_used_or_rejected_never_lost(
         try:
             built = collect(DATASETS[name].samples(folders, OPTIONS))  # holds the ledger
         except (
-            ValueError
+            SettingError
         ) as error:  # a whole file may have become unusable, but never because of one record
             assert DATASETS[name].layout in str(error)  # noqa: PT017
             assert not isinstance(error.__cause__, BadRecord), error  # noqa: PT017

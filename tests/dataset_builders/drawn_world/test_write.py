@@ -23,6 +23,7 @@ from dataset_builders.drawn_world.write import (
     main,
     write_world,
 )
+from dataset_builders.errors import SettingError
 from dataset_builders.images import decode_image
 from dataset_builders.tasks.referring import load_refs
 
@@ -164,7 +165,7 @@ def test_same_settings_same_bytes_and_val_does_not_depend_on_train(
 def test_a_finished_folder_is_left_alone_and_other_settings_are_refused(world: Path) -> None:
     before = digest(world)
     assert not write_world(world, WorldSettings(train=30, val=12, seed=2))
-    with pytest.raises(ValueError, match="delete it or name another folder"):
+    with pytest.raises(SettingError, match="delete it or name another folder"):
         write_world(world, WorldSettings(train=31, val=12, seed=2))
     assert digest(world) == before
 
@@ -177,9 +178,9 @@ def test_an_interrupted_folder_is_finished(world: Path, tmp_path: Path) -> None:
 
 
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(ValueError, match="train=-1"):
+    with pytest.raises(SettingError, match="train=-1"):
         WorldSettings(train=-1)
-    with pytest.raises(ValueError, match="seed=-1"):
+    with pytest.raises(SettingError, match="seed=-1"):
         WorldSettings(seed=-1)
 
 

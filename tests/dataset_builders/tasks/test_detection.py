@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset_builders import DATASETS, BuildOptions
+from dataset_builders.errors import SettingError
 from dataset_builders.readers.coco_images import list_coco
 from dataset_builders.records import ImageRef, Object, Reject
 from dataset_builders.validation import validate
@@ -110,7 +111,7 @@ def test_options_choose_and_seeds_repeat(records: Any, coco_root: Any) -> None:
         for sample in build_coco(root, BuildOptions(seed=seed, paraphrases=True)).samples
     }
     assert len(texts) > len({text_of(sample.turns[0]) for sample in build_coco(root).samples}) + 5
-    with pytest.raises(ValueError, match=r"BuildOptions\.counting=-1"):
+    with pytest.raises(SettingError, match=r"BuildOptions\.counting=-1"):
         BuildOptions(counting=-1)
 
 
@@ -122,7 +123,7 @@ def test_some_counting_questions_ask_for_what_is_absent(records: Any, coco_root:
     assert added.sample_id == "coco/7/counting/2"
     assert text_of(added.turns[0]).startswith("How many toaster are there in this image?")
     assert text_of(added.turns[1]) == "There are 0."
-    with pytest.raises(ValueError, match="absent_counts=2"):
+    with pytest.raises(SettingError, match="absent_counts=2"):
         BuildOptions(absent_counts=2)
 
 
@@ -221,19 +222,19 @@ def test_a_wrong_folder_fails_at_once_and_says_what_was_looked_for(
     tmp_path: Path, coco_root: Any
 ) -> None:
     looked_for = r"instances_train2017\.json not found: there is no .*\n.*COCO instances JSON"
-    with pytest.raises(ValueError, match=looked_for):
+    with pytest.raises(SettingError, match=looked_for):
         next(DATASETS["coco"].samples(coco_folders(tmp_path), BuildOptions()))
-    with pytest.raises(ValueError, match=r"instances_train2017\.json not found"):
+    with pytest.raises(SettingError, match=r"instances_train2017\.json not found"):
         DATASETS["coco"].images[0].images(coco_folders(tmp_path))
     root = coco_root([1, 2])
     with pytest.raises(
-        ValueError, match=r"instances_train2017\.json is not valid JSON: it holds no object"
+        SettingError, match=r"instances_train2017\.json is not valid JSON: it holds no object"
     ):
         build_coco(root)
-    with pytest.raises(ValueError, match="no usable images"):
+    with pytest.raises(SettingError, match="no usable images"):
         build_coco(coco_root({"images": [], "categories": []}))
     root = coco_root({"images": [{"id": 1, "file_name": "a.jpg", "width": 4, "height": 4}]})
-    with pytest.raises(ValueError, match="no usable categories"):
+    with pytest.raises(SettingError, match="no usable categories"):
         build_coco(root)
     with pytest.raises(ValueError, match="ask='some'"):
         build_coco(root, ask="some")
@@ -245,7 +246,7 @@ def test_corner_boxes_declared_as_sizes_stop_the_build(records: Any, coco_root: 
         for i in range(25)
     ]
     with pytest.raises(
-        ValueError, match=r"instances_train2017\.json: boxes are declared xywh.*fit xyxy"
+        SettingError, match=r"instances_train2017\.json: boxes are declared xywh.*fit xyxy"
     ):
         build_coco(coco_root(records))
 
@@ -289,7 +290,7 @@ def test_mutated_records_are_used_or_rejected_never_lost(data: Any, coco_root: A
     root = coco_root(records)
     try:
         built = build_coco(root)  # holds the ledger
-    except ValueError as error:
+    except SettingError as error:
         assert "no usable" in str(error) or "xywh" in str(error)  # noqa: PT017 - it may pass too
         return
     assert built.ledger.read == {
