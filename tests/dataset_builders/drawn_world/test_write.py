@@ -20,7 +20,6 @@ from dataset_builders.drawn_world.write import (
     WorldSettings,
     encode_jpeg,
     expressions,
-    main,
     write_world,
 )
 from dataset_builders.errors import SettingError
@@ -177,6 +176,19 @@ def test_an_interrupted_folder_is_finished(world: Path, tmp_path: Path) -> None:
     assert digest(tmp_path) == digest(world)
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[" * 100_000])
+def test_a_broken_manifest_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "drawn.json").write_bytes(content)
+    with pytest.raises(SettingError, match=r"drawn\.json holds no settings of a drawn world"):
+        write_world(tmp_path, WorldSettings(train=1, val=1))
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(SettingError, match=r"file: cannot make .*file"):
+        write_world(tmp_path / "file", WorldSettings(train=1, val=1))
+
+
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(SettingError, match="train=-1"):
         WorldSettings(train=-1)
@@ -242,11 +254,3 @@ def test_refs_and_questions_are_true(world: Path) -> None:
             )
             assert row["answer"] == sum(set(words) <= set(label.split()) for label in labels)
             assert (world / row["image"]).exists()
-
-
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for expected in ("written", "already there"):
-        main([str(tmp_path / "w"), "--train", "2", "--val", "1", "--seed", "4"])
-        captured = capsys.readouterr()
-        assert expected in captured.out
-    assert json.loads((tmp_path / "w" / "drawn.json").read_text())["seed"] == 4
