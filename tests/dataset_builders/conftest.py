@@ -1,4 +1,4 @@
-"""COCO records written out by hand, a small drawn world, and a reader that sorts what a builder yields."""
+"""COCO records written by hand, a small drawn world, and a reader that sorts a builder's items."""
 
 import json
 from collections import Counter

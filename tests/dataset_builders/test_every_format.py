@@ -1,5 +1,4 @@
-"""Every dataset on its generated sample: it builds, it loses nothing, whatever is done to its annotation
-files."""
+"""Every dataset on its generated sample: it builds, it loses nothing, whatever its files hold."""
 
 import random
 import shutil
@@ -78,8 +77,8 @@ def test_its_pictures_are_listed_and_have_the_size_that_samples_say(
     sizes = {}
     for sample in collect(spec.samples(folders, OPTIONS)).samples:
         if sample.image_uri:
-            # a picture that is not on disk may be missing from the list of a folder: its samples are
-            # rejected later
+            # an image that is not on disk may be missing from the list of a folder: its samples
+            # are rejected later
             there = (sample.image_source, sample.image_id) in listed
             ref = listed.get((sample.image_source, sample.image_id))
             sizes[sample.image_uri] = (sample.width, sample.height)
@@ -107,7 +106,7 @@ def test_a_wrong_folder_is_refused_with_file_place_and_layout(name: str, tmp_pat
 def test_a_file_of_another_form_is_refused_or_rejected_whole(
     name: str, data_of: Callable, tmp_path: Path
 ) -> None:
-    """Every annotation file in turn becomes something else: text, an empty list, a list of strings."""
+    """Every annotation file in turn becomes something else: text, an empty list, strings."""
     item = GENERATED[name]
     for pattern in item.records:
         for content in (b"not annotations at all\n" * 50, b"[]", b"{}", b"", b'["a", "b", 3]' * 1):
@@ -147,9 +146,8 @@ def test_mutated_records_are_used_or_rejected_never_lost(
     for name in item.datasets:
         try:
             built = collect(DATASETS[name].samples(folders, OPTIONS))  # holds the ledger
-        except (
-            SettingError
-        ) as error:  # a whole file may have become unusable, but never because of one record
+        # a whole file may have become unusable, but never because of one record
+        except SettingError as error:
             assert DATASETS[name].layout in str(error)  # noqa: PT017
             assert not isinstance(error.__cause__, BadRecord), error  # noqa: PT017
             continue
@@ -161,7 +159,7 @@ def test_mutated_records_are_used_or_rejected_never_lost(
 def test_a_planted_leak_is_known_for_every_dataset(
     name: str, data_of: Callable, tmp_path: Path
 ) -> None:
-    """The user's list names the image of one sample; `test_every_dataset` sees it dropped from the shards."""
+    """A user's list names the image of one sample; `test_every_dataset` sees it dropped."""
     folders = DataFolders(str(data_of(GENERATED[name])), {"benchmarks": str(tmp_path)})
     shown = next(
         s for s in collect(DATASETS[name].samples(folders, OPTIONS)).samples if s.image_uri

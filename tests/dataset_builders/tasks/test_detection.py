@@ -61,11 +61,12 @@ def test_golden_samples(records: Any, coco_root: Any) -> None:
     assert detections == {**lines, both: "\n".join(lines[name] for name in both.split("; "))}
     counts = {text_of(s.turns[1]) for s in seven if s.task == "counting"}
     assert counts == {"cat[0,2]\nThere are 2.", "dog[1]\nThere are 1."}
-    # the two cats, shown by one of them; the answer names the one that was shown, as the paper's figure 10
+    # the two cats, shown by one of them; the answer names the one that was shown too, as in
+    # figure 10 of the paper
     (shown,) = [s for s in seven if s.task == "visual_prompt"]
     assert text_of(shown.turns[0]) in [
-        f"Using the provided object [{row}] as a reference, identify all other objects of the same category "
-        "in this image. Respond with object indexes."
+        f"Using the provided object [{row}] as a reference, identify all other objects of the same "
+        "category in this image. Respond with object indexes."
         for row in (0, 2)
     ]
     assert text_of(shown.turns[1]) == "cat[0,2]"
@@ -93,7 +94,8 @@ def test_all_names_at_once_in_the_file_s_order(records: Any, coco_root: Any) -> 
     ]
     for sample, answer in zip(built.samples, ("cat[0,2]\ndog[1]", "cat[0]", "None"), strict=True):
         assert text_of(sample.turns[0]) == (
-            "Please detect cat; dog; toaster in this image. Answer the question with object indexes."
+            "Please detect cat; dog; toaster in this image. "
+            "Answer the question with object indexes."
         )
         assert text_of(sample.turns[1]) == answer
 
@@ -304,7 +306,8 @@ def test_mutated_records_are_used_or_rejected_never_lost(data: Any, coco_root: A
 BUILD_AND_MEASURE = """
 import resource, sys
 from dataset_builders import DATASETS, BuildOptions, DataFolders
-number = sum(1 for _ in DATASETS["coco"].samples(DataFolders("", {"coco": sys.argv[1]}), BuildOptions()))
+folders = DataFolders("", {"coco": sys.argv[1]})
+number = sum(1 for _ in DATASETS["coco"].samples(folders, BuildOptions()))
 print(number, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -88,7 +88,8 @@ def test_choices_depend_on_the_seed_alone() -> None:
 
 
 def test_regions_that_cover_each_other_are_not_asked_about() -> None:
-    # 0 and 1 share 60 x 10 of 140 x 10 (0.43); 2 and 3 share 40 of 160 (0.25); 4 lies on a region nobody read
+    # 0 and 1 share 60 x 10 of 140 x 10 (0.43); 2 and 3 share 40 of 160 (0.25);
+    # 4 lies on a region that nobody read
     image = page(
         ((0, 0, 100, 10), "a"),
         ((40, 0, 140, 10), "b"),

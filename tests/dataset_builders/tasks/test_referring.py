@@ -94,7 +94,8 @@ def test_golden_samples(refer_root: Any, protocol: int) -> None:
     ]
     first, second, third = built.samples
     assert text_of(first.turns[0]) == (
-        "Please detect The cat at the bottom in this image. Answer the question with object indexes."
+        "Please detect The cat at the bottom in this image. "
+        "Answer the question with object indexes."
     )
     assert text_of(first.turns[1]) == "The cat at the bottom[0]"
     assert first.objects[0] == Object(box=(90.0, 70.0, 100.0, 80.0), label="cat")
