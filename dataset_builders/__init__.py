@@ -1,6 +1,35 @@
 """Datasets as they are on disk, read into samples: facts about images, no detector and no model.
 
-`DATASETS` names every dataset; a family's module holds its builders and, at its end, its lines of this table.
+`DATASETS` names every dataset; the module of a dataset holds its builder and, at its end, its lines
+of this table. README.md of this folder has the table of datasets, and shows how to add one.
+
+What a builder yields and reads:
+
+    records             Sample, Reject and Ledger, with their arrow schemas
+    spec                DatasetSpec, ImageSource and BuildOptions: what a dataset is
+    data_folders        where the folders of datasets lie on this machine
+    images              uris, bytes, sizes and pixels of images, and the bucket of an image
+    image_sources       collections of images that several datasets share
+    image_annotations   ImageFacts: the boxes of one image, and windows into a crowded one
+    containers          images inside tar, TSV and parquet files
+
+What it checks, and what it draws:
+
+    validation          what every sample must keep to
+    box_checks          box forms, clipping, numbers of JSON files, files that must be there
+    masks               boxes of polygons and run lengths
+    names               names of categories in questions, plurals, names that mean the same
+    record_counter      records read, used and rejected
+    benchmark_leakage   images of benchmarks, which no training example may show
+    seeds               a seed from names
+    errors              SettingError
+
+Rooms:
+
+    datasets            a file a dataset, in the rooms detection, referring, instruction and ocr
+    readers             forms of files, streamed
+    tasks               from facts about an image to the samples of a task
+    drawn_world         the synthetic world of tests and demo, in official formats
 """
 
 from dataset_builders.data_folders import DataFolders
@@ -48,7 +77,7 @@ DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec
     for family in (
         drawn_world,
-        coco,  # and any folder in its layout
+        coco,
         objects365,
         v3det,
         lvis,
@@ -74,7 +103,7 @@ DATASETS: dict[str, DatasetSpec] = {
         vcr,
         mdvp,
         doclaynet,
-        scene_text,  # MLT2019, ICDAR2015
+        scene_text,
         syntext,
         wildreceipt,
         llava,
@@ -83,7 +112,8 @@ DATASETS: dict[str, DatasetSpec] = {
     )
     for spec in family.DATASETS
 }
-"""Every dataset by name; `_all` asks each image for all categories at once, as COCO AP is measured."""
+"""Every dataset by name; a name that ends in `_all` asks each image for all categories at once, as
+COCO AP is measured."""
 IMAGE_SOURCES: dict[str, ImageSource] = {
     source.name: source
     for spec in DATASETS.values()

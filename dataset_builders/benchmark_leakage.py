@@ -1,10 +1,10 @@
 """Images of benchmarks, which no training example may show.
 
 A benchmark's list of images is read from its official files, or from a list that a user writes
-(``benchmarks/NAME.txt``, a line an image: ``coco 391895``). Images are told apart by key space and id, so
-that one list serves every dataset over the same pictures: COCO, LVIS, RefCOCO, PACO, Osprey and the rest
-share COCO's ids, Visual Genome, GQA and VAW those of Visual Genome; and where Visual Genome's
-``image_data.json`` names a COCO twin, both are out.
+(``benchmarks/NAME.txt``, a line an image: ``coco 391895``). Images are told apart by key space and
+id, so that one list serves every dataset over the same images: COCO, LVIS, RefCOCO, PACO, Osprey
+and the rest share COCO's ids, Visual Genome, GQA and VAW those of Visual Genome; and where Visual
+Genome's ``image_data.json`` names a COCO twin, both are out.
 """
 
 import json
@@ -14,30 +14,37 @@ from functools import partial
 from typing import Any
 
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_sources import coco_id, stem
 from dataset_builders.readers.json_files import stream_array
-from dataset_builders.records import BadRecord
 from dataset_builders.tasks.referring import load_refs
 
 Key = tuple[str, str]
-"""(key space, image id)."""
+"""Key space and image id, such as ("coco", "391895")."""
 TWINS = "vg/image_data.json"
 """Visual Genome's list of images, with the COCO id of those that are COCO's."""
 USER_LISTS = "benchmarks/*.txt"
+"""Lists that a user writes; the name of the file is that of the list."""
+
+
+# What the short readers below raise on a file of another form: they look fields up without checking
+# each. ValueError stands for BadRecord, bytes that are not UTF-8 and text that is no number too.
+_WRONG_FORM = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkImages:
-    """The images of one benchmark."""
+    """The list of the images of one benchmark."""
 
     name: str
-    """For the counts of what was left out."""
+    """Name of the benchmark, under which images left out are counted."""
     files: tuple[str, ...]
-    """Files that list them (names or patterns)."""
+    """Files that list the images (names or patterns below the data root)."""
     spaces: tuple[str, ...]
-    """Key spaces of its images; empty when only the file says."""
+    """Key spaces of the images; empty when only the file says."""
     read: Callable[[DataFolders], Iterator[Key]]
-    """Yields its images; some may come twice. Raises ValueError for a file of another form."""
+    """Yields the images; some may come twice. It may raise whatever a file of another form makes it
+    raise: `excluded_images` turns that into a SettingError."""
 
     def missing(self, folders: DataFolders) -> str:
         """Return the first of its files that is not there; empty when all are."""
@@ -45,7 +52,7 @@ class BenchmarkImages:
 
 
 def benchmark_lists(folders: DataFolders) -> dict[str, BenchmarkImages]:
-    """Every list by name: those of the paper's benchmarks, and a user's own."""
+    """Return every list by name: those of the paper's benchmarks, and a user's own."""
     own = (
         BenchmarkImages(
             name=stem(file), files=(file,), spaces=(), read=partial(_user_list, file=file)
@@ -56,18 +63,22 @@ def benchmark_lists(folders: DataFolders) -> dict[str, BenchmarkImages]:
 
 
 def excluded_images(folders: DataFolders, names: Iterable[str]) -> dict[Key, str]:
-    """Every image of the named benchmarks, twins included -> the first benchmark that has it.
+    """Return every image of the named benchmarks, twins included, and which benchmark has it first.
 
-    Raises ValueError for an unknown name, and naming a file that is not there or not of its form.
+    Raises:
+        SettingError: A name is unknown, or a file is not there or not of its official form.
     """
     lists = benchmark_lists(folders)
     excluded: dict[Key, str] = {}
     for name in names:
         if name not in lists:
-            raise ValueError(f"exclude: unknown benchmark list {name!r}; known: {', '.join(lists)}")
+            raise SettingError(
+                f"exclude: unknown benchmark list {name!r}; known: {', '.join(lists)}"
+            )
         if missing := lists[name].missing(folders):
-            raise ValueError(
-                f"exclude: {name} needs {missing}: there is no {folders.path(missing)}"
+            raise SettingError(
+                f"exclude: {name} needs {missing}: there is no {folders.path(missing)}. Put it "
+                f"there, or leave {name} out of exclude."
             )
         for key in _read(lists[name], folders):
             excluded.setdefault(key, name)
@@ -79,16 +90,20 @@ def excluded_images(folders: DataFolders, names: Iterable[str]) -> dict[Key, str
 
 
 def _read(images: BenchmarkImages, folders: DataFolders) -> Iterator[Key]:
+    """Yield the images of one list; name its files when they are of another form."""
     try:
         yield from images.read(folders)
-    except (KeyError, TypeError, AttributeError, BadRecord, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"exclude: {images.name}: {', '.join(images.files)} is not of its official form ({error!r})"
+    except SettingError:
+        raise  # names its file already
+    except _WRONG_FORM as error:
+        files = ", ".join(images.files)
+        raise SettingError(
+            f"exclude: {images.name}: {files} is not of its official form ({error!r})"
         ) from error
 
 
 def _twins(folders: DataFolders) -> Iterator[tuple[Key, Key]]:
-    """Pairs of Visual Genome and COCO ids of the same picture; none when Visual Genome is not there."""
+    """Yield pairs of Visual Genome and COCO ids of the same image; none without Visual Genome."""
     if not folders.matches(TWINS):
         return
     for record in stream_array(folders.path(TWINS), None):
@@ -127,7 +142,7 @@ def _counterfactual(folders: DataFolders, *, files: tuple[str, ...]) -> Iterator
 
 
 def _names(folders: DataFolders, *, file: str, field: str, space: str) -> Iterator[Key]:
-    """A list of records with a file name, or an id, of a COCO or Visual Genome picture."""
+    """Yield the images of a list of records with a file name, or id, of COCO or Visual Genome."""
     for record in stream_array(folders.path(file), None):
         value = record[field]
         yield (
@@ -159,8 +174,9 @@ def _user_list(folders: DataFolders, *, file: str) -> Iterator[Key]:
     for number, line in enumerate(folders.path(file).read_text(encoding="utf-8").splitlines(), 1):
         space, blank, image_id = line.strip().partition(" ")
         if line.strip() and not blank:
-            raise ValueError(
-                f"exclude: {file} line {number} is {line!r}; write KEY_SPACE IMAGE_ID, as coco 391895"
+            raise SettingError(
+                f"exclude: {file} line {number} is {line!r}; "
+                "write KEY_SPACE IMAGE_ID, as coco 391895"
             )
         if line.strip():
             yield space, image_id
@@ -234,5 +250,5 @@ PAPER_LISTS = (
     ),
     _coco_list("drawn_val", "drawn/annotations/instances_val.json", space="drawn"),
 )
-"""Benchmarks whose images lie among those of training sets. CountBench, PixMo-Count, HumanRef and the ODinW
-sets have pictures of their own."""
+"""Benchmarks whose images lie among those of training sets. CountBench, PixMo-Count, HumanRef and
+the ODinW sets have images of their own."""

@@ -1,6 +1,7 @@
 """Images inside bigger files: members of a tar, lines of a TSV, cells of a parquet file.
 
-An image's uri says where to look (`images`), so that reading one image reads no index and unpacks nothing.
+An image's uri says where to look (`images`), so that reading one image reads no index and unpacks
+nothing.
 """
 
 import base64
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from dataset_builders.records import BadRecord
 
 IMAGE_COLUMNS = ("images", "image")
-"""Columns of a parquet file that may hold pictures, as `{bytes, path}` or a list of them."""
+"""Columns of a parquet file that may hold images, as `{bytes, path}` or a list of them."""
 _MAX_LINE_FACTOR = 1.4  # base64 makes 4 bytes of 3, a key stands before it
 
 
@@ -26,11 +27,18 @@ def tar_place(offset: int, size: int) -> str:
 
 
 def parquet_place(row_group: int, row: int, position: int) -> str:
-    """Return the part of a uri after "#" for an image of a parquet row. row: number in its row group."""
+    """Return the part of a uri after "#" for an image of a parquet row.
+
+    Args:
+        row_group: Number of the row group in the file.
+        row: Number of the row in its row group.
+        position: Number of the image in the list of the row; 0 where it is not a list.
+    """
     return f"{row_group}/{row}/{position}"
 
 
 def _numbers(place: str, separator: str, count: int) -> list[int]:
+    """Return the numbers of a place, which came from a file and may be anything."""
     parts = place.split(separator)
     if len(parts) != count or not all(part.isdecimal() and len(part) < 19 for part in parts):
         raise BadRecord("unsafe_path", f"{place[:80]!r} is no place in a container")
@@ -58,7 +66,14 @@ def read_line(path: Path, offset: int, limit: int) -> bytes:
     """Return the line at a byte offset, without its end.
 
     A line cut by the end of a file called ``..._part_3.tsv`` goes on in ``..._part_4.tsv``.
-    Raises BadRecord with reason image_too_large or malformed.
+
+    Args:
+        path: The file.
+        offset: Byte at which the line starts.
+        limit: Most bytes of a line.
+
+    Raises:
+        BadRecord: The reason is image_too_large or malformed.
     """
     with path.open("rb") as stream:
         stream.seek(offset)
@@ -78,16 +93,19 @@ def read_line(path: Path, offset: int, limit: int) -> bytes:
 
 
 def _next_part(path: Path) -> Path | None:
-    """Return the file that goes on where a part of a split file ends; None for the last or any other file."""
+    """Return the file that goes on where a part of a split file ends; None where there is none."""
     found = re.fullmatch(r"(.*_part_)(\d{1,6})(\.\w+)", path.name)
     following = path.with_name(f"{found[1]}{int(found[2]) + 1}{found[3]}") if found else path
     return following if found and following.is_file() else None
 
 
 def decode_cell(line: bytes) -> bytes:
-    """Return the picture in the last column of an image TSV's line.
+    """Return the image file in the last column of an image TSV's line.
 
-    Some files wrap the base64 in a literal ``b'...'``. Raises BadRecord with reason undecodable_image.
+    Some files wrap the base64 in a literal ``b'...'``.
+
+    Raises:
+        BadRecord: The reason is undecodable_image.
     """
     cell = line.rpartition(b"\t")[2].strip()
     if cell[:2] in (b"b'", b'b"') and cell[-1:] == cell[1:2]:
@@ -100,14 +118,17 @@ def decode_cell(line: bytes) -> bytes:
 
 def _read_parquet(path: Path, place: str, limit: int) -> bytes:
     row_group, row, position = _numbers(place, "/", 3)
-    stat = path.stat()
-    column = _image_column(str(path), stat.st_mtime_ns, row_group)
+    # the time of the last change is part of the cache's key: a file written anew is read anew
+    column = _image_column(str(path), path.stat().st_mtime_ns, row_group)
     if row >= len(column):
         raise BadRecord("missing_image", f"{path.name} has no row {row} in row group {row_group}")
-    cell = column[row].as_py()
+    try:
+        cell = column[row].as_py()
+    except ValueError as error:  # a column of text that is not UTF-8
+        raise BadRecord("undecodable_image", f"{path.name}#{place}: {error}") from error
     cells = cell if isinstance(cell, list) else [cell]
-    picture = cells[position] if position < len(cells) else None
-    data = picture.get("bytes") if isinstance(picture, dict) else picture
+    image = cells[position] if position < len(cells) else None
+    data = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(data, bytes):
         raise BadRecord("missing_image", f"{path.name}#{place} holds no bytes")
     if len(data) > limit:

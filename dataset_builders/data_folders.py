@@ -7,8 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DataFolders:
-    """Names such as ``coco/train2017/000000000009.jpg`` start with a folder's usual name; here they get a
-    place.
+    """Places of the folders that names such as ``coco/train2017/000000000009.jpg`` start with.
 
     Nothing of it is hashed: contents are.
     """
@@ -25,17 +24,23 @@ class DataFolders:
         object.__setattr__(self, "moved", moved)
 
     def root(self, name: str) -> Path:
-        """Folder that a name starts with: that of "coco" for "coco/train2017/000000000009.jpg"."""
+        """Return the folder that a name starts with: that of "coco" for "coco/train2017/9.jpg"."""
         first = name.partition("/")[0]
         return Path(self.moved.get(first, f"{self.data}/{first}"))
 
     def path(self, name: str) -> Path:
-        """Place of a file or folder. For names that we wrote: those of annotations go through `safe_join`."""
+        """Return the place of a file or folder.
+
+        Only for names that we wrote: those of annotation files go through `images.safe_join`.
+        """
         first, _, rest = name.partition("/")
         return self.root(first) / rest if rest else self.root(first)
 
     def matches(self, pattern: str) -> list[str]:
-        """Names of what a pattern such as ``grit/*.tar`` finds, sorted; without a star, the name itself."""
+        """Return the names of what a pattern such as ``grit/*.tar`` finds, sorted.
+
+        A name without a star stands for itself, if it is there.
+        """
         if "*" not in pattern:
             return [pattern] if self.path(pattern).exists() else []
         first, _, rest = pattern.partition("/")

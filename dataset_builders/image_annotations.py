@@ -1,4 +1,4 @@
-"""What is known of one image: its boxes, cleaned, with their ids; and windows into a crowded one."""
+"""What is known of one image: its cleaned boxes with their ids; and windows into a crowded one."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,14 +9,15 @@ import numpy as np
 from dataset_builders.records import BadRecord, ImageRef, Object, Sample, Turn
 
 Window = tuple[int, int, int, int]
-"""xyxy in pixels of the original image."""
+"""Part of an image, xyxy in pixels of the original image."""
 MIN_KEPT_SHARE = 0.5
-"""A box that a window cuts below this share of its area is an ignore region there. ours"""
+"""Share of a box's area below which a window that cuts it makes it an ignore region. ours"""
 WINDOW_OVERLAP = 0.1
-"""Share of a window's side by which its halves overlap, so that a box on the cut is whole in one of them.
-ours"""
+"""Share of a window's side by which its halves overlap, so that a box on the cut is whole in one of
+them. ours"""
 MIN_WINDOW_PX = 64
-"""Windows are not cut below this side: an image that still shows too many objects there is given up. ours"""
+"""Side below which windows are not cut: an image that still shows too many objects there is given
+up. ours"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,9 @@ class ImageFacts:
     """What annotation files say of one image, or of a window into it."""
 
     ref: ImageRef
-    """Where it is; width and height are known."""
+    """The image; its width and height are known."""
     objects: tuple[Object, ...] = ()
-    """Its boxes in the file's order; crowd and don't-care regions are `ignore`."""
+    """Boxes of the image in the file's order; crowd and don't-care regions are `ignore`."""
     ids: tuple[Any, ...] = ()
     """The file's id of each object."""
     uncertain: frozenset[str] = frozenset()
@@ -53,7 +54,7 @@ class ImageFacts:
 
     @property
     def num_boxed(self) -> int:
-        """Objects that are no ignore regions."""
+        """Number of objects that are no ignore regions."""
         return sum(not item.ignore for item in self.objects)
 
     def sample(
@@ -61,8 +62,12 @@ class ImageFacts:
     ) -> Sample:
         """Return a sample about this image or window.
 
-        number: tells the samples of one task and image apart. facts: further fields of `Sample`, such as
-        absent_labels with absent_regime.
+        Args:
+            dataset: Name of the dataset.
+            task: One of `records.TASKS`.
+            number: Tells the samples of one task and image apart.
+            turns: The conversation.
+            **facts: Further fields of `Sample`, such as absent_labels with absent_regime.
         """
         ref = self.ref
         place = "" if self.window is None else "@" + "-".join(map(str, self.window))
@@ -82,10 +87,16 @@ class ImageFacts:
         )
 
     def windows(self, max_objects: int) -> Iterator["ImageFacts"]:
-        """Yield the image itself when it shows at most `max_objects` objects, else windows that do.
+        """Yield the image itself when it shows few enough objects, else windows that do.
 
-        A window that shows too many is halved across its longer side. Windows without any object are left
-        out. Raises BadRecord with reason too_many_regions when the smallest windows still show too many.
+        A window that shows too many is halved across its longer side. Windows without any object
+        are left out.
+
+        Args:
+            max_objects: Most objects of a window, ignore regions not counted.
+
+        Raises:
+            BadRecord: The reason is too_many_regions: the smallest windows still show too many.
         """
         if self.num_boxed <= max_objects:
             yield self
@@ -95,12 +106,13 @@ class ImageFacts:
             window = pending.pop(0)
             view = self.view(window)
             if view.num_boxed > max_objects:
+                # in front, so that the halves of a window come together
                 pending[:0] = _halves(window, self.num_boxed)
             elif view.num_boxed:
                 yield view
 
     def view(self, window: Window) -> "ImageFacts":
-        """Return the facts of a window: boxes cut at its border, those cut too much marked `ignore`."""
+        """Return the facts of a window: boxes cut at its border, `ignore` where cut too much."""
         x1, y1, x2, y2 = window
         objects, ids = [], []
         for item, number in zip(self.objects, self.ids, strict=True):
@@ -117,6 +129,7 @@ class ImageFacts:
 
 
 def _halves(window: Window, num_objects: int) -> list[Window]:
+    """Return the two halves of a window across its longer side, overlapping."""
     x1, y1, x2, y2 = window
     wide = x2 - x1 >= y2 - y1
     side = x2 - x1 if wide else y2 - y1

@@ -1,22 +1,18 @@
-"""Image sources that several datasets share, and how a folder of pictures is listed."""
+"""Image sources that several datasets share, and how a folder of images is listed."""
 
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.images import check_uri
 from dataset_builders.records import BadRecord, ImageRef, Reject
 from dataset_builders.spec import ImageSource, path_id
 
-if TYPE_CHECKING:
-    pass
-
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
-"""Files that are taken for pictures."""
+"""Suffixes of files that are taken for images."""
 
 
 def stem(uri: str) -> str:
@@ -27,7 +23,10 @@ def stem(uri: str) -> str:
 def coco_id(uri: str) -> str:
     """Return the COCO id of a file name of any year: "9" for "COCO_train2014_000000000009.jpg".
 
-    REFER's names carry a further number behind the id. Raises BadRecord with reason malformed.
+    REFER's names carry a further number behind the id.
+
+    Raises:
+        BadRecord: The reason is malformed.
     """
     found = re.search(r"(?:^|_)(\d{12})(?:_\d+)?\Z", stem(uri))
     if not found:
@@ -36,7 +35,7 @@ def coco_id(uri: str) -> str:
 
 
 def list_folder(folders: DataFolders, *, source: ImageSource) -> Iterator[ImageRef | Reject]:
-    """Yield every picture below some folders, in the order of their names; none is opened, sizes stay 0."""
+    """Yield every image below some folders, in the order of names; none is opened, sizes stay 0."""
     seen: set[str] = set()
     for folder in source.pictures:
         for name in _files(folders.path(folder)):
@@ -55,7 +54,7 @@ def list_folder(folders: DataFolders, *, source: ImageSource) -> Iterator[ImageR
 
 
 def _files(root: Path) -> Iterator[str]:
-    """Yield the files below a folder by their posix paths relative to it, in one order everywhere."""
+    """Yield the files below a folder by posix paths relative to it, in one order everywhere."""
     for place, folders, files in os.walk(root, followlinks=False):
         folders.sort()
         below = Path(place).relative_to(root).as_posix()
@@ -69,9 +68,14 @@ def folder_source(
     id_of: Callable[[str], str] = path_id,
     key_space: str = "",
 ) -> ImageSource:
-    """Return a source that is all pictures below some folders.
+    """Return a source that is all images below some folders.
 
-    id_of: image id of a uri; unique over all the folders.
+    Args:
+        name: Name of the source.
+        *pictures: The folders, by their names below the data root.
+        num_buckets: Units of work, see `ImageSource`.
+        id_of: Returns the image id of a uri; unique over all the folders.
+        key_space: Whose ids the image ids are, see `ImageSource`.
     """
 
     def list_them(folders: DataFolders) -> Iterator[ImageRef | Reject]:
@@ -90,19 +94,19 @@ def folder_source(
 
 _coco2017 = partial(folder_source, id_of=coco_id, key_space="coco")
 COCO_TRAIN = _coco2017("coco_train2017", "coco/train2017", num_buckets=256)
-"""Pictures of COCO train2017. Those of train2014 are among them, under the same ids and with the same
+"""Images of COCO train2017. Those of train2014 are among them, under the same ids and with the same
 pixels."""
 COCO_VAL = _coco2017("coco_val2017", "coco/val2017", num_buckets=16)
 VISUAL_GENOME = folder_source(
     "visual_genome", "vg/VG_100K", "vg/VG_100K_2", num_buckets=256, id_of=stem, key_space="vg"
 )
 GQA = folder_source("gqa", "gqa/images", num_buckets=256, id_of=stem, key_space="vg")
-"""GQA's pictures carry Visual Genome's ids."""
+"""Images of GQA, which carry Visual Genome's ids."""
 FLICKR30K = folder_source("flickr30k", "flickr30k/flickr30k-images", num_buckets=64, id_of=stem)
 
 
 def coco_uri(image_id: int | str) -> str:
-    """Return the uri of a COCO train2017 picture by its id."""
+    """Return the uri of a COCO train2017 image by its id."""
     return f"coco/train2017/{int(image_id):012d}.jpg"
 
 
@@ -117,8 +121,12 @@ SHARE_TEXTVQA = folder_source("share_textvqa", "share_textvqa/images", num_bucke
 
 
 def source_of(uri: str, sources: Iterable[ImageSource]) -> ImageSource:
-    """Return the source below whose folder a uri lies. Raises BadRecord with reason unknown_image."""
+    """Return the source below whose folder a uri lies.
+
+    Raises:
+        BadRecord: The reason is unknown_image.
+    """
     for source in sources:
         if any(uri.startswith(f"{folder}/") for folder in source.pictures):
             return source
-    raise BadRecord("unknown_image", f"{ascii(uri)[:160]} lies in no folder of pictures known here")
+    raise BadRecord("unknown_image", f"{ascii(uri)[:160]} lies in no folder of images known here")

@@ -1,10 +1,11 @@
-"""Images on disk: which bucket an image belongs to, where its bytes lie, and how bytes become pixels.
+"""Images on disk: the bucket of an image, where its bytes lie, and how they become pixels.
 
 The uri of an image starts with the usual name of its dataset's folder (`DataFolders`):
 
     coco/train2017/000000000009.jpg             a file
     grit/00000.tar#1536+20480                   bytes 1536 to 22016 of a tar (`containers`)
-    humanref_cot/images.tsv#90112               the line at byte 90112 of a TSV, its second column in base64
+    humanref_cot/images.tsv#90112               the line at byte 90112 of a TSV, whose second
+                                                column is base64
     cauldron/ai2d/train-00000.parquet#3/17/0    row group 3, row 17 in it, image 0 of its list
 """
 
@@ -37,11 +38,13 @@ __all__ = [
 ]
 
 MAX_IMAGE_PIXELS = 80_000_000
-"""Largest image that is decoded: 240 MB of RGB. Below the size at which Pillow starts to warn by itself."""
+"""Most pixels of an image that is decoded: 240 MB of RGB. It lies below the size at which Pillow
+starts to warn by itself."""
 MAX_IMAGE_BYTES = 256 * 2**20
-"""Largest file that is read."""
+"""Most bytes of a file that is read."""
 
-# What Pillow's decoders raise on broken input: OSError for a truncated file, SyntaxError for a PNG chunk.
+# What Pillow's decoders raise on broken input: OSError for a truncated file, SyntaxError for a PNG
+# chunk.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -59,27 +62,35 @@ _DECODER_ERRORS = (
 
 
 class BadImage(BadRecord):
-    """An image that cannot be read: unsafe_path, missing_image, image_too_large or undecodable_image."""
+    """An image that cannot be read.
+
+    Its reason is unsafe_path, missing_image, image_too_large or undecodable_image.
+    """
 
 
 def bucket_of(image_id: str, num_buckets: int) -> int:
-    """Return the bucket of an image, the unit in which work is done and resumed. ours
+    """Return the bucket of an image, the unit in which work is done and resumed.
 
     Only what stands before a "#" counts: images of one row group of a container are read together.
+    The way to hash is ours.
     """
     group = image_id.partition("#")[0]
     return int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) % num_buckets
 
 
 def buckets_holding(bucket: int, num_buckets: int, others: int) -> list[int]:
-    """Return which of `others` buckets hold the images of one of `num_buckets`; both are powers of two."""
+    """Return which of `others` buckets hold the images of one of `num_buckets`.
+
+    Both numbers are powers of two, so that buckets of one lie whole in those of the other.
+    """
     return [bucket % others] if others <= num_buckets else list(range(bucket, others, num_buckets))
 
 
 def check_uri(uri: str) -> str:
-    """Return `uri` when it is a clean relative posix path that stays below its root by its text alone.
+    """Return `uri` when it is a clean relative posix path that stays below its root by its text.
 
-    Raises BadImage with reason unsafe_path.
+    Raises:
+        BadImage: The reason is unsafe_path.
     """
     if (
         not isinstance(uri, str)
@@ -99,17 +110,20 @@ def check_uri(uri: str) -> str:
 def safe_join(root: str | Path, uri: str) -> Path:
     """Return the path of `uri` below `root`, following no link out of it.
 
-    root: local folder of the dataset. uri: posix path relative to it.
-    Raises BadImage with reason unsafe_path: absolute, `..`, backslash, null byte, link that leaves the root.
+    Args:
+        root: Local folder of the dataset.
+        uri: Posix path relative to it.
+
+    Raises:
+        BadImage: The reason is unsafe_path: absolute, `..`, backslash, null byte, or a link that
+            leaves the root.
     """
     base = Path(root).resolve()
     path = base / check_uri(uri)
     try:
         resolved = path.resolve()
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # a loop of links, or a name the file system cannot hold
+    # a loop of links, or a name that the file system cannot hold
+    except (OSError, RuntimeError) as error:
         raise BadImage(
             "unsafe_path", f"image path {uri[:200]!r}: {type(error).__name__}"
         ) from error
@@ -121,7 +135,8 @@ def safe_join(root: str | Path, uri: str) -> Path:
 def read_image_bytes(folders: DataFolders, uri: str) -> bytes:
     """Return the bytes of an image file, exactly as stored.
 
-    Raises BadImage with reason unsafe_path, missing_image, image_too_large or undecodable_image.
+    Raises:
+        BadImage: The reason is unsafe_path, missing_image, image_too_large or undecodable_image.
     """
     name, mark, place = uri.partition("#")
     first, _, rest = name.partition("/")
@@ -141,10 +156,12 @@ def read_image_bytes(folders: DataFolders, uri: str) -> bytes:
 
 
 def read_image_size(folders: DataFolders, uri: str) -> tuple[int, int]:
-    """Return width and height of an image as `decode_image` gives it, from its header alone where it is a
-    file.
+    """Return width and height of an image in pixels, as `decode_image` gives it.
 
-    Raises BadImage as `read_image_bytes` and `image_size` do.
+    Of an image in a file of its own, only the header is read.
+
+    Raises:
+        BadImage: As `read_image_bytes` and `image_size` raise it.
     """
     if "#" in uri:
         return image_size(read_image_bytes(folders, uri))
@@ -160,9 +177,10 @@ def read_image_size(folders: DataFolders, uri: str) -> tuple[int, int]:
 
 
 def image_size(data: bytes | IO[bytes]) -> tuple[int, int]:
-    """Return width and height in pixels, turned the way the EXIF orientation says; nothing is decoded.
+    """Return width and height in pixels, turned as the EXIF orientation says; nothing is decoded.
 
-    Raises BadImage with reason image_too_large or undecodable_image.
+    Raises:
+        BadImage: The reason is image_too_large or undecodable_image.
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
@@ -176,7 +194,7 @@ def image_size(data: bytes | IO[bytes]) -> tuple[int, int]:
 
 
 def exif_orientation(data: bytes) -> int:
-    """Return the EXIF orientation, 1 (upright) to 8, that `decode_image` undoes; 1 where there is none."""
+    """Return the EXIF orientation, 1 (upright) to 8, that `decode_image` undoes; 1 without one."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             value = image.getexif().get(0x0112, 1)
@@ -186,10 +204,15 @@ def exif_orientation(data: bytes) -> int:
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Return the picture as RGB, turned the way its EXIF orientation says.
+    """Return the image as RGB, turned the way its EXIF orientation says.
 
-    data: the bytes of a JPEG, PNG or any other file that Pillow reads. max_pixels: checked before decoding.
-    Raises BadImage with reason image_too_large or undecodable_image; no message holds a memory address.
+    Args:
+        data: The bytes of a JPEG, PNG or any other file that Pillow reads.
+        max_pixels: Most pixels; checked before anything is decoded.
+
+    Raises:
+        BadImage: The reason is image_too_large or undecodable_image; no message holds a memory
+            address, so that rejects are the same in every run.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -209,6 +232,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Im
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return the image as RGB; of 16-bit grey the high byte is kept."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip every value above 255 to white
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

@@ -1,7 +1,7 @@
 """Boxes of COCO segmentations: polygons, and run lengths plain or packed into text.
 
-The codes are those of https://github.com/cocodataset/cocoapi (common/maskApi.c), read here without its C
-library, which trusts what it is given: a mask of height 0 divides by zero there.
+The codes are those of https://github.com/cocodataset/cocoapi (common/maskApi.c), read here without
+its C library, which trusts what it is given: a mask of height 0 divides by zero there.
 """
 
 from typing import Any
@@ -12,18 +12,24 @@ from dataset_builders.box_checks import MAX_COORDINATE, get, whole_number
 from dataset_builders.records import BadRecord
 
 _MAX_RUN_BITS = 40
-"""Bits of a run length; more is garbage."""
+"""Most bits of a run length; a longer one is garbage."""
 
 
 def segmentation_box(
     segmentation: Any, width: int, height: int
 ) -> tuple[float, float, float, float]:
-    """Return x1, y1, x2, y2 of a segmentation, in pixels of its image of width x height; not clipped.
+    """Return x1, y1, x2, y2 of a segmentation in pixels of its image, not clipped.
 
-    segmentation: a list of polygons [x1, y1, x2, y2, ...], or {size: [height, width], counts} with counts a
-    list of run lengths or their packed text. Of run lengths the box is that of the pixels: whole numbers,
-    the far edges included.
-    Raises BadRecord: malformed, not_finite_box, size_mismatch or empty_box.
+    Of run lengths the box is that of the pixels: whole numbers, the far edges included.
+
+    Args:
+        segmentation: A list of polygons [x1, y1, x2, y2, ...] in pixels, or {size: [height, width],
+            counts} with counts a list of run lengths or their packed text.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+
+    Raises:
+        BadRecord: The reason is malformed, not_finite_box, size_mismatch or empty_box.
     """
     if isinstance(segmentation, list):
         return _polygon_box(segmentation)
@@ -73,8 +79,11 @@ def _plain(counts: Any) -> list[int]:
 
 
 def _unpacked(text: str) -> list[int]:
-    """Return run lengths from text: five bits a character from "0" on, the sixth says that more follow, the
-    last one's fifth is the sign; from the fourth number on the difference to the one two before is stored."""
+    """Return run lengths from their packed text.
+
+    A character holds five bits from "0" on; its sixth says that more follow, and the fifth of the
+    last one is the sign. From the fourth number on the difference to the one two before is stored.
+    """
     runs: list[int] = []
     number = shift = 0
     for character in text:
@@ -97,7 +106,12 @@ def _unpacked(text: str) -> list[int]:
 
 
 def _run_box(runs: np.ndarray, height: int) -> tuple[float, float, float, float]:
-    """Box of the odd runs of int64[N] run lengths, column after column from the left, each from the top."""
+    """Return the box of the odd runs: they are the mask, the even ones what lies between.
+
+    Args:
+        runs: int64[N] run lengths, column after column from the left, each from the top.
+        height: Height of a column in pixels.
+    """
     ends = runs.cumsum()
     starts = ends - runs
     starts, ends = starts[1::2], ends[1::2]
@@ -105,9 +119,8 @@ def _run_box(runs: np.ndarray, height: int) -> tuple[float, float, float, float]
     if not len(starts):
         raise BadRecord("empty_box", "a mask without any pixel")
     first, last = starts // height, (ends - 1) // height
-    across = bool(
-        (last > first).any()
-    )  # a run that goes on in the next column touches bottom and top
+    # a run that goes on in the next column touches bottom and top
+    across = bool((last > first).any())
     top = 0 if across else int((starts % height).min())
     bottom = height if across else int(((ends - 1) % height).max()) + 1
     return float(first.min()), float(top), float(last.max() + 1), float(bottom)

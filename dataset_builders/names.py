@@ -24,7 +24,7 @@ _SINGULAR = {plural: noun for noun, plural in _IRREGULAR.items()}
 
 
 def plural(noun: str) -> str:
-    """Return the English plural of a category name by its last word. ours"""
+    """Return the English plural of a category name by its last word. The rules are ours."""
     *before, last = noun.split(" ")
     if last in _IRREGULAR:
         last = _IRREGULAR[last]
@@ -36,7 +36,10 @@ def plural(noun: str) -> str:
 
 
 def singular(noun: str) -> str:
-    """Return the English singular of a name by its last word, roughly: for comparing names. ours"""
+    """Return the English singular of a name by its last word, roughly: for comparing names.
+
+    The rules are ours.
+    """
     *before, last = noun.split(" ")
     if last in _SINGULAR:
         last = _SINGULAR[last]
@@ -51,15 +54,15 @@ def singular(noun: str) -> str:
 
 @lru_cache(1 << 16)  # a dataset's names are compared again for every image
 def normalised(name: str) -> str:
-    """Return a name as it is compared: lower case, blanks for underscores, no parentheses, singular."""
+    """Return a name as it is compared: lower case, no underscores, no parentheses, singular."""
     bare = re.sub(r"\([^()]*\)", " ", name.lower().replace("_", " "))
     return singular(" ".join(re.sub(r"[^\w/&+'-]+", " ", bare).split()))
 
 
 def prompt_name(name: str) -> str:
-    """Return a name as a question says it: blanks for underscores, no parentheses, no blanks around it.
+    """Return a name as a question says it: no underscores, no parentheses, no blanks around it.
 
-    The name itself, stripped, when nothing else would be left.
+    It is the name itself, stripped, when nothing else would be left.
     """
     bare = " ".join(re.sub(r"\([^()]*\)", " ", name.replace("_", " ")).split())
     return bare or name.strip()
@@ -68,9 +71,12 @@ def prompt_name(name: str) -> str:
 def prompt_names(names: Iterable[str], synonyms: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return official name -> the name that a question uses, each of them different.
 
-    synonyms: official name -> a better one, where there is any. Where two would be asked for by the same
-    name, each keeps its parenthesis: "drum (musical instrument)"; where that does not help, its official
-    name.
+    Where two would be asked for by the same name, each keeps its parenthesis: "drum (musical
+    instrument)"; where that does not help, its official name.
+
+    Args:
+        names: Official names.
+        synonyms: Official name -> a better one, where there is any.
     """
     names = list(names)
     wanted = {name: prompt_name((synonyms or {}).get(name, name)) for name in names}

@@ -3,15 +3,20 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
+from dataset_builders.errors import SettingError
 from dataset_builders.records import BadRecord, Ledger, Reject, Sample
 from dataset_builders.validation import validate
 
 WRONG_FORM_RECORDS = 100
-"""So many malformed records, with no good one among them, are not bad records but another format."""
+"""So many malformed records, with no good one among them, are not bad records but another
+format."""
 
 
-class Tally:
-    """Counts records read, used and rejected, by unit; its ledger is the last thing that a builder yields."""
+class RecordCounter:
+    """Counts of records read, used and rejected, by unit.
+
+    Its ledger is the last thing that a builder yields.
+    """
 
     def __init__(self) -> None:
         self._read: Counter[str] = Counter()
@@ -28,26 +33,38 @@ class Tally:
     def reject(self, record_id: str, error: BadRecord, unit: str = "record") -> Reject:
         """Count a record that was read and cannot be used; return its reject, to be yielded.
 
-        Raises ValueError when nothing but malformed records came so far: the file is of another form.
+        Args:
+            record_id: Readable name of the record in its file.
+            error: Why it cannot be used.
+            unit: One of `records.UNITS`.
+
+        Raises:
+            SettingError: Nothing but malformed records came so far: the file is of another form.
         """
         self._read[unit] += 1
         self.reasons[error.reason] += 1
         self._malformed[unit] += error.reason == "malformed"
         if self._malformed[unit] == self._read[unit] == WRONG_FORM_RECORDS:
-            raise ValueError(
-                f"none of the first {WRONG_FORM_RECORDS} records of unit {unit!r} has the documented form; "
-                f"the last, {record_id}: {error.detail}"
+            raise SettingError(
+                f"none of the first {WRONG_FORM_RECORDS} records of unit {unit!r} has the "
+                f"documented form; the last, {record_id}: {error.detail}"
             )
         return Reject.of(record_id, error, unit)
 
     def record(
         self, record_id: str, make: Callable[[], Iterable[Sample]], unit: str = "record"
     ) -> Iterator[Sample | Reject]:
-        """Yield the samples that `make` makes of one record, each validated, or the record's reject.
+        """Yield the samples of one record, each validated, or the record's reject.
 
         A record of which one sample is bad gives none.
+
+        Args:
+            record_id: Readable name of the record in its file.
+            make: Makes its samples; raises BadRecord when it cannot.
+            unit: One of `records.UNITS`.
         """
         try:
+            # all of them before the first is yielded: a bad one takes the others with it
             samples = list(make())
             for sample in samples:
                 validate(sample)
@@ -57,7 +74,7 @@ class Tally:
             self.use(unit)
             yield from samples
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "RecordCounter") -> None:
         """Add the counts of one file to those of the dataset."""
         self._read += other._read
         self._used += other._used
@@ -65,7 +82,7 @@ class Tally:
 
     @property
     def num_read(self) -> int:
-        """Records of all units read so far."""
+        """Number of records of all units read so far."""
         return self._read.total()
 
     def ledger(self) -> Ledger:

@@ -1,12 +1,13 @@
-"""What a dataset and an image source are: where their files lie, what they hold, and who reads them."""
+"""What a dataset and an image source are: where their files lie, what they hold, who reads them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, TypeVar
 
 from dataset_builders.box_checks import require
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.images import check_uri, read_image_size
 from dataset_builders.records import ImageRef, Ledger, Reject, Sample
 
@@ -15,7 +16,7 @@ Item = Sample | Reject | Ledger
 
 
 def path_id(uri: str) -> str:
-    """Return the path below the dataset's folder without its suffix: "train_images/0004c9478eeda995"."""
+    """Return the path below the dataset's folder, without suffix: "train_images/0004c9478ee"."""
     return PurePosixPath(*PurePosixPath(uri).parts[1:]).with_suffix("").as_posix()
 
 
@@ -23,25 +24,40 @@ PAPER_REGIONS = 100
 """Most regions of a prompt (paper 3.1)."""
 
 
+_Found = TypeVar("_Found")
+
+
+def _readable(items: Iterator[_Found], what: str = "") -> Iterator[_Found]:
+    """Yield the items of a reader; name the file when one cannot be opened."""
+    try:
+        yield from items
+    # a folder in place of a file, or one that this user may not read; a full disk is none of these
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileNotFoundError) as error:
+        raise SettingError(f"{what}cannot read {error.filename}: {error.strerror}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What can be chosen about the samples made from one image; part of the fingerprint of the samples."""
+    """What can be chosen about the samples of one image; part of the fingerprint of the samples."""
 
     seed: int = 0
-    """Every choice is drawn from (seed, dataset, image id), so it depends on nothing else."""
+    """Seed of every choice, which is drawn from (seed, dataset, image id) and depends on nothing
+    else."""
     paraphrases: bool = False
-    """Draw question wordings from the table of `prompts`; False asks in the release's own words always."""
+    """Whether question wordings are drawn from the table of `prompts`; False asks in the release's
+    own words always."""
     single_names: int = 2
-    """Detection questions an image that ask for one present category; one more asks for several at once."""
+    """Number of detection questions an image that ask for one present category; one more asks for
+    several at once."""
     counting: int = 2
-    """Counting questions an image, each about a present category without crowd region."""
+    """Number of counting questions an image, each about a present category without crowd region."""
     region_names: int = 2
-    """Questions an image that show a region and ask for its name."""
+    """Number of questions an image that show a region and ask for its name."""
     absent_counts: float = 0.2
-    """Chance that an image with counting questions is also asked to count something that it does not show
-    (paper 4.1: 20 % of the detection-related data ask for what is not there)."""
+    """Chance that an image with counting questions is also asked to count something that it does
+    not show (paper 4.1: 20 % of the detection-related data ask for what is not there)."""
     visual_prompts: int = 1
-    """Questions an image that show one object and ask for all others of its category."""
+    """Number of questions an image that show one object and ask for all others of its category."""
     region_texts: int = 8
     """Most descriptions, readings or attributes of regions that an image is asked for."""
     max_objects: int = PAPER_REGIONS
@@ -50,35 +66,36 @@ class BuildOptions:
     def __post_init__(self) -> None:
         for name in ("single_names", "counting", "region_names", "visual_prompts", "region_texts"):
             if getattr(self, name) < 0:
-                raise ValueError(f"BuildOptions.{name}={getattr(self, name)}: want 0 or more")
+                raise SettingError(f"BuildOptions.{name}={getattr(self, name)}: want 0 or more")
         if not 0.0 <= self.absent_counts <= 1.0:
-            raise ValueError(
+            raise SettingError(
                 f"BuildOptions.absent_counts={self.absent_counts}: want a chance, 0 to 1"
             )
         if self.max_objects < 1:
-            raise ValueError(f"BuildOptions.max_objects={self.max_objects}: want 1 or more")
+            raise SettingError(f"BuildOptions.max_objects={self.max_objects}: want 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource:
-    """A collection of pictures. Datasets over the same pictures share their proposals under its name."""
+    """A collection of images, under whose name datasets over the same images share proposals."""
 
     name: str
     """Name of the proposals, and `Sample.image_source`."""
     num_buckets: int
-    """Units of work; a power of two, so that the buckets of one source lie whole in those of another. About a
-    thousand pictures each: a worker holds the shards of a bucket in memory."""
+    """Units of work: a power of two, so that the buckets of one source lie whole in those of
+    another. About a thousand images each, since a worker holds the shards of a bucket in memory."""
     list_images: Callable[[DataFolders], Iterator[ImageRef | Reject]]
-    """Yields every picture; called through `images`."""
+    """Yields every image; called through `images`."""
     files: tuple[str, ...] = ()
-    """Annotation files that `list_images` reads (patterns): with them the list is known. Empty when it walks
-    through the folder."""
+    """Annotation files that `list_images` reads (patterns): with them the list is known. Empty when
+    it walks through the folder."""
     pictures: tuple[str, ...]
-    """Folders or container files (patterns) that hold the pictures."""
+    """Folders or container files (patterns) that hold the images."""
     id_of: Callable[[str], str] = path_id
-    """Image id of a uri, for pictures that are referred to by their path."""
+    """Returns the image id of a uri, for images that are referred to by their path."""
     key_space: str = ""
-    """Whose ids its image ids are, where several sources share them ("coco", "vg"); empty: its own."""
+    """Whose ids the image ids are, where several sources share them ("coco", "vg"); empty: its
+    own."""
 
     def __post_init__(self) -> None:
         if self.num_buckets < 1 or self.num_buckets & (self.num_buckets - 1):
@@ -87,24 +104,32 @@ class ImageSource:
             )
 
     def images(self, folders: DataFolders) -> Iterator[ImageRef | Reject]:
-        """Every image of the source, or its reject. Raises ValueError at once when a file is missing."""
-        require(folders, (*self.files, *self.pictures), what=f"image source {self.name}")
-        return self.list_images(folders)
+        """Return an iterator over every image of the source, or its reject.
+
+        Raises:
+            SettingError: A file is missing (raised at once), or not of its form or readable (while
+                the images are read).
+        """
+        what = f"image source {self.name}"
+        require(folders, (*self.files, *self.pictures), what=what)
+        return _readable(self.list_images(folders), f"{what}: ")
 
     def exists(self, folders: DataFolders) -> bool:
-        """Whether all its files are there."""
+        """Return whether all its files are there."""
         return all(folders.matches(name) for name in (*self.files, *self.pictures))
 
     def open(self, folders: DataFolders, uri: str) -> ImageRef:
-        """Refer to a picture by its uri, with the size that its header says.
+        """Return a reference to an image by its uri, with the size that its header says.
 
-        Raises BadRecord: unsafe_path, missing_image, image_too_large or undecodable_image.
+        Raises:
+            BadRecord: The reason is unsafe_path, missing_image, image_too_large or
+                undecodable_image.
         """
         check_uri(uri)
         return self.ref(self.id_of(uri), uri, *read_image_size(folders, uri))
 
     def ref(self, image_id: str, uri: str, width: int, height: int) -> ImageRef:
-        """Refer to one of its pictures; see `ImageRef` for the arguments."""
+        """Return a reference to one of its images; see `ImageRef` for the arguments."""
         return ImageRef(
             image_source=self.name, image_id=image_id, image_uri=uri, width=width, height=height
         )
@@ -117,16 +142,17 @@ class DatasetSpec:
     name: str
     """Name of the samples and shards."""
     images: tuple[ImageSource, ...]
-    """Where its pictures come from; none for text alone."""
+    """Where its images come from; none for text alone."""
     optional_images: tuple[ImageSource, ...] = ()
-    """Sources that are used where their files are there: collections that hold only part of its pictures."""
+    """Sources that are used where their files are there: collections that hold only part of its
+    images."""
     build: Callable[[DataFolders, BuildOptions], Iterator[Item]]
     """The builder, a generator; called through `samples`."""
     files: tuple[str, ...]
-    """Annotation files (names or patterns, from the folder's usual name on); their content is the identity of
-    the dataset."""
+    """Annotation files (names or patterns, from the folder's usual name on); their content is the
+    identity of the dataset."""
     containers: tuple[str, ...] = ()
-    """Big files that hold annotations and pictures together; names and sizes are their identity."""
+    """Big files that hold annotations and images together; names and sizes are their identity."""
     optional_files: tuple[str, ...] = ()
     """Files that are read where they are there; they count for the identity then."""
     tasks: tuple[str, ...]
@@ -140,15 +166,16 @@ class DatasetSpec:
     layout: str
     """The files below the data root, for people: one a line, with what it is."""
     granularity: Literal["coarse", "fine"] = "coarse"
-    """What its boxes frame, for training a proposal network: whole objects, or parts of them too."""
+    """What its boxes frame, for training a proposal network: whole objects, or parts of them
+    too."""
     match_iou: float = 0.5
-    """Least IoU at which a proposal stands for an object; 0.7 for lines of text and documents, whose
-    neighbours are close."""
+    """Least IoU at which a proposal stands for an object; 0.7 for lines of text and documents,
+    whose neighbours are close."""
     num_samples: int = 0
-    """About how many samples its official files give, as far as published counts say; 0: unknown. For
-    `fo1 plan` before anything is built."""
+    """About how many samples its official files give, as far as published counts say; 0: unknown.
+    For `fo1 plan` before anything is built."""
     version: int = 1
-    """Raised when the builder's code changes what it yields."""
+    """Version of the builder, raised when its code changes what it yields."""
 
     @property
     def num_buckets(self) -> int:
@@ -158,30 +185,38 @@ class DatasetSpec:
         )
 
     def sources(self, folders: DataFolders) -> tuple[ImageSource, ...]:
-        """Image sources that are there: all of `images`, and of `optional_images` those on this machine."""
+        """Return the image sources that are there: all of `images`, and the optional ones found."""
         return (
             *self.images,
             *(source for source in self.optional_images if source.exists(folders)),
         )
 
     def samples(self, folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
-        """Samples and rejects, then one ledger.
+        """Yield samples and rejects, then one ledger.
 
-        Raises ValueError, with the documented layout, when a file is missing or not of its form.
+        Raises:
+            SettingError: A file is missing, cannot be read or is not of its form; the message holds
+                the documented layout.
         """
         self.check_files(folders)
         try:
-            yield from self.build(folders, options)
-        except ValueError as error:
-            raise ValueError(f"dataset {self.name}: {error}\n{self._where(folders)}") from error
+            yield from _readable(self.build(folders, options))
+        except SettingError as error:
+            raise SettingError(f"dataset {self.name}: {error}\n{self._where(folders)}") from error
 
     def check_files(self, folders: DataFolders) -> None:
-        """Raise ValueError, with the layout, naming the first file or folder that is not there."""
+        """Raise unless all its files and folders are there.
+
+        Raises:
+            SettingError: One is not; the message names the first such, and holds the documented
+                layout.
+        """
         pictures = [name for source in self.images for name in source.pictures]
         names = (*self.files, *self.containers, *pictures)
         require(folders, names, what=f"dataset {self.name}", layout=self._where(folders))
 
     def _where(self, folders: DataFolders) -> str:
+        """Return the documented layout with the places of its folders on this machine."""
         first = dict.fromkeys(name.partition("/")[0] for name in (*self.files, *self.containers))
         places = ", ".join(f"{name} = {folders.root(name)}" for name in first)
         return f"Its layout is (with {places}):\n{self.layout}"

@@ -1,4 +1,4 @@
-"""What every sample must keep to: safe text, boxes inside the image, turns that name objects that exist.
+"""What every sample must keep to: safe text, boxes inside the image, turns that name real objects.
 
 Text goes into a prompt as it is or not at all: it is checked, never mended in silence.
 """
@@ -20,16 +20,20 @@ from dataset_builders.records import (
 )
 
 MAX_TEXT_CHARS = 20_000
+"""Most characters of a text of a turn."""
 MAX_LABEL_CHARS = 1_000
+"""Most characters of a label or grounded phrase."""
 _SHORT = 64  # labels up to this length are remembered
 
-# The tags that the renderer writes and the parser reads, and the control tokens of chat models: data that
-# holds one could forge a region or a turn. <think> and <answer> are allowed: a task template writes them.
+# The tags that the renderer writes and the parser reads, and the control tokens of chat models:
+# data that holds one could forge a region or a turn. <think> and <answer> are allowed: a task
+# template writes them.
 RESERVED_TAG = re.compile(
     r"<\s*/?\s*(?:ground|objects?|region\d*|regionfeat|region_token|image)\s*>|<\|[^|<>]*\|>",
     re.IGNORECASE,
 )
-# C0 and C1 controls other than tab and newline, bidirectional controls, line and paragraph separators, BOM.
+# C0 and C1 controls other than tab and newline, bidirectional controls, line and paragraph
+# separators, BOM, halves of surrogate pairs.
 FORBIDDEN_CHARACTER = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
@@ -38,7 +42,13 @@ FORBIDDEN_CHARACTER = re.compile(
 def check_text(text: Any, *, what: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     """Return `text` when it is safe to put into a prompt, unchanged.
 
-    Raises BadRecord with reason malformed, empty_text, text_too_long or unsafe_text.
+    Args:
+        text: Anything that a file holds in its place.
+        what: What it is, for the message.
+        max_chars: Most characters.
+
+    Raises:
+        BadRecord: The reason is malformed, empty_text, text_too_long or unsafe_text.
     """
     if not isinstance(text, str):
         raise BadRecord("malformed", f"{what} is {type(text).__name__}, not text")
@@ -52,9 +62,16 @@ def check_text(text: Any, *, what: str, max_chars: int = MAX_TEXT_CHARS) -> str:
 
 
 def check_label(label: Any, *, what: str = "label") -> str:
-    """Return a label or grounded phrase that survives rendering and parsing: one line, no blanks around it.
+    """Return a label or grounded phrase that survives rendering and parsing.
 
-    Raises BadRecord as `check_text` does.
+    It is one line, without blanks around it.
+
+    Args:
+        label: Anything that a file holds in its place.
+        what: What it is, for the message.
+
+    Raises:
+        BadRecord: As `check_text` raises it.
     """
     if isinstance(label, str) and len(label) <= _SHORT and _is_plain(label):
         return label
@@ -68,7 +85,7 @@ def check_label(label: Any, *, what: str = "label") -> str:
 
 @lru_cache(1 << 16)  # a dataset has few names, and every sample is checked
 def _is_plain(label: str) -> bool:
-    """Whether a label passes every check."""
+    """Return whether a label passes every check."""
     try:
         check_text(label, what="label", max_chars=MAX_LABEL_CHARS)
     except BadRecord:
@@ -77,7 +94,16 @@ def _is_plain(label: str) -> bool:
 
 
 def check_box(box: tuple[float, ...], frame: tuple[int, int, int, int], *, what: str) -> None:
-    """Raise BadRecord unless `box` is finite, not empty and inside the frame: image or window, xyxy px."""
+    """Raise unless a box is finite, not empty and inside its image or window.
+
+    Args:
+        box: Corners x1, y1, x2, y2 in pixels.
+        frame: Corners of the image or window in pixels.
+        what: What it is, for the message.
+
+    Raises:
+        BadRecord: The reason is not_finite_box, inverted_box, empty_box or outside_box.
+    """
     if len(box) != 4 or not all(math.isfinite(value) for value in box):
         raise BadRecord("not_finite_box", f"{what} is {box}")
     x1, y1, x2, y2 = box
@@ -88,7 +114,11 @@ def check_box(box: tuple[float, ...], frame: tuple[int, int, int, int], *, what:
 
 
 def validate(sample: Sample) -> None:
-    """Raise BadRecord when the sample breaks a rule of this module; return None when it keeps them all."""
+    """Raise unless the sample keeps every rule of this module.
+
+    Raises:
+        BadRecord: It breaks one.
+    """
     for name in ("sample_id", "dataset", "image_id"):
         check_label(getattr(sample, name), what=name)
     if sample.task not in TASKS:
@@ -142,10 +172,8 @@ def _validate_part(part: Part, objects: tuple[Object, ...]) -> None:
         )
     if part.text is not None and named:
         check_label(part.text, what="grounded phrase")
-    elif part.text is not None and part.text not in (
-        "\n",
-        " ",
-    ):  # either may stand between two phrases
+    # a line break or a blank may stand between two phrases
+    elif part.text is not None and part.text not in ("\n", " "):
         check_text(part.text, what="text")
 
 

@@ -10,6 +10,6 @@ bash infra/setup.sh
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 # Compile imported packages once and keep the result: every worker process imports torch, 10 CPU seconds apart.
 unset PYTHONDONTWRITEBYTECODE
-.venv/bin/python -m dataset_builders.drawn_world.write "$root/datasets/drawn" --train 2400 --val 200 --seed 0
+.venv/bin/python -m dataset_builders.drawn_world "$root/datasets/drawn" --train 2400 --val 200 --seed 0
 .venv/bin/fo1 run stage2 --root "$root"
 echo "demo: $((SECONDS - started)) s"

@@ -159,17 +159,3 @@ def test_no_circles():
         if module in reach[module]
     }
     assert sorted(map(sorted, circles)) == sorted(map(sorted, CIRCLES))
-
-
-def test_readme_lists_every_dataset():
-    """The README's table names each dataset once, with its builder; `name` (`_a`) means name and name_a."""
-    from dataset_builders import DATASETS
-
-    table = (ROOT / "README.md").read_text().split("<!-- datasets -->\n")[1].split("\n\n")[0]
-    named: list[str] = []
-    for line in table.splitlines()[2:]:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert (ROOT / "dataset_builders" / cells[1].strip("`")).exists()
-        for base, suffixes in re.findall(r"`([a-z]\w*)`(?: \(([^)]*)\))?", cells[0]):
-            named += [base, *(base + suffix for suffix in re.findall(r"`(_\w+)`", suffixes))]
-    assert sorted(named) == sorted(name for name in DATASETS if not name.startswith("drawn"))

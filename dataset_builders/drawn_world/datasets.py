@@ -1,20 +1,21 @@
-"""The drawn world as datasets: detection, referring expressions and counting over `synthetic`'s files."""
+"""The drawn world as datasets: detection, referring expressions and counting over its files."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from dataset_builders.data_folders import DataFolders
-from dataset_builders.readers.coco_files import coco_source
+from dataset_builders.readers.coco_images import coco_source
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks import counting, detection, referring
 
 _FACTS: dict[str, Any] = {
     "licence": "Apache-2.0",
-    "source": "python -m dataset_builders.drawn_world.write OUT",
+    "source": "python -m dataset_builders.drawn_world DIR",
 }
 
 
 def _file(split: str) -> str:
+    """Return the name of the COCO file of a split."""
     return f"drawn/annotations/instances_{split}.json"
 
 
@@ -28,10 +29,11 @@ IMAGES: dict[str, ImageSource] = {
     )
     for split, buckets in {"train": 8, "val": 4}.items()
 }
+"""Split -> its images."""
 
 
 def _boxes(split: str, *, ask: str = "present") -> DatasetSpec:
-    """Detection over one split."""
+    """Return the detection dataset of one split."""
     name = f"drawn_{split}" + ("_all" if ask == "all" else "")
 
     def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
@@ -51,13 +53,13 @@ def _boxes(split: str, *, ask: str = "present") -> DatasetSpec:
         build=build,
         files=(_file(split),),
         tasks=("detection",) if ask == "all" else detection.ALL_TASKS,
-        layout=f"{_file(split)}   COCO instances JSON\ndrawn/{split}/   its pictures",
+        layout=f"{_file(split)}   COCO instances JSON\ndrawn/{split}/   its images",
         **_FACTS,
     )
 
 
 def _refs(split: str) -> DatasetSpec:
-    """REFER expressions over one split."""
+    """Return the referring dataset of one split: REFER expressions."""
     files = ("drawn/refs/refs(drawn).p", "drawn/refs/instances.json")
 
     def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
@@ -80,14 +82,14 @@ def _refs(split: str) -> DatasetSpec:
         tasks=("referring",),
         layout=(
             f"{files[0]}   REFER's pickled list\n{files[1]}   COCO instances JSON\n"
-            f"drawn/{split}/   its pictures"
+            f"drawn/{split}/   its images"
         ),
         **_FACTS,
     )
 
 
 def _tally(split: str) -> DatasetSpec:
-    """TallyQA questions over one split."""
+    """Return the counting dataset of one split: TallyQA questions."""
     questions = f"drawn/tally/{split}.json"
 
     def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
@@ -109,7 +111,7 @@ def _tally(split: str) -> DatasetSpec:
         tasks=("counting",),
         layout=(
             f"{questions}   TallyQA's list\n{_file(split)}   COCO instances JSON\n"
-            f"drawn/{split}/   its pictures"
+            f"drawn/{split}/   its images"
         ),
         **_FACTS,
     )
@@ -124,3 +126,4 @@ DATASETS = (
     _tally("train"),
     _tally("val"),
 )
+"""Every dataset over the drawn world."""

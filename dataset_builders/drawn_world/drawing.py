@@ -1,7 +1,8 @@
-"""Drawn scenes: coloured shapes on cluttered backgrounds, with exact boxes: the world of tests and demo.
+"""Drawn scenes: coloured shapes on cluttered backgrounds, with exact boxes.
 
-A scene depends on its seed alone. Boxes are those of the full analytic shape, clipped to the picture, whether
-or not another shape covers part of it.
+A scene depends on its seed alone: the order of random draws below is part of its bytes. Boxes are
+those of the full analytic shape, clipped to the image, whether or not another shape covers part of
+it.
 """
 
 import math
@@ -18,7 +19,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (42, 92, 214),
     "yellow": (240, 204, 48),
 }
+"""Colour -> its RGB, from which the tint of a shape is drawn."""
 CATEGORIES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+"""Names of all categories, such as "red circle"."""
 SIZES = ((128, 128), (160, 128), (128, 160))
 """Width and height of a scene in pixels; three quarters of the scenes have the first."""
 MAX_IOU = 0.3
@@ -31,28 +34,28 @@ class DrawnObject(NamedTuple):
     """One box of a scene."""
 
     box: tuple[float, float, float, float]
-    """xyxy pixels, clipped to the picture."""
+    """Corners x1, y1, x2, y2 in pixels, clipped to the image."""
     label: str
-    """One of `CATEGORIES`."""
+    """Name of its category: one of `CATEGORIES`."""
     crowd: bool
     """True for the box around a cluster of tiny shapes of one category."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A drawn picture and what is on it."""
+    """A drawn image and what is on it."""
 
     image: Image.Image
-    """RGB."""
+    """The image as RGB."""
     objects: tuple[DrawnObject, ...]
-    """In drawing order: later ones lie on top."""
+    """Boxes in drawing order: later ones lie on top."""
     segmentations: tuple[Any, ...]
     """One an object, in COCO's forms: polygons, or the uncompressed run lengths of a crowd."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Outline:
-    """A shape as its corners, clockwise; a circle as its centre and radius."""
+    """A shape as its corners, clockwise; a circle as its centre and radius, in pixels."""
 
     label: str
     centre: tuple[float, float]
@@ -61,14 +64,22 @@ class _Outline:
 
     @property
     def box(self) -> np.ndarray:
-        """float64[4] xyxy, not clipped."""
+        """Box of the shape, float64[4] xyxy in pixels, not clipped."""
         if len(self.corners):
             return np.concatenate([self.corners.min(0), self.corners.max(0)])
         x, y = self.centre
         return np.array([x - self.radius, y - self.radius, x + self.radius, y + self.radius])
 
     def inside_distance(self, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-        """Pixels from the edge, positive inside; xs float64[1, W], ys float64[H, 1] are pixel centres."""
+        """Return the pixels from the edge, positive inside.
+
+        Args:
+            xs: float64[1, W], horizontal places of pixel centres.
+            ys: float64[H, 1], vertical places of pixel centres.
+
+        Returns:
+            float64[H, W].
+        """
         if not len(self.corners):
             return self.radius - np.hypot(xs - self.centre[0], ys - self.centre[1])
         edges = np.roll(self.corners, -1, axis=0) - self.corners
@@ -80,7 +91,7 @@ class _Outline:
         return np.minimum.reduce(planes)
 
     def polygon(self) -> list[float]:
-        """Corners as COCO's flat list x1, y1, x2, y2, ...; a circle as 24 of them."""
+        """Return the corners as COCO's flat list x1, y1, x2, y2, ...; of a circle 24 of them."""
         corners = self.corners
         if not len(corners):
             turns = np.linspace(0, 2 * math.pi, 24, endpoint=False)
@@ -91,7 +102,10 @@ class _Outline:
 def draw_scene(seed: int | tuple[int, ...], *, empty: float = 0.06, crowd: float = 0.06) -> Scene:
     """Draw the scene of a seed.
 
-    empty, crowd: probabilities of a scene without any shape, and of one with a crowd region.
+    Args:
+        seed: Whatever `numpy.random.default_rng` takes.
+        empty: Probability of a scene without any shape.
+        crowd: Probability of a scene with a crowd region.
     """
     rng = np.random.default_rng(seed)
     width, height = SIZES[rng.choice(3, p=(0.75, 0.125, 0.125))]
@@ -116,7 +130,7 @@ def draw_scene(seed: int | tuple[int, ...], *, empty: float = 0.06, crowd: float
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Return float32[H, W, 3]: muted colour, soft blotches, one pattern, lines and grey marks as clutter."""
+    """Return float32[H, W, 3]: muted colour, soft blotches, a pattern, lines and marks."""
     base = (rng.uniform(70, 185) + rng.uniform(-24, 24, 3)).astype(np.float32)
     grid = rng.integers(0, 256, (rng.integers(3, 9), rng.integers(3, 9), 3), dtype=np.uint8)
     blotches = np.asarray(
@@ -138,12 +152,14 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
         lambda waves: np.sin(waves + 2 * np.sin(across * 0.5)),
     )[rng.integers(5)](along)
     canvas += pattern[..., None] * np.float32(rng.uniform(4, 16))
-    picture = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
-    _clutter(rng, ImageDraw.Draw(picture), width, height)
-    return np.asarray(picture, np.float32)
+    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    _clutter(rng, ImageDraw.Draw(image), width, height)
+    return np.asarray(image, np.float32)
 
 
 def _clutter(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int) -> None:
+    """Draw grey lines, arcs, crosses and zigzags, which no category names."""
+
     def grey() -> tuple[int, int, int]:
         red, green, blue = np.clip(rng.uniform(30, 225) + rng.uniform(-16, 16, 3), 0, 255).astype(
             int
@@ -169,6 +185,7 @@ def _clutter(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, he
 
 
 def _outline(rng: np.random.Generator, label: str, x: float, y: float, radius: float) -> _Outline:
+    """Return a shape of a category at a place, turned at random."""
     shape = label.split()[1]
     if shape == "circle":
         return _Outline(label=label, centre=(x, y), radius=radius, corners=np.zeros((0, 2)))
@@ -189,20 +206,27 @@ def _place_shapes(
     height: int,
     taken: list[tuple[float, float, float, float]],
 ) -> list[_Outline]:
-    """Return 1 to 8 shapes, large ones first, that keep `MAX_IOU` and `MAX_COVER` and avoid `taken`."""
+    """Return 1 to 8 shapes, large ones first, that keep `MAX_IOU` and `MAX_COVER`.
+
+    Args:
+        rng: Source of the draws.
+        width: Width of the scene in pixels.
+        height: Height of the scene in pixels.
+        taken: Boxes that no shape may touch.
+    """
     side = min(width, height)
     wanted = int(rng.choice(np.arange(1, 9), p=(0.1, 0.14, 0.17, 0.17, 0.14, 0.12, 0.09, 0.07)))
-    palette = rng.choice(
-        CATEGORIES, size=rng.integers(2, 6), replace=False
-    )  # repeats make counting worth asking
+    # few categories a scene: repeats make counting worth asking
+    palette = rng.choice(CATEGORIES, size=rng.integers(2, 6), replace=False)
     radii = np.where(
         rng.random(wanted) < 0.18, rng.uniform(0.05, 0.07, wanted), rng.uniform(0.07, 0.2, wanted)
     )
     shapes: list[_Outline] = []
     boxes = list(taken)
     for radius in sorted(radii * side, reverse=True):
+        # an eighth of the shapes may leave the image: their boxes are clipped
         margin = radius * (0.4 if rng.random() < 0.12 else 1.25)
-        for _ in range(25):
+        for _ in range(25):  # a shape that finds no place is left out
             x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
             outline = _outline(rng, str(rng.choice(palette)), x, y, radius)
             box = _clip(outline.box, width, height)
@@ -214,7 +238,7 @@ def _place_shapes(
 
 
 def _place_cluster(rng: np.random.Generator, width: int, height: int) -> list[_Outline]:
-    """Return 7 to 14 tiny shapes of one category, packed into a corner of the picture's free space."""
+    """Return 7 to 14 tiny shapes of one category, packed into one place."""
     side, label = min(width, height), str(rng.choice(CATEGORIES))
     span = rng.uniform(0.14, 0.2) * side
     x, y = rng.uniform(span + 4, width - span - 4), rng.uniform(span + 4, height - span - 4)
@@ -225,6 +249,13 @@ def _place_cluster(rng: np.random.Generator, width: int, height: int) -> list[_O
 
 
 def _compatible(box: tuple[float, ...], other: tuple[float, ...], *, near: bool) -> bool:
+    """Return whether two boxes may be on one scene.
+
+    Args:
+        box: One box, xyxy in pixels.
+        other: The other box, xyxy in pixels.
+        near: Whether they may overlap at all.
+    """
     wide = min(box[2], other[2]) - max(box[0], other[0])
     high = min(box[3], other[3]) - max(box[1], other[1])
     if wide <= 0 or high <= 0:
@@ -260,19 +291,20 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, outline: _Outline) -> N
 
 
 def _union(outlines: list[_Outline]) -> np.ndarray:
+    """Return the box around some shapes, float64[4] xyxy in pixels."""
     boxes = np.stack([outline.box for outline in outlines])
     return np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
 
 
 def _clip(box: np.ndarray, width: int, height: int) -> tuple[float, float, float, float]:
-    """Clip to the picture, to a hundredth of a pixel as COCO's files have it."""
+    """Return a box clipped to the image, to a hundredth of a pixel as COCO's files have it."""
     x1, x2 = (round(float(v), 2) for v in np.clip(box[[0, 2]], 0, width))
     y1, y2 = (round(float(v), 2) for v in np.clip(box[[1, 3]], 0, height))
     return x1, y1, x2, y2
 
 
 def _run_lengths(outlines: list[_Outline], width: int, height: int) -> dict[str, Any]:
-    """Return the shapes' joint mask in COCO's uncompressed form: column by column, zeros first."""
+    """Return the shapes' joint mask in COCO's uncompressed form: by columns, zeros first."""
     xs, ys = np.arange(width)[None, :] + 0.5, np.arange(height)[:, None] + 0.5
     mask = np.logical_or.reduce([o.inside_distance(xs, ys) > 0 for o in outlines]).ravel(order="F")
     changes = np.flatnonzero(np.diff(mask)) + 1

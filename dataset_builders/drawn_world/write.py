@@ -1,25 +1,20 @@
-"""The drawn world on disk, in the official formats: COCO detection, REFER expressions, TallyQA questions.
+"""The drawn world on disk, in the official formats: COCO detection, REFER expressions, TallyQA.
 
-    python -m dataset_builders.drawn_world.write OUT --train 1200 --val 200 --seed 0
+`write_world` writes below its folder
 
-writes below OUT
-
-    train/000000000001.jpg ...                    pictures (JPEG, fixed quality)
-    val/000001000001.jpg ...                      ids of both splits are unique together, as in COCO
-    annotations/instances_{train,val}.json        COCO form, crowd regions with uncompressed run lengths
-    refs/instances.json, refs/refs(drawn).p       REFER form: expressions that single out one shape
-    tally/{train,val}.json                        TallyQA form: counting questions, some with the answer 0
-    drawn.json                                    the settings, written last: present means complete
+    train/000000000001.jpg ...                images (JPEG, fixed quality)
+    val/000001000001.jpg ...                  ids of both splits are unique together, as in COCO
+    annotations/instances_{train,val}.json    COCO form, crowd regions with uncompressed run lengths
+    refs/instances.json, refs/refs(drawn).p   REFER form: expressions that single out one shape
+    tally/{train,val}.json                    TallyQA form: counting questions, some answered by 0
+    drawn.json                                the settings, written last: present means complete
 
 The same settings give the same bytes. A folder that holds the same settings already is left alone.
 """
 
-import argparse
 import io
 import json
 import pickle  # written, never read: REFER's format is a pickle
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +30,7 @@ from dataset_builders.drawn_world.drawing import (
     Scene,
     draw_scene,
 )
+from dataset_builders.errors import SettingError
 
 __all__ = [
     "CATEGORIES",
@@ -48,12 +44,15 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+"""Raised when the same settings give other files."""
 JPEG_QUALITY = 92
 FIRST_ID = {"train": 1, "val": 1_000_001}
-"""First image id of a split. Apart, so that the number of one split does not rename the other's images."""
+"""First image id of a split. They lie apart, so that the size of one split does not rename the
+other's images."""
 SPLITS = tuple(FIRST_ID)
 CATEGORY_IDS = {name: i + 1 + (i > 5) for i, name in enumerate(CATEGORIES)}
-"""COCO ids, with a gap as COCO's have: a reader that takes them for positions goes wrong here, not later."""
+"""Name -> COCO id, with a gap as COCO's have: a reader that takes ids for positions goes wrong
+here, not later."""
 NOUNS = (*CATEGORIES, *SHAPES, *(f"{colour} shape" for colour in COLOURS))
 """What expressions and questions name: "red circle", "circle", "red shape"."""
 
@@ -72,13 +71,13 @@ class WorldSettings:
     def __post_init__(self) -> None:
         for name in SPLITS:
             if not 0 <= getattr(self, name) < 1_000_000:
-                raise ValueError(f"{name}={getattr(self, name)}: want 0 to 999999 scenes")
+                raise SettingError(f"{name}={getattr(self, name)}: want 0 to 999999 scenes")
         if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: want a number that is not negative")
+            raise SettingError(f"seed={self.seed}: want a number that is not negative")
 
 
 def encode_jpeg(scene: Scene) -> bytes:
-    """Return the picture as JPEG bytes."""
+    """Return the image of a scene as JPEG bytes."""
     buffer = io.BytesIO()
     scene.image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
@@ -90,24 +89,34 @@ def write_world(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Write the drawn world below `folder`; return False when it is there already.
+    """Write the drawn world below a folder; return False when it is there already.
 
-    progress: called with the number of scenes written and of scenes to write.
-    Raises ValueError when the folder holds a world of other settings.
+    Args:
+        folder: The folder; made where it is not there.
+        settings: What the world is made of.
+        progress: Called with the number of scenes written and of scenes to write.
+
+    Raises:
+        SettingError: The folder holds a world of other settings, or cannot be written to.
     """
     folder = Path(folder)
     manifest = folder / "drawn.json"
     wanted = {"format_version": FORMAT_VERSION, **asdict(settings)}
     if manifest.exists():
-        if (found := json.loads(manifest.read_text())) == wanted:
+        found = _settings_there(manifest)
+        if found == wanted:
             return False
-        raise ValueError(
-            f"{folder} holds a drawn world of {found}, not {wanted}: delete it or name another folder"
+        raise SettingError(
+            f"{folder} holds a drawn world of {found}, not {wanted}: "
+            "delete it or name another folder"
         )
-    for name in (*SPLITS, "annotations", "refs", "tally"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    try:
+        for name in (*SPLITS, "annotations", "refs", "tally"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"{folder}: cannot make {error.filename}: {error.strerror}") from error
     refs: list[dict[str, Any]] = []
-    joint = _coco_header()
+    joint = _coco_header()  # of both splits: REFER has one file of instances beside its refs
     for split in SPLITS:
         coco, tally = _coco_header(), []
         for image_id, scene in _scenes(settings, split):
@@ -128,8 +137,18 @@ def write_world(
     return True
 
 
+def _settings_there(manifest: Path) -> Any:
+    """Return the settings of a world that is there already."""
+    try:
+        return json.loads(manifest.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SettingError(
+            f"{manifest} holds no settings of a drawn world: delete it or name another folder"
+        ) from error
+
+
 def expressions(objects: tuple[DrawnObject, ...]) -> Iterator[tuple[int, str]]:
-    """Yield (row of objects, expression) for expressions that hold for that object alone, by a clear margin.
+    """Yield (row of objects, expression) for what holds for that object alone, by a clear margin.
 
     Labels with a crowd region are left out: what the region holds is not known one by one.
     """
@@ -161,11 +180,13 @@ def expressions(objects: tuple[DrawnObject, ...]) -> Iterator[tuple[int, str]]:
 
 
 def _is_a(label: str, noun: str) -> bool:
+    """Return whether a noun names objects of a label."""
     colour, shape = label.split()
     return noun in {label, shape, f"{colour} shape"}
 
 
 def _scenes(settings: WorldSettings, split: str) -> Iterator[tuple[int, Scene]]:
+    """Yield (image id, scene) for every scene of a split."""
     for image_id in range(FIRST_ID[split], FIRST_ID[split] + getattr(settings, split)):
         yield image_id, draw_scene((settings.seed, image_id))
 
@@ -175,6 +196,7 @@ def _file_name(image_id: int) -> str:
 
 
 def _coco_header() -> dict[str, Any]:
+    """Return a COCO file without images and annotations."""
     return {
         "info": {"description": "drawn world", "version": str(FORMAT_VERSION)},
         "licenses": [
@@ -190,6 +212,7 @@ def _coco_header() -> dict[str, Any]:
 
 
 def _append_coco(coco: dict[str, Any], image_id: int, scene: Scene) -> None:
+    """Add a scene to the content of a COCO file."""
     width, height = scene.image.size
     coco["images"].append(
         {
@@ -283,34 +306,3 @@ def _tally_rows(
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, separators=(",", ":"), sort_keys=True))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Write a drawn world from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="dataset_builders.drawn_world.write", description="write the drawn world"
-    )
-    defaults = WorldSettings()
-    parser.add_argument("folder", type=Path)
-    for name in ("train", "val", "seed"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
-    options = parser.parse_args(arguments)
-    settings = WorldSettings(train=options.train, val=options.val, seed=options.seed)
-    started = shown = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown > 1 or done == total:
-            shown, rate = now, done / max(now - started, 1e-6)
-            print(
-                f"drawn {done}/{total} scenes, {rate:.0f}/s, {(total - done) / rate:.0f} s left",
-                file=sys.stderr,
-            )
-
-    written = write_world(options.folder, settings, progress=show)
-    print(f"{options.folder}: {'written' if written else 'already there'}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Conversations in LLaVA's form: ``{id, image, conversations: [{from: human | gpt, value}]}``.
 
-Source of the form: https://github.com/haotian-liu/LLaVA (docs/Finetune_Custom_Data.md); ShareGPT4V, Osprey,
-Visual-CoT and MDVP write the same.
+Source of the form: https://github.com/haotian-liu/LLaVA (docs/Finetune_Custom_Data.md); ShareGPT4V,
+Osprey, Visual-CoT and MDVP write the same.
 """
 
 import re
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from dataset_builders.box_checks import get
+from dataset_builders.errors import SettingError
 from dataset_builders.images import check_uri
 from dataset_builders.readers.json_files import stream_array
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Part, Turn
 
 IMAGE_MARKER = "<image>"
-"""Stands in the first message of the user, before or behind its text, where the picture is shown."""
+"""Stands in the first message of the user, before or behind its text, where the image is shown."""
 _ROLE = {"human": "user", "gpt": "assistant"}
 _LINE_END = re.compile(r"\r\n?")
 
@@ -24,25 +25,34 @@ _LINE_END = re.compile(r"\r\n?")
 def stream_records(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (record id, record) for each element of a file that is one array; ids count from 0.
 
-    Raises ValueError naming a file that is not JSON or holds no array with records.
+    Raises:
+        SettingError: The file is not JSON, or holds no array with records.
     """
     position = -1
     for position, record in enumerate(stream_array(path, None)):
         yield f"{path.name}/{position}", record
     if position < 0:
-        raise ValueError(f"{path.name} holds no array of records")
+        raise SettingError(f"{path.name} holds no array of records")
 
 
-def check_usable(tally: Tally, file: str, *, wanted: str) -> None:
-    """Raise ValueError when nothing of a file could be used: it is of another form, or another split.
+def check_usable(counter: RecordCounter, file: str, *, wanted: str) -> None:
+    """Raise when nothing of a file could be used: it is of another form, or another split.
 
-    tally: of this file alone. file: its name, and wanted: the fields of its records, both for the message.
-    Records that are left out for another reason, such as pictures that are not there, are no sign of that.
+    Records that are left out for another reason, such as images that are not there, are no sign of
+    that.
+
+    Args:
+        counter: Counts of this file alone.
+        file: Name of the file, for the message.
+        wanted: Fields that its records should have, for the message.
+
+    Raises:
+        SettingError: No record was used, and all were malformed or of a benchmark.
     """
-    ledger = tally.ledger()
-    if not sum(ledger.used.values()) and set(tally.reasons) <= {"malformed", "benchmark_image"}:
+    ledger = counter.ledger()
+    if not sum(ledger.used.values()) and set(counter.reasons) <= {"malformed", "benchmark_image"}:
         count = sum(ledger.read.values())
-        raise ValueError(
+        raise SettingError(
             f"{file}: none of its {count} records could be used; each should have {wanted}"
         )
 
@@ -50,11 +60,14 @@ def check_usable(tally: Tally, file: str, *, wanted: str) -> None:
 def read_turns(record: Any) -> list[tuple[str, str]]:
     """Return (role, text) for each message: "user" and "assistant" in alternation.
 
-    The image marker is taken away where it opens or closes the user's first message; anywhere else it stays
-    in the text, which `check_text` then rejects. Blanks around a message are dropped, line ends are "\\n";
-    all else is as stored, and not yet checked.
-    Raises BadRecord: malformed for a message that is no text, a field that is missing or roles that do not
-    alternate; several_images for more than one marker; empty_text for a message without text.
+    The image marker is taken away where it opens or closes the user's first message; anywhere else
+    it stays in the text, which `check_text` then rejects. Blanks around a message are dropped, line
+    ends are a line feed; all else is as stored, and not yet checked.
+
+    Raises:
+        BadRecord: The reason is malformed for a message that is no text, a field that is missing or
+            roles that do not alternate; several_images for more than one marker; empty_text for a
+            message without text.
     """
     stored = get(record, "conversations")
     if not isinstance(stored, list) or not stored or len(stored) % 2:
@@ -81,9 +94,10 @@ def read_turns(record: Any) -> list[tuple[str, str]]:
 
 
 def message_text(stored: Any, *, what: str) -> str:
-    """Return a message without blanks around it and with line ends "\\n"; not yet checked.
+    """Return a message without blanks around it and with line feeds for line ends, not yet checked.
 
-    Raises BadRecord with reason malformed when it is no text.
+    Raises:
+        BadRecord: The reason is malformed: it is no text.
     """
     if not isinstance(stored, str):
         raise BadRecord("malformed", f"{what} is {type(stored).__name__}, not text")
@@ -91,9 +105,10 @@ def message_text(stored: Any, *, what: str) -> str:
 
 
 def read_image(record: Any) -> str | None:
-    """Return the path of the record's picture, as stored; None for a conversation without one.
+    """Return the path of the record's image, as stored; None for a conversation without one.
 
-    Raises BadRecord: malformed, several_images or unsafe_path.
+    Raises:
+        BadRecord: The reason is malformed, several_images or unsafe_path.
     """
     stored = record.get("image") if isinstance(record, dict) else get(record, "image")
     if stored is None:

@@ -1,4 +1,7 @@
-"""Records of big files brought together by image, where no file keeps them so: in a temporary database."""
+"""Records of big files brought together by image, where no file keeps them so.
+
+They lie in a temporary database meanwhile.
+"""
 
 import json
 import sqlite3
@@ -14,13 +17,20 @@ _TABLE = "CREATE TABLE records (kind TEXT, image INTEGER, position INTEGER, reco
 
 
 class GroupedRecords:
-    """JSON records by kind and image id; on disk, so that memory stays the same however many there are."""
+    """JSON records by kind and image id, on disk: memory stays the same however many there are."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
 
     def add(self, kind: str, image_id: int, position: int, record: Any) -> None:
-        """Keep a record. kind: which file it is of. position: tells the order within an image."""
+        """Keep a record.
+
+        Args:
+            kind: Which file it is of.
+            image_id: Image that it is about.
+            position: Tells the order within an image.
+            record: Anything that JSON can hold.
+        """
         row = (kind, image_id, position, json.dumps(record))
         self._database.execute("INSERT INTO records VALUES (?, ?, ?, ?)", row)
 
@@ -34,7 +44,7 @@ class GroupedRecords:
         yield from (image for (image,) in self._database.execute(query, (kind,)))
 
     def of(self, kind: str, image_id: int) -> list[tuple[int, Any]]:
-        """Return (position, record) of all records of one kind and image, in the order of positions."""
+        """Return (position, record) of all records of one kind and image, in order of positions."""
         query = (
             "SELECT position, record FROM records WHERE kind = ? AND image = ? ORDER BY position"
         )
@@ -52,7 +62,8 @@ def grouped_records() -> Iterator[GroupedRecords]:
 def id_number(value: Any, *, what: str = "image_id") -> int:
     """Return an id or size that some files write as text: 2410408 of "2410408".
 
-    Raises BadRecord with reason malformed.
+    Raises:
+        BadRecord: The reason is malformed.
     """
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 19:
         return int(value)

@@ -1,6 +1,7 @@
-"""Arrays of big JSON files, one element at a time: memory holds one chunk and one element, whatever the size.
+"""Arrays of big JSON files, one element at a time: memory holds one chunk and one element.
 
-Python's own decoder reads each element, so values are those of `json.load`, NaN and Infinity included.
+Python's own decoder reads each element, so values are those of `json.load`, NaN and Infinity
+included.
 """
 
 import codecs
@@ -11,9 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from dataset_builders.errors import SettingError
+
 CHUNK_BYTES = 1 << 20
+"""Least number of bytes that are read at once."""
 MAX_VALUE_CHARS = 1 << 28
-"""Longest single value, 256 MB: a file broken in its middle fails here, not when memory is full."""
+"""Most characters of a single value, 256 MB: a file broken in its middle fails here, not when
+memory is full."""
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _REST_OF_NUMBER = re.compile(r"[0-9.eE+-]*\Z")
 _DECODER = json.JSONDecoder()
@@ -22,8 +27,14 @@ _DECODER = json.JSONDecoder()
 def stream_array(path: Path, key: str | None) -> Iterator[Any]:
     """Yield the elements of one array of a JSON file; nothing when it is not there.
 
-    key: of the file's outermost object, or None for a file that is one array. What follows the array in the
-    file is not read. Raises ValueError naming a file that is not JSON.
+    What follows the array in the file is not read.
+
+    Args:
+        path: The file.
+        key: Name of the array in the file's outermost object; None for a file that is one array.
+
+    Raises:
+        SettingError: The file is not JSON; the message names it.
     """
     with _opened(path) as text:
         opening = text.take()
@@ -41,9 +52,10 @@ def stream_array(path: Path, key: str | None) -> Iterator[Any]:
 
 
 def stream_arrays(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """Yield (key, element) for every element of the named arrays of a JSON object, in the order of the file.
+    """Yield (key, element) for every element of the named arrays of a JSON object, in file order.
 
-    Raises ValueError naming a file that is not a JSON object.
+    Raises:
+        SettingError: The file is not a JSON object; the message names it.
     """
     with _opened(path) as text:
         if text.take() != "{":
@@ -60,7 +72,8 @@ def stream_arrays(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]
 def read_members(path: Path, keys: Collection[str]) -> dict[str, Any]:
     """Return the named members of a JSON object, whole: for the small tables of a big file.
 
-    Raises ValueError naming a file that is not a JSON object.
+    Raises:
+        SettingError: The file is not a JSON object; the message names it.
     """
     found: dict[str, Any] = {}
     with _opened(path) as text:
@@ -76,14 +89,13 @@ def read_members(path: Path, keys: Collection[str]) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator["_Text"]:
+    """Open a cursor over a file; what is wrong with its text becomes one error that names it."""
     with path.open("rb") as stream:
         try:
             yield _Text(stream)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # not JSON, not UTF-8, a number of too many digits
-            raise ValueError(f"{path.name} is not valid JSON: {error}") from error
+        # not JSON, not UTF-8, a number of too many digits, too many brackets in each other
+        except (ValueError, RecursionError) as error:
+            raise SettingError(f"{path.name} is not valid JSON: {error}") from error
 
 
 def _members(text: "_Text") -> Iterator[str]:
@@ -110,6 +122,7 @@ def _skip(text: "_Text") -> None:
 
 
 def _array(text: "_Text") -> Iterator[Any]:
+    """Yield the elements of an array that was opened."""
     mark = text.take() if text.peek() == "]" else ","
     while mark == ",":
         yield text.value()
@@ -131,12 +144,12 @@ class _Text:
         self._text, self._at, self._ended = "", 0, False
 
     def _more(self) -> bool:
-        """Read on, dropping what lies behind the cursor; False at the end of the file."""
+        """Read on, dropping what lies behind the cursor; return False at the end of the file."""
         if self._ended:
             return False
         if len(self._text) - self._at > MAX_VALUE_CHARS:
             raise _NotJSONError(f"a value is longer than {MAX_VALUE_CHARS} characters")
-        # twice as much each time for a long value, so that reading it again from its start stays cheap
+        # twice as much each time for a long value: reading it again from its start stays cheap
         chunk = self._stream.read(max(CHUNK_BYTES, len(self._text) - self._at))
         self._ended = not chunk
         self._text = self._text[self._at :] + self._decode.decode(chunk, final=self._ended)
@@ -168,7 +181,8 @@ class _Text:
                 if not self._more():
                     raise
                 continue
-            # "1.", cut from 1.5, reads as 1: a number at the end of the text may go on in the next chunk
+            # "1.", cut from 1.5, reads as 1: a number at the end of the text may go on in the next
+            # chunk
             if not _REST_OF_NUMBER.match(self._text, end) or not self._more():
                 self._at = end
                 return value

@@ -14,8 +14,9 @@ MAX_LINE_BYTES = 1 << 24
 def stream_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (record id, value) for each line that is not blank.
 
-    The record id names file and line, counted from 1. In place of the value of a line that is too long or not
-    JSON stands a BadRecord, to be rejected by the caller. NaN and Infinity are read, as `json.load` does.
+    The record id names file and line, counted from 1. In place of the value of a line that is too
+    long or not JSON stands a BadRecord, to be rejected by the caller: `opened` raises it. NaN and
+    Infinity are read, as `json.load` does.
     """
     with path.open("rb") as stream:
         number = 0
@@ -38,6 +39,7 @@ def opened(value: Any) -> Any:
 
 
 def _value(line: bytes) -> Any:
+    """Return the value of a line, or why it has none."""
     try:
         return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -1,11 +1,11 @@
-"""The TSV files of IDEA Research's datasets: pictures in one file, annotations in others that point into it.
+"""The TSV files of IDEA Research's datasets: images in one file, annotations that point into it.
 
-    image TSV             a line a picture: KEY <tab> BASE64, sometimes written b'BASE64'
-    its .lineidx          a line a picture: the byte at which its line starts
-    annotation TSV        a line a record: BYTE <tab> JSON, the byte at which its picture's line starts
+    image TSV         a line an image: KEY <tab> BASE64, sometimes written b'BASE64'
+    its .lineidx      a line an image: the byte at which its line starts
+    annotation TSV    a line a record: BYTE <tab> JSON, the byte at which its image's line starts
 
-A big image TSV is published cut into files ``..._part_0.tsv``, ``..._part_1.tsv`` ... at any byte: offsets
-count in all of them one behind the other, and a line may go on in the next part.
+A big image TSV is published cut into files ``..._part_0.tsv``, ``..._part_1.tsv`` ... at any byte:
+offsets count in all of them one behind the other, and a line may go on in the next part.
 
 Source: https://github.com/IDEA-Research/Rex-Thinker (tools/visualize_humanref_cot.py)
 """
@@ -22,6 +22,7 @@ import numpy as np
 
 from dataset_builders.box_checks import GUARD_ROWS, four_numbers
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.images import read_image_size
 from dataset_builders.records import BadRecord, ImageRef, Reject
 from dataset_builders.spec import ImageSource
@@ -29,7 +30,7 @@ from dataset_builders.spec import ImageSource
 MAX_LINE_BYTES = 1 << 24
 """Longest annotation line that is read, 16 MB."""
 PEEK_LINES = 400
-"""Lines of an annotation file that are looked at before anything is made of it."""
+"""Number of lines of an annotation file that are looked at before anything is made of it."""
 
 
 @dataclass(frozen=True)
@@ -37,34 +38,43 @@ class ImageTsv:
     """An image TSV, whole or in parts."""
 
     names: tuple[str, ...]
-    """Its files in order."""
+    """Names of its files in order."""
     ends: tuple[int, ...]
     """Bytes of each file and all before it."""
 
     @classmethod
     def of(cls, folders: DataFolders, pattern: str, lineidx: str) -> "ImageTsv":
-        """Find the parts of an image TSV. Raises ValueError when one is missing, or its index is
-        another's."""
+        """Find the parts of an image TSV.
+
+        Args:
+            folders: Where the datasets lie.
+            pattern: Name of the file, or a pattern for its parts.
+            lineidx: Name of its index.
+
+        Raises:
+            SettingError: A part is missing, or the index is another file's.
+        """
         numbered = {_part_number(name): name for name in folders.matches(pattern)}
         names = tuple(numbered[number] for number in sorted(numbered))
         if sorted(numbered) != list(range(len(numbered))) or not names:
-            raise ValueError(
+            raise SettingError(
                 f"{pattern}: parts {sorted(numbered)} are there, want all of them from 0 on"
             )
         sizes = [folders.path(name).stat().st_size for name in names]
         images = cls(names, tuple(accumulate(sizes)))
         last = _last_line(folders, lineidx)
         if last is None or last >= images.ends[-1]:
-            raise ValueError(
-                f"{lineidx} ends with the byte {last}, but {', '.join(names)} hold {images.ends[-1]} bytes: "
-                f"a part is missing, or the index is of another file"
+            raise SettingError(
+                f"{lineidx} ends with the byte {last}, but {', '.join(names)} hold "
+                f"{images.ends[-1]} bytes: a part is missing, or the index is of another file"
             )
         return images
 
     def uri(self, offset: int) -> str:
-        """Return the uri of the picture whose line starts at a byte of the whole.
+        """Return the uri of the image whose line starts at a byte of the whole.
 
-        Raises BadRecord with reason unknown_image when the files end before it.
+        Raises:
+            BadRecord: The reason is unknown_image: the files end before it.
         """
         part = bisect_right(self.ends, offset)
         if part == len(self.names):
@@ -74,20 +84,29 @@ class ImageTsv:
         return f"{self.names[part]}#{offset - (self.ends[part - 1] if part else 0)}"
 
     def open(self, folders: DataFolders, source: ImageSource, offset: int) -> ImageRef:
-        """Refer to a picture by its byte, which is its image id; its size is read. Raises BadRecord."""
+        """Return a reference to an image by its byte, which is its image id; its size is read.
+
+        Raises:
+            BadRecord: The reason is unknown_image, or one of `images.read_image_size`.
+        """
         uri = self.uri(offset)
         return source.ref(str(offset), uri, *read_image_size(folders, uri))
 
 
 def _part_number(name: str) -> int:
+    """Return the number of a part of a file; 0 for a file that is whole."""
     found = re.search(r"_part_(\d{1,6})\.tsv\Z", name)
     return int(found[1]) if found else 0
 
 
 def tsv_source(name: str, *, pictures: str, lineidx: str, num_buckets: int) -> ImageSource:
-    """Return the source of the pictures of an image TSV; image ids are their bytes in the whole.
+    """Return the source of the images of an image TSV; image ids are their bytes in the whole.
 
-    pictures: its file, or a pattern for its parts. lineidx: its index.
+    Args:
+        name: Name of the source.
+        pictures: Name of the file, or a pattern for its parts.
+        lineidx: Name of its index.
+        num_buckets: Units of work, see `ImageSource`.
     """
 
     def list_them(folders: DataFolders) -> Iterator[ImageRef | Reject]:
@@ -106,13 +125,14 @@ def tsv_source(name: str, *, pictures: str, lineidx: str, num_buckets: int) -> I
 def _list_images(
     folders: DataFolders, *, source: ImageSource, pictures: str, lineidx: str
 ) -> Iterator[ImageRef | Reject]:
+    """Yield every image of the index; none is opened, sizes stay 0."""
     images = ImageTsv.of(folders, pictures, lineidx)
     before = -1
     with folders.path(lineidx).open("rb") as lines:
         for number, line in enumerate(iter(lambda: lines.readline(1000), b"")):
             offset = _offset(line)
             if offset is None or offset <= before:
-                raise ValueError(
+                raise SettingError(
                     f"{lineidx}: line {number + 1} is {line[:40]!r}, not a byte after {before}"
                 )
             before = offset
@@ -120,6 +140,7 @@ def _list_images(
 
 
 def _last_line(folders: DataFolders, lineidx: str) -> int | None:
+    """Return the byte in the last line of an index; None when that is no number."""
     path = folders.path(lineidx)
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - 1000))
@@ -128,6 +149,7 @@ def _last_line(folders: DataFolders, lineidx: str) -> int | None:
 
 
 def _offset(text: bytes) -> int | None:
+    """Return the number that a text of a file is; None when it is none."""
     text = text.strip()
     return int(text) if text.isdigit() and len(text) < 16 else None
 
@@ -137,25 +159,27 @@ class AnnotationLine:
     """A line of an annotation TSV."""
 
     number: int
-    """Counted from 0."""
+    """Number of the line, counted from 0."""
     offset: int
-    """Byte of its picture's line in the whole image TSV."""
+    """Byte of its image's line in the whole image TSV."""
     record: Any
-    """Its JSON."""
+    """The JSON of its second column."""
 
 
 def annotation_lines(
     folders: DataFolders, file: str
 ) -> Iterator[tuple[str, AnnotationLine | BadRecord]]:
-    """Yield (record id, line) for each line that is not blank; a BadRecord in place of one of another form.
+    """Yield (record id, line) for each line that is not blank.
 
-    The record id names file and line, counted from 0.
+    The record id names file and line, counted from 0. A BadRecord stands in place of a line of
+    another form.
     """
     path = folders.path(file)
     with path.open("rb") as stream:
         number = -1
         while line := stream.readline(MAX_LINE_BYTES):
             number += 1
+            # the rest of a line that is too long is read past in pieces, never held whole
             too_long = len(line) == MAX_LINE_BYTES and not line.endswith(b"\n")
             while too_long and line and not line.endswith(b"\n"):
                 line = stream.readline(MAX_LINE_BYTES)
@@ -172,7 +196,7 @@ def _read_line(number: int, line: bytes) -> AnnotationLine:
     head, _, body = line.partition(b"\t")
     if (offset := _offset(head)) is None:
         raise BadRecord(
-            "malformed", f"line starts with {head[:40]!r}, not with the byte of a picture"
+            "malformed", f"line starts with {head[:40]!r}, not with the byte of an image"
         )
     try:
         return AnnotationLine(number, offset, json.loads(body.decode("utf-8")))
@@ -189,11 +213,18 @@ def first_boxes(
     boxes_of: Callable[[Any], list[Any]],
     open_image: Callable[[int], ImageRef],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes as stored, float64[N, 4], and sizes of their images, float64[N, 2], of a file's first
-    lines.
+    """Return the boxes of a file's first lines as stored, and the sizes of their images.
 
-    boxes_of: boxes of a record; it raises BadRecord for a record of another form. Lines, boxes and images
-    that cannot be read are passed over: they become rejects later.
+    Lines, boxes and images that cannot be read are passed over: they become rejects later.
+
+    Args:
+        folders: Where the datasets lie.
+        file: Name of the annotation TSV.
+        boxes_of: Returns the boxes of a record; raises BadRecord for a record of another form.
+        open_image: Returns the image at a byte; raises BadRecord when it cannot be read.
+
+    Returns:
+        Boxes, float64[N, 4] in any form, and sizes, float64[N, 2] width and height in pixels.
     """
     values: list[tuple[float, ...]] = []
     sizes: list[tuple[int, int]] = []
@@ -213,6 +244,7 @@ def first_boxes(
 
 
 def _finite(box: Any) -> tuple[float, ...] | None:
+    """Return the four numbers of a box; None for what `BoxGuard` would not look at."""
     try:
         numbers = four_numbers(box, what="box")
     except BadRecord:

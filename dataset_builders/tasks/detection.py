@@ -2,17 +2,19 @@
 
 What is made of one image, or of each window into a crowded one:
 
-| task          | questions                                                                              |
-| ------------- | -------------------------------------------------------------------------------------- |
-| detection     | `single_names` questions for one present category each, then one for several at once   |
-| counting      | `counting` questions for a present category that has no ignore region; with a chance   |
-|               | of `absent_counts` one for an absent category, which counts none                       |
-| region_name   | `region_names` questions for the name of one region                                    |
-| visual_prompt | `visual_prompts` questions that show one object and ask for all of its category        |
-| rejection     | for an image without boxes only: one to three absent categories; the answer is None    |
+| task          | questions                                                                        |
+| ------------- | -------------------------------------------------------------------------------- |
+| detection     | `single_names` questions for one present category each, then one for several at  |
+|               | once                                                                             |
+| counting      | `counting` questions for a present category that has no ignore region; with a    |
+|               | chance of `absent_counts` one for an absent category, which counts none          |
+| region_name   | `region_names` questions for the name of one region                              |
+| visual_prompt | `visual_prompts` questions that show one object and ask for all of its category  |
+| rejection     | for an image without boxes only: one to three absent categories; the answer is   |
+|               | None                                                                             |
 
-Rejection of images with boxes is made in the shard step from `absent_labels`. A category with a rejected box
-on an image is in doubt there: not asked for, not counted, not called absent. ours
+Rejection of images with boxes is made in the shard step from `absent_labels`. A category with a
+rejected box on an image is in doubt there: not asked for, not counted, not called absent. ours
 """
 
 import random
@@ -22,9 +24,11 @@ from typing import Any
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_annotations import ImageFacts
-from dataset_builders.readers.coco_files import CocoFile, CocoForm, CocoImage, open_coco
-from dataset_builders.record_counter import Tally
+from dataset_builders.readers.coco_files import CocoFile, CocoImage, open_coco
+from dataset_builders.readers.coco_images import CocoForm
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import Part, Reject, Sample, Turn
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, ImageSource, Item
 from dataset_builders.tasks.absence import (
     LabelStatistics,
@@ -39,19 +43,21 @@ from dataset_builders.tasks.prompts import (
     counted_answer,
     grounded_answer,
     question,
-    seed_of,
 )
 
 ASK = ("present", "all")
+"""Ways to ask: for present categories, or for all at once."""
 MAX_ABSENT_NAMES = 3
 """Most names that the question of an image without boxes asks for."""
 ALL_TASKS = ("detection", "counting", "region_name", "visual_prompt", "rejection")
+"""Tasks of the table of this module."""
 
 AbsentOf = Callable[[ImageFacts], Mapping[str, Any]]
-"""Fields of a sample that say what is absent from an image or window (`absence.absent_fields`); empty where
-nothing is known."""
+"""Returns the fields of a sample that say what is absent from an image or window
+(`absence.absent_fields`); empty where nothing is known."""
 Spellings = Mapping[str, Sequence[str]]
-"""Label -> what it may be called in the text of a sample; a label that is not there is called by its name."""
+"""Label -> what it may be called in the text of a sample; a label that is not there is called by
+its name."""
 
 
 def build(
@@ -69,18 +75,30 @@ def build(
     absent_by: Callable[[CocoFile, LabelStatistics], AbsentOf] | None = None,
     spelled_by: Callable[[CocoFile], Spellings] = lambda _: {},
 ) -> Iterator[Item]:
-    """Yield the samples of a COCO detection file with exhaustive labels, its rejects, and the ledger last.
+    """Yield the samples of a COCO detection file with exhaustive labels, rejects, and the ledger.
 
-    file, folder: JSON and picture folder. source: what its images belong to. ask: "present" for the
-    questions of this module; "all" for one question an image that asks for every category in the file's
-    order, as the release evaluates COCO. nearness, related: see `absence`. absent_by: another annotation
-    regime, where that is not "exhaustive"; nearness and related are its own business then. spelled_by: names
-    of its categories for texts, of which each image gets one; not for "all".
-    Raises ValueError when the file is not of this form.
+    Args:
+        folders: Where the datasets lie.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        file: Name of the JSON.
+        folder: Folder of its images.
+        source: What its images belong to.
+        ask: "present" for the questions of this module; "all" for one question an image that asks
+            for every category in the file's order, as the release evaluates COCO.
+        form: Where the file differs from COCO's own.
+        nearness: How near two names are, see `absence`.
+        related: Names that a present one makes unsafe, see `absence`.
+        absent_by: Another annotation regime, where that is not "exhaustive"; nearness and related
+            are its own business then.
+        spelled_by: Names of its categories for texts, of which each image gets one; not for "all".
+
+    Raises:
+        SettingError: The file is not of this form.
     """
-    if ask not in ASK:
+    if ask not in ASK:  # the fault of a dataset's module, never of a user
         raise ValueError(f"ask={ask!r}: want one of {ASK}")
-    tally = Tally()
+    counter = RecordCounter()
     with open_coco(folders, file=file, folder=folder, source=source, form=form) as coco:
         names = coco.names
         statistics = (
@@ -109,21 +127,25 @@ def build(
                 shown, absent = spelled(facts, absent_of(facts), spellings, seed)
                 yield from image_samples(shown, options, dataset, absent)
 
-        for item in coco.images(tally):
+        for item in coco.images(counter):
             if isinstance(item, Reject):
                 yield item
             else:
                 record = f"image {item.facts.ref.image_id}"
-                yield from tally.record(record, lambda image=item: samples_of(image), "image")  # type: ignore[misc]
-    yield tally.ledger()
+                yield from counter.record(record, lambda image=item: samples_of(image), "image")  # type: ignore[misc]
+    yield counter.ledger()
 
 
 def spelled(
     facts: ImageFacts, absent: Mapping[str, Any], spellings: Spellings, seed: Sequence[object]
 ) -> tuple[ImageFacts, Mapping[str, Any]]:
-    """Return an image's facts and absent fields with each label called by one of its names, drawn by `seed`.
+    """Return an image's facts and absent fields with each label called by one of its names.
 
-    spellings: no two labels may share a name.
+    Args:
+        facts: What is known of the image.
+        absent: Its absent fields, see `AbsentOf`.
+        spellings: Names of each label; no two labels may share one.
+        seed: Names of the seed that draws.
     """
     if not spellings:
         return facts, absent
@@ -139,7 +161,7 @@ def spelled(
 
 
 def ask_all(facts: ImageFacts, categories: tuple[str, ...], dataset: str) -> Sample:
-    """Return the question for every category at once, in the release's wording whatever the options say."""
+    """Return the question for every category at once, in the release's wording always."""
     rows: dict[str, list[int]] = {}
     for row, item in enumerate(facts.objects):
         if not item.ignore:
@@ -168,9 +190,15 @@ def image_samples(
 ) -> list[Sample]:
     """Return the samples of one image or window; see the table of this module.
 
-    absent: `absent_fields` of the image, or an empty mapping where nothing is known to be absent.
-    countable: whether a category may be counted. complete: whether all objects of a category are boxed, so
-    that "all of them" has an answer. tasks: those of the table that are wanted.
+    Args:
+        facts: What is known of the image or window.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        absent: The `absent_fields` of the image, or an empty mapping where nothing is known to be
+            absent.
+        countable: Whether a category may be counted.
+        complete: Whether all objects of a category are boxed, so that "all of them" has an answer.
+        tasks: Those of the table that are wanted.
     """
     rng = random.Random(seed_of(options.seed, dataset, facts.ref.image_id, *(facts.window or ())))
     present = {name: rows for name, rows in facts.present().items() if complete(name)}
@@ -182,6 +210,7 @@ def image_samples(
         parts = question(
             wording, argument, seed=rng.getrandbits(32), paraphrases=options.paraphrases
         )
+        # drawn in any case, so that leaving a task out changes nothing in the others
         if task in tasks:
             conversations.append((task, conversation(parts, answer)))
 
@@ -208,7 +237,7 @@ def image_samples(
     alike = [name for name, rows in present.items() if len(rows) > 1]
     for name in rng.sample(alike, min(options.visual_prompts, len(alike))):
         shown = rng.choice(present[name])
-        # the paper's figure 10 names the reference itself among the answers
+        # Figure 10 of the paper names the reference itself among the answers.
         ask(
             "visual_prompt",
             (shown,),
@@ -239,9 +268,14 @@ def numbered(
 def within_budget(
     names: list[str], present: Mapping[str, tuple[int, ...]], max_objects: int
 ) -> list[str]:
-    """Return as many of the names, in their order, as have at most `max_objects` objects together.
+    """Return as many of the names, in their order, as have few enough objects together.
 
     A name that does not fit any more is left out whole: an answer is never a part of "all of them".
+
+    Args:
+        names: The names.
+        present: Name -> rows of its objects.
+        max_objects: Most objects of all names together.
     """
     kept, total = [], 0
     for name in names:

@@ -1,4 +1,4 @@
-"""English tokens back to text, with objects standing among the words. ours"""
+"""English tokens back to text, with objects standing among the words. The rules are ours."""
 
 import re
 from collections.abc import Sequence
@@ -12,9 +12,12 @@ _CONTRACTED = frozenset({"s", "t", "m", "d", "re", "ve", "ll"})
 
 
 def detokenised(tokens: Sequence[str | int]) -> list[str | int]:
-    """Return texts and objects: words joined by blanks, but for punctuation, contractions and quotes.
+    """Return texts and objects: words joined by blanks, but for punctuation and the like.
 
-    tokens: words, and rows of objects, which stand for a word each. Neighbouring words become one text.
+    Contractions and quotes are written together too. Neighbouring words become one text.
+
+    Args:
+        tokens: Words, and rows of objects, which stand for a word each.
     """
     pieces: list[str | int] = []
     quoted = glued = False
@@ -35,7 +38,7 @@ def detokenised(tokens: Sequence[str | int]) -> list[str | int]:
 
 
 def _hugs(token: str | int, before: str | int | None) -> bool:
-    """Whether a token stands right behind the one before it."""
+    """Return whether a token stands right behind the one before it."""
     if isinstance(token, int):
         return False
     if before == "'" and token.lower() in _CONTRACTED:
@@ -44,6 +47,7 @@ def _hugs(token: str | int, before: str | int | None) -> bool:
 
 
 def _add(pieces: list[str | int], piece: str | int) -> None:
+    """Add a piece, a text to the text before it where there is one."""
     if isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
         pieces[-1] += piece
     else:

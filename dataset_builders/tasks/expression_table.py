@@ -1,8 +1,8 @@
-"""Expressions that come one by one, brought together by picture in a temporary database.
+"""Expressions that come one by one, brought together by image in a temporary database.
 
-MDETR's JSON, Hugging Face's parquet and C-REC's JSON have a record for each expression, with its own boxes,
-in any order. A sample lists everything that is known of its picture, so all records of a picture are read
-before its samples are made.
+MDETR's JSON, Hugging Face's parquet and C-REC's JSON have a record for each expression, with its
+own boxes, in any order. A sample lists everything that is known of its image, so all records of an
+image are read before its samples are made.
 """
 
 import json
@@ -15,9 +15,9 @@ from typing import Any
 from dataset_builders.box_checks import BoxGuard, clean_box, get, whole_number, xywh_to_xyxy
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_annotations import ImageFacts
-from dataset_builders.readers.coco_files import MAX_IMAGE_SIDE
+from dataset_builders.readers.coco_images import MAX_IMAGE_SIDE
 from dataset_builders.readers.scratch_database import scratch_database
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Reject, Sample
 from dataset_builders.spec import BuildOptions, ImageSource
 from dataset_builders.tasks.referring import Expression, expression_samples
@@ -38,8 +38,9 @@ class Target:
     """An object that an expression names, as stored."""
 
     box: Box
-    """In the form of the file; checked when the picture's size is known."""
+    """Four numbers in the form of the file; checked when the image's size is known."""
     label: str = UNNAMED
+    """What the file calls the object."""
     ignore: bool = False
     """True for a crowd region."""
 
@@ -51,17 +52,21 @@ class ExpressionRow:
     record: str
     """Readable name of the record in its file."""
     number: int | str
-    """Unique among the expressions of the dataset."""
+    """Id of the expression, unique in the dataset."""
     said: str
     """The expression."""
     picture: ImageRef
-    """Where it is; width and height 0 where the file does not say."""
+    """The image; its width and height are 0 where the file does not say."""
     targets: tuple[Target, ...]
-    """What it names; none: nothing fits it."""
+    """Objects that it names; none: nothing fits it."""
 
 
 def stored_size(record: Mapping[str, Any]) -> tuple[int, int]:
-    """Return width and height of an image record. Raises BadRecord with reason malformed or bad_size."""
+    """Return width and height of an image record in pixels.
+
+    Raises:
+        BadRecord: The reason is malformed or bad_size.
+    """
     width, height = (whole_number(get(record, side), what=side) for side in ("width", "height"))
     if not (1 <= width <= MAX_IMAGE_SIDE and 1 <= height <= MAX_IMAGE_SIDE):
         raise BadRecord("bad_size", f"{str(width)[:20]}x{str(height)[:20]}")
@@ -69,14 +74,18 @@ def stored_size(record: Mapping[str, Any]) -> tuple[int, int]:
 
 
 class ExpressionTable:
-    """Rows by picture; `open_table` makes it."""
+    """Rows by image; `open_table` makes it."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database = database
         """Readers may keep tables of their own in it."""
 
     def add(self, row: ExpressionRow) -> None:
-        """Keep a row. Raises BadRecord with reason duplicate_id for a number that was already seen."""
+        """Keep a row.
+
+        Raises:
+            BadRecord: The reason is duplicate_id: its number was already seen.
+        """
         ref = row.picture
         # as JSON, since text of a file may hold what a database refuses: half a surrogate pair
         name, number = json.dumps([ref.image_source, ref.image_id]), json.dumps(row.number)
@@ -84,11 +93,18 @@ class ExpressionTable:
         self.database.execute("INSERT OR IGNORE INTO pictures (name) VALUES (?)", (name,))
         targets = [[target.box, target.label, target.ignore] for target in row.targets]
         content = [row.record, row.number, row.said, ref.image_uri, ref.width, ref.height, targets]
-        query = "INSERT INTO rows (number, picture, content) SELECT ?, id, ? FROM pictures WHERE name = ?"
+        query = """
+            INSERT INTO rows (number, picture, content)
+            SELECT ?, id, ? FROM pictures WHERE name = ?
+        """
         self.database.execute(query, (number, json.dumps(content), name))
 
     def check_new(self, number: int | str) -> None:
-        """Raise BadRecord with reason duplicate_id when the table has an expression of this number."""
+        """Raise when the table has an expression of this number.
+
+        Raises:
+            BadRecord: The reason is duplicate_id.
+        """
         query = "SELECT 1 FROM rows WHERE number = ?"
         if self.database.execute(query, (json.dumps(number),)).fetchone():
             raise BadRecord("duplicate_id", f"expression {str(number)[:80]}")
@@ -102,14 +118,23 @@ class ExpressionTable:
         sources: tuple[ImageSource, ...],
         form: str,
         file: str,
-        tally: Tally,
+        counter: RecordCounter,
         captions: bool,
     ) -> Iterator[Sample | Reject]:
-        """Yield the samples of all rows, picture by picture, or their rejects; each row is one record.
+        """Yield the samples of all rows, image by image, or their rejects; each row is one record.
 
-        sources: what the pictures belong to; those whose size no file says are opened. form: of the boxes,
-        "xyxy" or "xywh". file: for the message. captions: see `referring.expression_samples`.
-        Raises ValueError when the boxes are not of that form.
+        Args:
+            folders: Where the datasets lie.
+            options: What can be chosen about the samples.
+            dataset: Name of the dataset.
+            sources: What the images belong to; those whose size no file says are opened.
+            form: Form of the boxes, "xyxy" or "xywh".
+            file: Name of the file, for the message.
+            counter: Counts the rows.
+            captions: Whether expressions are captions too, see `referring.expression_samples`.
+
+        Raises:
+            SettingError: The boxes are not of that form.
         """
         guard = BoxGuard(form, source=file)
         by_name = {source.name: source for source in sources}
@@ -120,7 +145,7 @@ class ExpressionTable:
                 ref = _sized(rows, by_name[source_name], folders)
             except BadRecord as error:
                 for row in rows:
-                    yield tally.reject(row.record, error)
+                    yield counter.reject(row.record, error)
                 continue
             objects: dict[tuple[Box, bool], Object] = {}
             found = []
@@ -131,16 +156,17 @@ class ExpressionTable:
                         Expression(record=row.record, number=row.number, said=row.said, rows=named)
                     )
                 except BadRecord as error:
-                    yield tally.reject(row.record, error)
+                    yield counter.reject(row.record, error)
             facts = ImageFacts(
                 ref=ref, objects=tuple(objects.values()), ids=tuple(range(len(objects)))
             )
             yield from expression_samples(
-                facts, found, options, dataset=dataset, tally=tally, captions=captions
+                facts, found, options, dataset=dataset, counter=counter, captions=captions
             )
         guard.check()
 
     def _rows(self, picture: int, source: ImageSource, image_id: str) -> list[ExpressionRow]:
+        """Return the rows of an image, in the order in which they were added."""
         rows = []
         query = "SELECT content FROM rows WHERE picture = ? ORDER BY id"
         for (content,) in self.database.execute(query, (picture,)):
@@ -160,7 +186,7 @@ class ExpressionTable:
 
 
 def _sized(rows: list[ExpressionRow], source: ImageSource, folders: DataFolders) -> ImageRef:
-    """Return the picture of some rows with its size, which the file says or the picture's own header."""
+    """Return the image of some rows with its size, which the file says or its own header."""
     ref = rows[0].picture
     return ref if ref.width and ref.height else source.open(folders, ref.image_uri)
 
@@ -172,9 +198,12 @@ def _objects(
     guard: BoxGuard,
     form: str,
 ) -> tuple[int, ...]:
-    """Return the rows of a record's targets among the objects of its picture, and add those that are new.
+    """Return the rows of a record's targets among the objects of its image; add new objects.
 
-    Records of a picture repeat each other's boxes; one object stands for equal boxes.
+    Records of an image repeat each other's boxes; one object stands for equal boxes.
+
+    Raises:
+        BadRecord: A box or label is bad, or the record gives the image another size than others do.
     """
     if row.picture not in (ref, replace(ref, width=0, height=0)):
         size = f"{row.picture.width}x{row.picture.height}"

@@ -1,8 +1,9 @@
-"""Captions whose phrases name objects: from character spans to parts, never by searching for a phrase again.
+"""Captions whose phrases name objects: from character spans to parts, by spans alone.
 
-Spans are counted in Unicode code points, their end exclusive, in the caption exactly as stored. A caption
-becomes one sample of task `grounding`; those of its phrases that tell an object apart become expressions of
-task `referring`.
+A phrase is never searched for again: the same words may stand elsewhere in the caption. Spans are
+counted in Unicode code points, their end exclusive, in the caption exactly as stored. A caption
+becomes one sample of task `grounding`; those of its phrases that tell an object apart become
+expressions of task `referring`.
 """
 
 import re
@@ -14,15 +15,17 @@ from typing import Any
 from dataset_builders.box_checks import whole_number
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.records import BadRecord, Part, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.tasks.referring import expression_sample
 from dataset_builders.validation import check_text
 
 Span = tuple[int, int]
 """First character and the one behind the last."""
 MIN_WORDS = 2
-"""Fewest words of an expression, articles and the like not counted: "man" alone tells few apart. ours"""
+"""Fewest words of an expression, articles and the like not counted: "man" alone tells few apart.
+ours"""
 _SMALL_WORDS = frozenset(
     ("a", "an", "the", "his", "her", "its", "their", "this", "that", "these", "some")
 )
@@ -33,9 +36,10 @@ class Mention:
     """One annotation: its object, and where the caption names it."""
 
     spans: tuple[Span, ...]
-    """As stored, checked by `read_spans`."""
+    """Places in the caption as stored, checked by `read_spans`."""
     row: int | None
-    """Row of its object; None when its box was rejected or is an ignore region: what names it stays text."""
+    """Row of its object; None when its box was rejected or is an ignore region: what names it stays
+    text."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,23 @@ class Phrase:
     """A piece of the caption and all objects that it names."""
 
     start: int
+    """First character of the piece in the caption."""
     end: int
+    """Character behind its last one."""
     rows: tuple[int, ...]
+    """Rows of the objects that it names, ascending."""
 
     def text(self, caption: str) -> str:
-        """The piece, its blanks folded."""
+        """Return the piece, its blanks folded."""
         return " ".join(caption[self.start : self.end].split())
 
 
 def read_spans(value: Any, caption: str) -> tuple[Span, ...]:
-    """Return a stored list of [begin, end] as spans. Raises BadRecord for one outside the caption."""
+    """Return a stored list of [begin, end] as spans.
+
+    Raises:
+        BadRecord: The reason is malformed: it is no such list, or a span lies outside the caption.
+    """
     if not isinstance(value, list | tuple) or not value:
         raise BadRecord("malformed", f"spans are {str(value)[:80]!r}, not a list of [begin, end]")
     spans = []
@@ -71,15 +82,16 @@ def read_spans(value: Any, caption: str) -> tuple[Span, ...]:
 def find_phrases(caption: str, mentions: Iterable[Mention]) -> tuple[Phrase, ...]:
     """Return the phrases that can be grounded, in reading order, none overlapping another.
 
-    Spans of one mention that touch, or stand one blank apart, are one phrase; others are phrases of their
-    own. Mentions of the same span share a phrase. Of overlapping phrases the longest is kept. A phrase of
-    which one object is not known stays text.
+    Spans of one mention that touch, or stand one blank apart, are one phrase; others are phrases of
+    their own. Mentions of the same span share a phrase. Of overlapping phrases the longest is kept.
+    A phrase of which one object is not known stays text.
     """
     named: dict[Span, set[int | None]] = {}
     for mention in mentions:
         for span in _joined(caption, mention.spans):
             named.setdefault(span, set()).add(mention.row)
     kept: list[Phrase] = []
+    # the longest first: it takes its place before the shorter ones that it overlaps
     for (start, end), rows in sorted(
         named.items(), key=lambda item: (item[0][0] - item[0][1], item[0])
     ):
@@ -92,6 +104,7 @@ def find_phrases(caption: str, mentions: Iterable[Mention]) -> tuple[Phrase, ...
 
 
 def _joined(caption: str, spans: Sequence[Span]) -> list[Span]:
+    """Return the spans of a mention, those that belong together joined."""
     joined: list[Span] = []
     for start, end in sorted(spans):
         if (
@@ -106,14 +119,17 @@ def _joined(caption: str, spans: Sequence[Span]) -> list[Span]:
 
 
 def _trimmed(caption: str, start: int, end: int) -> Span:
+    """Return a span without the blanks at its ends."""
     text = caption[start:end]
     return start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
 
 
 def caption_parts(caption: str, phrases: Sequence[Phrase]) -> tuple[Part, ...]:
-    """Return the caption as parts, its phrases with their objects. Runs of blanks become one blank.
+    """Return the caption as parts, its phrases with their objects; runs of blanks become one.
 
-    phrases: in reading order, not overlapping.
+    Args:
+        caption: The caption as stored.
+        phrases: Its phrases in reading order, not overlapping.
     """
     parts: list[Part] = []
     end = 0
@@ -133,7 +149,10 @@ def _folded(text: str) -> str:
 
 
 def labelled(facts: ImageFacts, caption: str, mentions: Iterable[Mention]) -> ImageFacts:
-    """Return the facts with each object called by the first phrase that names it; others keep their label."""
+    """Return the facts with each object called by the first phrase that names it.
+
+    Other objects keep their label.
+    """
     labels: dict[int, str] = {}
     for mention in mentions:
         if mention.row is not None and mention.spans:
@@ -156,8 +175,17 @@ def grounding_sample(
 ) -> Sample:
     """Return the sample of one caption.
 
-    number: unique among the captions of the image.
-    Raises BadRecord for unsafe text, for a caption without any phrase and for too many objects.
+    Args:
+        facts: What is known of the image.
+        caption: The caption as stored.
+        phrases: Its phrases, see `find_phrases`.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        number: Id of the caption, unique among those of the image.
+
+    Raises:
+        BadRecord: The text is unsafe, the caption has no phrase, or the image shows too many
+            objects.
     """
     check_text(caption, what="caption")
     if not phrases:
@@ -173,11 +201,15 @@ def grounding_sample(
 def expressions(
     captions: Sequence[str], named: Iterable[tuple[str, Sequence[int]]], limit: int
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Return phrases that tell their objects apart, the longest first: at most one for the same objects.
+    """Return phrases that tell their objects apart, the longest first.
 
-    captions: all that is said of the image. named: each phrase that is grounded there, with its rows. A
-    phrase counts when it always names the same objects, stands nowhere else in the captions, and has
-    `MIN_WORDS`.
+    A phrase counts when it always names the same objects, stands nowhere else in the captions, and
+    has `MIN_WORDS`. There is at most one for the same objects.
+
+    Args:
+        captions: All that is said of the image.
+        named: Each phrase that is grounded there, with its rows.
+        limit: Most phrases.
     """
     meant: dict[str, list[tuple[int, ...]]] = {}
     for text, rows in named:
@@ -209,7 +241,12 @@ def expression_samples(
 ) -> list[Sample]:
     """Return a sample of task `referring` for each expression of `expressions`.
 
-    number: unique in the dataset; the position of the expression is put behind it.
+    Args:
+        facts: What is known of the image.
+        found: Expressions with the rows of their objects.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        number: Unique in the dataset; the position of the expression is put behind it.
     """
     return [
         expression_sample(

@@ -11,7 +11,14 @@ def mention_parts(
 ) -> tuple[Part, ...]:
     """Return a text as parts, a bare mention of an object for every match.
 
-    row_of: row of `Sample.objects` that a match means; it raises BadRecord when there is none.
+    Args:
+        text: The text.
+        mention: Pattern of a mention.
+        row_of: Returns the row of `Sample.objects` that a match means; raises BadRecord when there
+            is none.
+
+    Raises:
+        BadRecord: As `row_of` and `joined` raise it.
     """
     pieces: list[str | int] = []
     end = 0
@@ -25,7 +32,9 @@ def joined(pieces: Sequence[str | int]) -> tuple[Part, ...]:
     """Return texts and rows as parts, in their order.
 
     Rows with nothing but blanks between them become one mention of several objects.
-    Raises BadRecord with reason contradiction when one of them is repeated there.
+
+    Raises:
+        BadRecord: The reason is contradiction: one of them is repeated there.
     """
     parts: list[Part] = []
     for piece in pieces:

@@ -1,16 +1,17 @@
 """Text regions and what is written in them: the questions that every OCR dataset gives.
 
-What is made of one image, or of each window into a crowded one, out of at most `region_texts` regions that
-the seed chooses:
+What is made of one image, or of each window into a crowded one, out of at most `region_texts`
+regions that the seed chooses:
 
 | question                                         | answer                                     |
 | ------------------------------------------------ | ------------------------------------------ |
 | one each for the first `SINGLE_READINGS` of them | the text                                   |
 | one for all others together                      | a line a region: its name, a colon, a text |
 
-A region without readable text (the datasets' ``###``, or a text that is rejected) is an ignore region. Text
-is stored and asked for in logical order, Arabic too. A region whose box overlaps another one much is not
-asked about: the boxes of slanted words cover their neighbours, and a reader of the box would see both. ours
+A region without readable text (the datasets' ``###``, or a text that is rejected) is an ignore
+region. Text is stored and asked for in logical order, Arabic too. A region whose box overlaps
+another one much is not asked about: the boxes of slanted words cover their neighbours, and a reader
+of the box would see both. ours
 """
 
 import random
@@ -22,16 +23,17 @@ import numpy as np
 
 from dataset_builders.box_checks import MAX_COORDINATE, BoxGuard, clean_box
 from dataset_builders.image_annotations import ImageFacts
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Part, Reject, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.validation import check_label, check_text
 
 SINGLE_READINGS = 2
-"""Regions of an image that are asked for alone. ours"""
+"""Number of regions of an image that are asked for alone. ours"""
 MAX_OVERLAP = 0.3
-"""A region is not asked about when its box has a greater IoU than this with another one."""
+"""Greatest IoU with another box of a region that is asked about. ours"""
 DONT_CARE = "###"
 """Stands for the text of a region that nobody could read."""
 LABEL = "text"
@@ -55,22 +57,27 @@ class TextImage:
     """The text regions of one image."""
 
     facts: ImageFacts
-    """Their boxes; `ids` are places in the file."""
+    """Boxes of the regions; `ids` are places in the file."""
     texts: Mapping[int, str]
     """Id of a region -> its text, those that can be asked for."""
 
 
 def quad_corners(points: Sequence[float]) -> tuple[float, float, float, float]:
-    """Return the upright box around points, whatever their order.
+    """Return the upright box around points, whatever their order: x1, y1, x2, y2 in pixels.
 
-    points: x1, y1, x2, y2, ... in pixels.
+    Args:
+        points: Coordinates x1, y1, x2, y2, ... in pixels.
     """
     xs, ys = points[0::2], points[1::2]
     return min(xs), min(ys), max(xs), max(ys)
 
 
 def numbers(stored: object, count: int, *, what: str) -> list[float]:
-    """Return stored coordinates as floats. Raises BadRecord with reason malformed or not_finite_box."""
+    """Return stored coordinates as floats.
+
+    Raises:
+        BadRecord: The reason is malformed or not_finite_box.
+    """
     if (
         not isinstance(stored, list)
         or len(stored) != count
@@ -83,7 +90,11 @@ def numbers(stored: object, count: int, *, what: str) -> list[float]:
 
 
 def reading(text: object) -> str:
-    """Return a transcription as one line, blanks folded. Raises BadRecord for text that is not safe."""
+    """Return a transcription as one line, blanks folded.
+
+    Raises:
+        BadRecord: The text is not safe.
+    """
     return check_label(" ".join(check_text(text, what="text").split()), what="text")
 
 
@@ -91,17 +102,28 @@ def read_regions(
     ref: ImageRef,
     rows: Iterable[tuple[int, Any]],
     parse: Callable[[Any], TextRegion],
-    tally: Tally,
+    counter: RecordCounter,
     guard: BoxGuard,
     *,
     name: str,
     read: Callable[[Any], str] = reading,
 ) -> tuple[list[Reject], TextImage]:
-    """Read the text regions of one image, each a record of unit "box" and its text one of unit "record".
+    """Read the text regions of one image.
 
-    rows: (place in the file, stored region). parse: reads one, raising BadRecord. name: of the file or
-    record, for the rejects. read: returns a stored text, checked. A region whose text is rejected stays, as
-    an ignore region.
+    Each is a record of unit "box", and its text one of unit "record". A region whose text is
+    rejected stays, as an ignore region.
+
+    Args:
+        ref: The image, its size known.
+        rows: Place in the file and stored region, for each region.
+        parse: Reads one, raising BadRecord.
+        counter: Counts the records.
+        guard: Looks at the boxes.
+        name: Name of the file or record, for the rejects.
+        read: Returns a stored text, checked.
+
+    Returns:
+        The rejects, and what is left.
     """
     rejects: list[Reject] = []
     objects, ids, texts = [], [], {}
@@ -111,15 +133,15 @@ def read_regions(
             guard.look(region.corners, ref.width, ref.height)
             box = clean_box(region.corners, ref.width, ref.height)
         except BadRecord as error:
-            rejects.append(tally.reject(f"{name}/{place}", error, "box"))
+            rejects.append(counter.reject(f"{name}/{place}", error, "box"))
             continue
-        tally.use("box")
+        counter.use("box")
         if region.text is not None:
             try:
                 texts[place] = read(region.text)
-                tally.use()
+                counter.use()
             except BadRecord as error:
-                rejects.append(tally.reject(f"{name}/{place}", error))
+                rejects.append(counter.reject(f"{name}/{place}", error))
         objects.append(Object(box=box, label=region.label, ignore=place not in texts))
         ids.append(place)
     facts = ImageFacts(ref=ref, objects=tuple(objects), ids=tuple(ids))
@@ -129,7 +151,8 @@ def read_regions(
 def reading_samples(image: TextImage, options: BuildOptions, *, dataset: str) -> list[Sample]:
     """Return the samples of one image; see the table of this module.
 
-    Raises BadRecord with reason too_many_regions for an image that no windows make sparse.
+    Raises:
+        BadRecord: The reason is too_many_regions: no windows make the image sparse.
     """
     samples: list[Sample] = []
     whole = dict(zip(image.facts.ids, (item.box for item in image.facts.objects), strict=True))
@@ -155,7 +178,7 @@ def reading_samples(image: TextImage, options: BuildOptions, *, dataset: str) ->
 
 
 def _apart(image: TextImage) -> set[int]:
-    """Return the ids of the readable regions whose boxes overlap no other one by more than `MAX_OVERLAP`."""
+    """Return the ids of the readable regions whose boxes overlap no other one too much."""
     boxes = np.array([item.box for item in image.facts.objects], np.float64).reshape(-1, 4)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = set()
@@ -185,6 +208,7 @@ def _listed(parts: tuple[Part, ...]) -> tuple[Part, ...]:
 
 
 def _answer(rows: Sequence[int], texts: Sequence[str]) -> tuple[Part, ...]:
+    """Return the texts of some regions: alone for one, a line a region for several."""
     if len(rows) == 1:
         return (Part(texts[0]),)
     parts: list[Part] = []

@@ -1,18 +1,17 @@
 """Questions as data: for each task the release's own wording, then paraphrases of ours.
 
-The first entry of each task is the string of the release's task_templates.py;
-`{}` is the argument. Tasks without counterpart there have only ours: the two `counting_*`, which carry a
-ready question, `layout_type`, `caption` and `caption_detail`, and `reasoning_steps`, which is the wording of
-the paper's figure 11.
+The first entry of each task is the string of the release's task_templates.py; `{}` is the argument.
+Tasks without counterpart there have only ours: the two `counting_*`, which carry a ready question,
+`layout_type`, `caption` and `caption_detail`, and `reasoning_steps`, which is the wording of the
+paper's figure 11.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 from dataset_builders.records import Part, Turn
 
 JOINER = "; "
-"""Between category names, as in the release's COCO evaluation file."""
+"""Stands between category names, as in the release's COCO evaluation file."""
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "detection": (
@@ -32,18 +31,21 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
     "counting": (
         (
-            "How many {} are there in this image? Count each instance of the target object. "
-            "Locate them with object indexes and then answer the question with the number of objects."
+            "How many {} are there in this image? Count each instance of the target object. Locate "
+            "them with object indexes and then answer the question with the number of objects."
         ),
         "Count the {} in this picture: first give their object indexes, then the total.",
-        "What is the number of {} here? Name each one by its object index before you state the number.",
+        (
+            "What is the number of {} here? Name each one by its object index before you state the "
+            "number."
+        ),
         "Go through all {} in the image by object index, then say how many there are.",
         "Tell me how many {} you see. List the object indexes first and finish with the count.",
     ),
     "counting_located": (
         (
-            "{} Count each instance of the target object. "
-            "Locate them with object indexes and then answer the question with the number of objects."
+            "{} Count each instance of the target object. Locate them with object indexes and then "
+            "answer the question with the number of objects."
         ),
         "{} First give the object indexes, then the total.",
     ),
@@ -86,8 +88,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
     "visual_prompt": (
         (
-            "Using the provided object {} as a reference, identify all other objects of the same category in "
-            "this image. Respond with object indexes."
+            "Using the provided object {} as a reference, identify all other objects of the same "
+            "category in this image. Respond with object indexes."
         ),
         "Find everything of the same kind as {}, using object indexes.",
         "Which objects belong to the category of {}? Answer with object indexes.",
@@ -103,8 +105,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "attribute_pose": ("What pose is {} in?", "In which pose is {}?"),
     "grounding": (
         (
-            "Briefly describe this image and detect all mentioned objects. Answer with grounded object "
-            "indexes.{}"
+            "Briefly describe this image and detect all mentioned objects. Answer with grounded "
+            "object indexes.{}"
         ),
         "Describe the picture in short and ground every object that you mention.{}",
         "Write a caption whose phrases carry the indexes of their objects.{}",
@@ -122,37 +124,32 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
     "reasoning": (
         (
-            "First thinks about the reasoning process in the mind and then provides the user with the "
-            "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> "
-            "</answer> tags, respectively, i.e., <think> reasoning process here </think><answer> answer "
-            "here </answer>. Please give a detailed reasoning process process and provide image regions "
-            "that can help you answer the question better. {}"
+            "First thinks about the reasoning process in the mind and then provides the user with "
+            "the answer. The reasoning process and answer are enclosed within <think> </think> and "
+            "<answer> </answer> tags, respectively, i.e., <think> reasoning process here "
+            "</think><answer> answer here </answer>. Please give a detailed reasoning process "
+            "process and provide image regions that can help you answer the question better. {}"
         ),
         (
-            "Reason step by step inside <think> </think>, naming the image regions that help you, and put "
-            "the answer inside <answer> </answer>. {}"
+            "Reason step by step inside <think> </think>, naming the image regions that help you, "
+            "and put the answer inside <answer> </answer>. {}"
         ),
         (
-            "{} Think first, between <think> and </think>, with the regions that matter; then answer between "
-            "<answer> and </answer>."
+            "{} Think first, between <think> and </think>, with the regions that matter; then "
+            "answer between <answer> and </answer>."
         ),
     ),
     "reasoning_steps": (
         (
-            "Within the reasoning process, please provide image regions that can help you answer the "
-            "question better. {}"
+            "Within the reasoning process, please provide image regions that can help you answer "
+            "the question better. {}"
         ),
         "{} Name the image regions that help to answer, then answer.",
         "Point out the regions that you need for the answer before you give it. {}",
     ),
 }
-"""The release's strings come first, where it has any. For `grounding`, `caption` and `caption_detail` the
-argument is empty."""
-
-
-def seed_of(*names: object) -> int:
-    """Return a seed that depends on the given values alone, on every machine and in every process."""
-    return int(hashlib.sha256("/".join(map(str, names)).encode()).hexdigest()[:16], 16)
+"""Wordings of each task. The release's strings come first, where it has any. For `grounding`,
+`caption` and `caption_detail` the argument is empty."""
 
 
 def question(
@@ -160,8 +157,11 @@ def question(
 ) -> tuple[Part, ...]:
     """Return a question as parts.
 
-    task: key of `TEMPLATES`. argument: text, or the rows of the objects that the question shows.
-    seed: chooses among the wordings when `paraphrases`; otherwise the first is taken.
+    Args:
+        task: Key of `TEMPLATES`.
+        argument: Text, or the rows of the objects that the question shows.
+        seed: Chooses among the wordings when `paraphrases`.
+        paraphrases: Whether wordings of ours are used; without them it is the first.
     """
     wordings = TEMPLATES[task]
     before, after = wordings[seed % len(wordings) if paraphrases else 0].split("{}")
@@ -177,9 +177,11 @@ def conversation(question: tuple[Part, ...], answer: tuple[Part, ...]) -> tuple[
 
 
 def grounded_answer(found: Sequence[tuple[str, Sequence[int]]]) -> tuple[Part, ...]:
-    """Return the answer of a detection: a line a found name, or the word None when nothing was found.
+    """Return the answer of a detection: a line a found name, or the word None without any.
 
-    found: (name, rows of objects) in the order asked, names without objects left out.
+    Args:
+        found: Names with the rows of their objects in the order asked, names without objects left
+            out.
     """
     parts: list[Part] = []
     for name, rows in found:
@@ -191,7 +193,14 @@ def grounded_answer(found: Sequence[tuple[str, Sequence[int]]]) -> tuple[Part, .
 def counted_answer(
     count: int, located: tuple[str, Sequence[int]] | None = None
 ) -> tuple[Part, ...]:
-    """Return the answer of a count: the objects where they are known, then the number as the first digits."""
+    """Return the answer of a count: the objects where they are known, then the number.
+
+    The number comes as the first digits of the text, where the evaluation looks for it.
+
+    Args:
+        count: The number.
+        located: The name that was counted, and the rows of its objects.
+    """
     total = f"There are {count}."
     if located is None or not located[1]:
         return (Part(total),)
@@ -204,6 +213,6 @@ def thought_answer(thought: Sequence[Part], answer: Sequence[Part]) -> tuple[Par
 
 
 def steps_answer(regions: Sequence[int], answer: str) -> tuple[Part, ...]:
-    """Return an answer in the form of the paper's figure 11: the regions that help, then the answer."""
+    """Return an answer in the form of figure 11 of the paper: helpful regions, then the answer."""
     lead = "The image regions that can help answer the question better are: "
     return (Part(lead), Part(objects=tuple(regions)), Part(f". {answer}"))

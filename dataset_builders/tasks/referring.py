@@ -2,17 +2,22 @@
 
 What is made of the expressions of one image:
 
-| task           | samples                                                                              |
-| -------------- | ------------------------------------------------------------------------------------ |
-| referring      | each expression that has a target asks for it, or for all its targets (gRefCOCO)     |
-| rejection      | each expression that has none; the answer is None                                    |
-| region_caption | where asked for: up to `region_texts` expressions with one target, as its caption    |
+| task           | samples
+|
+| -------------- |
+---------------------------------------------------------------------------------- |
+| referring      | each expression that has a target asks for it, or for all its targets (gRefCOCO)
+|
+| rejection      | each expression that has none; the answer is None
+|
+| region_caption | where asked for: up to `region_texts` expressions with one target, as its caption
+|
 
-The list is a pickle, read by an unpickler that knows plain containers and scalars only, so that opening a
-downloaded file runs nothing; gRefCOCO gives it as JSON too.
+The list is a pickle, read by an unpickler that knows plain containers and scalars only, so that
+opening a downloaded file runs nothing; gRefCOCO gives it as JSON too.
 
-REFER: https://github.com/lichengunc/refer (refer.py); gRefCOCO: https://github.com/henghuiding/gRefCOCO
-(grefer.py).
+REFER: https://github.com/lichengunc/refer (refer.py); gRefCOCO:
+https://github.com/henghuiding/gRefCOCO (grefer.py).
 """
 
 import io
@@ -25,15 +30,19 @@ from typing import Any, NoReturn
 
 from dataset_builders.box_checks import get, whole_number
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
-from dataset_builders.readers.coco_files import CocoForm, open_coco
+from dataset_builders.readers.coco_files import open_coco
+from dataset_builders.readers.coco_images import CocoForm
 from dataset_builders.readers.json_files import stream_array
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Part, Reject, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, ImageSource, Item
-from dataset_builders.tasks.prompts import conversation, grounded_answer, question, seed_of
+from dataset_builders.tasks.prompts import conversation, grounded_answer, question
 from dataset_builders.validation import check_label, check_text
 
+# what broken bytes make an unpickler raise
 _PICKLE_ERRORS = (
     pickle.UnpicklingError,
     EOFError,
@@ -49,7 +58,7 @@ _PICKLE_ERRORS = (
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Unpickler of dicts, lists, tuples, strings, numbers, booleans and None; anything else raises."""
+    """Unpickler of dicts, lists, tuples, strings, numbers, booleans and None; else it raises."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         """Refuse every class and function; called before any of them could be imported."""
@@ -68,7 +77,9 @@ def load_refs(path: Path) -> list[Any]:
     """Return the list of a REFER pickle, running nothing that it holds; or the same list as JSON.
 
     Bytes that are not UTF-8 become lone surrogates, which the text check rejects.
-    Raises ValueError naming the file when it is not a pickled list of plain data.
+
+    Raises:
+        SettingError: The file is not a pickled list of plain data; the message names it.
     """
     if path.suffix == ".json":
         return list(stream_array(path, None))
@@ -78,9 +89,11 @@ def load_refs(path: Path) -> list[Any]:
     try:
         refs = reader.load()
     except _PICKLE_ERRORS as error:
-        raise ValueError(f"{path.name} is not a REFER pickle of plain data: {error}") from error
+        raise SettingError(f"{path.name} is not a REFER pickle of plain data: {error}") from error
     if not isinstance(refs, list):
-        raise ValueError(f"{path.name} holds a {type(refs).__name__}; a REFER pickle holds a list")
+        raise SettingError(
+            f"{path.name} holds a {type(refs).__name__}; a REFER pickle holds a list"
+        )
     return refs
 
 
@@ -91,7 +104,7 @@ class Expression:
     record: str
     """Readable name of the record in its file."""
     number: int | str
-    """Unique among the expressions of the dataset."""
+    """Id of the expression, unique in the dataset."""
     said: str
     """The expression as the file has it."""
     rows: tuple[int, ...]
@@ -113,19 +126,29 @@ def build(
 ) -> Iterator[Item]:
     """Yield the samples of the given split, the rejects, and the ledger last.
 
-    refs, instances, folder: list of refs (pickle or JSON), COCO file and picture folder. source: what the
-    images belong to. split: as the refs spell it. form: of the COCO file. captions: see
-    `expression_samples`.
-    Raises ValueError when a file is not of this form.
+    Args:
+        folders: Where the datasets lie.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        refs: Name of the list of refs, pickle or JSON.
+        instances: Name of the COCO file.
+        folder: Folder of its images.
+        source: What the images belong to.
+        split: Split that is wanted, as the refs spell it.
+        form: Where the COCO file differs from COCO's own.
+        captions: Whether expressions are captions too, see `expression_samples`.
+
+    Raises:
+        SettingError: A file is not of this form.
     """
-    tally = Tally()
+    counter = RecordCounter()
     with open_coco(folders, file=instances, folder=folder, source=source, form=form) as coco:
-        for item in coco.images(tally):
+        for item in coco.images(counter):
             if isinstance(item, Reject):
                 yield item
             else:
-                tally.use("image")
-        before = tally.num_read
+                counter.use("image")
+        before = counter.num_read
         by_image: dict[int, list[_Stored]] = {}
         seen: set[int] = set()
         for record, ref, sentence in _sentences(load_refs(folders.path(refs)), split):
@@ -133,7 +156,7 @@ def build(
                 image_id, stored = _read(record, ref, sentence, seen)
                 by_image.setdefault(image_id, []).append(stored)
             except BadRecord as error:
-                yield tally.reject(record, error)
+                yield counter.reject(record, error)
         for image_id, listed in by_image.items():
             facts, found = None, []
             for record, number, said, targets in listed:
@@ -142,14 +165,14 @@ def build(
                     rows = _rows(facts, targets)
                     found.append(Expression(record=record, number=number, said=said, rows=rows))
                 except BadRecord as error:
-                    yield tally.reject(record, error)
+                    yield counter.reject(record, error)
             if facts is not None:
                 yield from expression_samples(
-                    facts, found, options, dataset=dataset, tally=tally, captions=captions
+                    facts, found, options, dataset=dataset, counter=counter, captions=captions
                 )
-    if tally.num_read == before:
-        raise ValueError(f"{Path(refs).name} holds no refs of split {split!r}")
-    yield tally.ledger()
+    if counter.num_read == before:
+        raise SettingError(f"{Path(refs).name} holds no refs of split {split!r}")
+    yield counter.ledger()
 
 
 def expression_samples(
@@ -158,15 +181,22 @@ def expression_samples(
     options: BuildOptions,
     *,
     dataset: str,
-    tally: Tally,
+    counter: RecordCounter,
     captions: bool,
 ) -> Iterator[Sample | Reject]:
-    """Yield the samples of the expressions of one image, or their rejects; each counts as one record.
+    """Yield the samples of the expressions of one image, or rejects; each counts as one record.
 
-    captions: whether to give expressions with one target also as captions of their region, at most
-    `options.region_texts` an image.
-    An expression without target that another record of the image uses for an object is a contradiction: the
-    counterfactual ones are made by changing words, and may hit another object.
+    An expression without target that another record of the image uses for an object is a
+    contradiction: the counterfactual ones are made by changing words, and may hit another object.
+
+    Args:
+        facts: What is known of the image.
+        expressions: The expressions.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        counter: Counts the records.
+        captions: Whether to give expressions with one target also as captions of their region, at
+            most `options.region_texts` an image.
     """
     rng = random.Random(seed_of(options.seed, dataset, facts.ref.image_id))
     single = [
@@ -192,7 +222,7 @@ def expression_samples(
             )
 
     for position, expression in enumerate(expressions):
-        yield from tally.record(expression.record, lambda position=position: make(position))  # type: ignore[misc]
+        yield from counter.record(expression.record, lambda position=position: make(position))  # type: ignore[misc]
 
 
 def expression_sample(
@@ -206,9 +236,16 @@ def expression_sample(
 ) -> Sample:
     """Return the sample of one referring expression.
 
-    expression: as the file has it; blanks are folded. rows: the objects it names; none makes it a
-    `rejection`. number: unique among the expressions of the dataset. Raises BadRecord for an expression that
-    is not safe text.
+    Args:
+        facts: What is known of the image.
+        expression: The expression as the file has it; blanks are folded.
+        rows: Objects that it names; none makes it a `rejection`.
+        options: What can be chosen about the samples.
+        dataset: Name of the dataset.
+        number: Id of the expression, unique in the dataset.
+
+    Raises:
+        BadRecord: The expression is not safe text.
     """
     said = _checked(expression)
     seed = seed_of(options.seed, dataset, number)
@@ -235,7 +272,10 @@ def caption_sample(
     dataset: str,
     number: int | str,
 ) -> Sample:
-    """Return the sample that shows a region and is answered with its expression; see `expression_sample`."""
+    """Return the sample that shows a region and is answered with its expression.
+
+    The arguments are those of `expression_sample`.
+    """
     seed = seed_of(options.seed, dataset, number, "caption")
     asked = question("region_caption", rows, seed=seed, paraphrases=options.paraphrases)
     turns = conversation(asked, (Part(_checked(expression)),))
@@ -253,7 +293,10 @@ def _folded(expression: str) -> str:
 
 
 def _sentences(refs: list[Any], split: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (record id, ref, sentence); a ref without readable split or sentences comes once, with None."""
+    """Yield (record id, ref, sentence) for the refs of a split.
+
+    A ref without readable split or sentences comes once, with None.
+    """
     for position, ref in enumerate(refs):
         known = isinstance(ref, dict) and isinstance(ref.get("split"), str)
         if known and ref["split"] != split:
@@ -284,13 +327,17 @@ def _read(record: str, ref: Any, sentence: Any, seen: set[int]) -> tuple[int, _S
 
 
 def _rows(facts: ImageFacts, named: list[int]) -> tuple[int, ...]:
+    """Return the rows of annotation ids among the objects of an image, each once."""
     if missing := [target for target in named if target not in facts.ids]:
         raise BadRecord("unknown_object", f"annotations {missing} of image {facts.ref.image_id}")
     return tuple(dict.fromkeys(facts.ids.index(target) for target in named))
 
 
 def _targets(value: Any) -> list[int]:
-    """Annotation ids of a ref: one, or gRefCOCO's list, where -1 alone means that there is no target."""
+    """Return the annotation ids of a ref: one, or gRefCOCO's list.
+
+    There, -1 alone means that there is no target.
+    """
     listed = value if isinstance(value, list | tuple) else [value]
     ids = [whole_number(item, what="ann_id") for item in listed]
     if not ids:

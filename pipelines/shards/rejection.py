@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from dataset_builders.records import Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.tasks import prompts
 
 TASK = "rejection"
@@ -83,7 +84,7 @@ def choose(samples: Sequence[Sample], quota: int, config: RejectionConfig) -> di
     """
     able = sorted(
         (sample for sample in samples if sample.absent_labels),
-        key=lambda sample: prompts.seed_of("choose", config.seed, sample.sample_id),
+        key=lambda sample: seed_of("choose", config.seed, sample.sample_id),
     )[:quota]
     num_many = round(config.many_share * len(able))
     num_pure = round(config.pure_share * (len(able) - num_many))
@@ -101,7 +102,7 @@ def rejection_sample(sample: Sample, config: RejectionConfig, style: Style) -> S
     """
     absent = list(sample.absent_labels or ())
     weights = sample.absent_weights or (1.0,) * len(absent)
-    seed = prompts.seed_of(TASK, config.seed, sample.sample_id)
+    seed = seed_of(TASK, config.seed, sample.sample_id)
     generator = np.random.default_rng(seed)
     present = {
         p.text: p.objects for p in sample.turns[-1].parts if p.text is not None and p.objects

@@ -23,7 +23,7 @@ from dataset_builders import IMAGE_SOURCES, DataFolders
 from dataset_builders.benchmark_leakage import Key
 from dataset_builders.images import buckets_holding, decode_image, read_image_bytes
 from dataset_builders.records import BadRecord, Reject, Sample, sample_from_row
-from dataset_builders.tasks.prompts import seed_of
+from dataset_builders.seeds import seed_of
 from pipelines.artifacts import Artifact, prepare
 from pipelines.cluster import RuntimeConfig, map_buckets
 from pipelines.schemas import GROUND_TRUTH, RegionExample, proposals_by_image

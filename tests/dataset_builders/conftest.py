@@ -1,4 +1,4 @@
-"""COCO records written out by hand, a small drawn world, and a reader that sorts what a builder yields."""
+"""COCO records written by hand, a small drawn world, and a reader that sorts a builder's items."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ import pytest
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.drawn_world.write import WorldSettings, write_world
-from dataset_builders.readers.coco_files import coco_source
+from dataset_builders.readers.coco_images import coco_source
 from dataset_builders.records import REJECT_SCHEMA, Ledger, Reject, Sample, reject_to_row
 
 

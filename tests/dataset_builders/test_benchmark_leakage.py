@@ -9,6 +9,7 @@ import pytest
 
 from dataset_builders import DATASETS, IMAGE_SOURCES, DataFolders
 from dataset_builders.benchmark_leakage import PAPER_LISTS, benchmark_lists, excluded_images
+from dataset_builders.errors import SettingError
 
 COCO_LIST = {"images": [{"id": 139}, {"id": 285}], "annotations": [], "categories": []}
 REFS = [
@@ -110,13 +111,13 @@ def test_a_list_is_read_from_its_official_files(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", CONTENTS)
 def test_a_missing_or_foreign_file_is_named(name: str, tmp_path: Path) -> None:
     folders = DataFolders(str(tmp_path))
-    with pytest.raises(ValueError, match=f"exclude: {name} needs .*: there is no {tmp_path}"):
+    with pytest.raises(SettingError, match=f"exclude: {name} needs .*: there is no {tmp_path}"):
         excluded_images(folders, [name])
     if name != "flickr30k_eval":  # any word is an id there
         write(tmp_path, {file: [["something", "else"]] for file in CONTENTS[name][0]})
         try:
             assert excluded_images(folders, [name]) == {}, "nothing may be read out of it"
-        except ValueError as error:
+        except SettingError as error:
             assert "exclude" in str(error) or "JSON" in str(error) or "pickle" in str(error)  # noqa: PT017
 
 
@@ -153,9 +154,9 @@ def test_a_list_of_one_s_own(tmp_path: Path) -> None:
         ("objects365_train", "12"): "mine",
     }
     write(tmp_path, {"benchmarks/mine.txt": "coco/7\n"})
-    with pytest.raises(ValueError, match="line 1 is 'coco/7'; write KEY_SPACE IMAGE_ID"):
+    with pytest.raises(SettingError, match="line 1 is 'coco/7'; write KEY_SPACE IMAGE_ID"):
         excluded_images(folders, ["mine"])
-    with pytest.raises(ValueError, match="unknown benchmark list 'yours'; known: coco_val"):
+    with pytest.raises(SettingError, match="unknown benchmark list 'yours'; known: coco_val"):
         excluded_images(folders, ["yours"])
 
 

@@ -20,6 +20,7 @@ from dataset_builders.box_checks import (
     xywh_to_xyxy,
 )
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.records import BadRecord
 from dataset_builders.validation import check_box
 
@@ -45,7 +46,9 @@ def test_guard_tells_the_forms_apart(form: str) -> None:
     if form == "xywh":
         check_box_form(values, sizes, declared="xywh", source="a.json")
     else:
-        with pytest.raises(ValueError, match=rf"a\.json: boxes are declared xywh.*100% fit {form}"):
+        with pytest.raises(
+            SettingError, match=rf"a\.json: boxes are declared xywh.*100% fit {form}"
+        ):
             check_box_form(values, sizes, declared="xywh", source="a.json")
 
 
@@ -56,7 +59,7 @@ def test_guard_leaves_few_rows_and_few_bad_rows_to_the_rejects() -> None:
     values[:10, 2] *= -1
     check_box_form(values, sizes, declared="xywh", source="a.json")
     values[:, 2] *= -1
-    with pytest.raises(ValueError, match="declared xywh"):
+    with pytest.raises(SettingError, match="declared xywh"):
         check_box_form(values, sizes, declared="xywh", source="a.json")
 
 
@@ -135,9 +138,9 @@ def test_missing_file_is_named_with_place_and_layout(tmp_path: Path) -> None:
     folders = DataFolders(str(tmp_path))
     require(folders, ("coco/a.json", "coco/*.json"), what="dataset coco", layout="LAYOUT")
     missing = rf"coco: coco/b/c\.json not found: there is no {tmp_path}/coco/b/c.json[\s\S]*LAYOUT"
-    with pytest.raises(ValueError, match=missing):
+    with pytest.raises(SettingError, match=missing):
         require(folders, ("coco/a.json", "coco/b/c.json"), what="dataset coco", layout="LAYOUT")
-    with pytest.raises(ValueError, match=r"coco/\*\.txt not found"):
+    with pytest.raises(SettingError, match=r"coco/\*\.txt not found"):
         require(folders, ("coco/*.txt",), what="dataset coco", layout="LAYOUT")
 
 
@@ -150,17 +153,17 @@ def test_the_form_is_found_where_a_file_does_not_say(form: str) -> None:
 def test_a_form_that_cannot_be_told_is_refused() -> None:
     values, sizes = random_boxes(60, "xyxy")
     mixed = np.concatenate([values, random_boxes(60, "xywh")[0]])
-    with pytest.raises(ValueError, match=r"a\.tsv: of 120 boxes .* cannot tell xyxy from xywh"):
+    with pytest.raises(SettingError, match=r"a\.tsv: of 120 boxes .* cannot tell xyxy from xywh"):
         detect_form(
             mixed,
             np.concatenate([sizes, random_boxes(60, "xywh")[1]]),
             forms=("xyxy", "xywh"),
             source="a.tsv",
         )
-    with pytest.raises(ValueError, match="of 0 boxes"):
+    with pytest.raises(SettingError, match="of 0 boxes"):
         detect_form(np.zeros((0, 4)), np.zeros((0, 2)), forms=("xyxy", "xywh"), source="a.tsv")
     tiny = np.tile([0.0, 0.0, 2.0, 2.0], (30, 1))  # a box at the corner is the same in both forms
-    with pytest.raises(ValueError, match="cannot tell"):
+    with pytest.raises(SettingError, match="cannot tell"):
         detect_form(tiny, np.full((30, 2), 100.0), forms=("xyxy", "xywh"), source="a.tsv")
 
 
@@ -168,7 +171,7 @@ def test_the_guard_stops_a_file_at_its_first_boxes() -> None:
     values, sizes = random_boxes(GUARD_ROWS, "xyxy")
     guard = BoxGuard("xywh", source="big.json")
     looks = zip(values, sizes.astype(int).tolist(), strict=True)
-    with pytest.raises(ValueError, match=r"big\.json: boxes are declared xywh, .* fit xyxy"):
+    with pytest.raises(SettingError, match=r"big\.json: boxes are declared xywh, .* fit xyxy"):
         _ = [guard.look(row, *size) for row, size in looks]
     right = BoxGuard("xyxy", source="big.json")
     for row, (width, height) in zip(values[:50], sizes, strict=False):

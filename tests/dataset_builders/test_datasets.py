@@ -17,7 +17,10 @@ DRAWN = sorted(name for name in DATASETS if name.startswith("drawn"))
 
 def test_listing_datasets_imports_nothing_heavy() -> None:
     heavy = ["torch", "ray", "transformers", "scipy", "matplotlib", "mlflow", "timm", "deepspeed"]
-    code = f"import sys, dataset_builders as d; d.DATASETS; print([m for m in {heavy} if m in sys.modules])"
+    code = (
+        "import sys, dataset_builders as d; d.DATASETS; "
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,5 +1,4 @@
-"""Every dataset on its generated sample: it builds, it loses nothing, whatever is done to its annotation
-files."""
+"""Every dataset on its generated sample: it builds, it loses nothing, whatever its files hold."""
 
 import random
 import shutil
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from dataset_builders import DATASETS, IMAGE_SOURCES, BuildOptions, DataFolders
 from dataset_builders.benchmark_leakage import excluded_images
+from dataset_builders.errors import SettingError
 from dataset_builders.images import BadImage, decode_image, read_image_bytes
 from dataset_builders.records import BadRecord, ImageRef
 from dataset_builders.validation import validate
@@ -77,8 +77,8 @@ def test_its_pictures_are_listed_and_have_the_size_that_samples_say(
     sizes = {}
     for sample in collect(spec.samples(folders, OPTIONS)).samples:
         if sample.image_uri:
-            # a picture that is not on disk may be missing from the list of a folder: its samples are
-            # rejected later
+            # an image that is not on disk may be missing from the list of a folder: its samples
+            # are rejected later
             there = (sample.image_source, sample.image_id) in listed
             ref = listed.get((sample.image_source, sample.image_id))
             sizes[sample.image_uri] = (sample.width, sample.height)
@@ -96,7 +96,7 @@ def test_its_pictures_are_listed_and_have_the_size_that_samples_say(
 @pytest.mark.parametrize("name", GENERATED)
 def test_a_wrong_folder_is_refused_with_file_place_and_layout(name: str, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=f"dataset {name}: .* not found: there is no {tmp_path}"
+        SettingError, match=f"dataset {name}: .* not found: there is no {tmp_path}"
     ) as error:
         next(DATASETS[name].samples(DataFolders(str(tmp_path)), OPTIONS))
     assert DATASETS[name].layout in str(error.value)
@@ -106,7 +106,7 @@ def test_a_wrong_folder_is_refused_with_file_place_and_layout(name: str, tmp_pat
 def test_a_file_of_another_form_is_refused_or_rejected_whole(
     name: str, data_of: Callable, tmp_path: Path
 ) -> None:
-    """Every annotation file in turn becomes something else: text, an empty list, a list of strings."""
+    """Every annotation file in turn becomes something else: text, an empty list, strings."""
     item = GENERATED[name]
     for pattern in item.records:
         for content in (b"not annotations at all\n" * 50, b"[]", b"{}", b"", b'["a", "b", 3]' * 1):
@@ -117,7 +117,7 @@ def test_a_file_of_another_form_is_refused_or_rejected_whole(
                 (copy / file).write_bytes(content)
             try:
                 built = collect(DATASETS[name].samples(DataFolders(str(copy)), OPTIONS))
-            except ValueError as error:
+            except SettingError as error:
                 assert DATASETS[name].layout in str(error)  # noqa: PT017 - it may also give rejects
             else:
                 for sample in built.samples:
@@ -146,9 +146,8 @@ def test_mutated_records_are_used_or_rejected_never_lost(
     for name in item.datasets:
         try:
             built = collect(DATASETS[name].samples(folders, OPTIONS))  # holds the ledger
-        except (
-            ValueError
-        ) as error:  # a whole file may have become unusable, but never because of one record
+        # a whole file may have become unusable, but never because of one record
+        except SettingError as error:
             assert DATASETS[name].layout in str(error)  # noqa: PT017
             assert not isinstance(error.__cause__, BadRecord), error  # noqa: PT017
             continue
@@ -160,7 +159,7 @@ def test_mutated_records_are_used_or_rejected_never_lost(
 def test_a_planted_leak_is_known_for_every_dataset(
     name: str, data_of: Callable, tmp_path: Path
 ) -> None:
-    """The user's list names the image of one sample; `test_every_dataset` sees it dropped from the shards."""
+    """A user's list names the image of one sample; `test_every_dataset` sees it dropped."""
     folders = DataFolders(str(data_of(GENERATED[name])), {"benchmarks": str(tmp_path)})
     shown = next(
         s for s in collect(DATASETS[name].samples(folders, OPTIONS)).samples if s.image_uri

@@ -24,7 +24,7 @@ def test_an_image_within_the_budget_is_its_own_window() -> None:
 
 
 def test_a_crowded_image_is_halved_across_its_longer_side() -> None:
-    # four cars on the left, one in the middle, two on the right; halves overlap by a tenth of the side
+    # four cars on the left, one in the middle, two on the right; halves overlap by a tenth
     left = [(10.0 * i, 0.0, 10.0 * i + 8, 8.0) for i in range(4)]
     seen = facts(*left, (190, 50, 210, 70), (300, 0, 320, 20), (350, 100, 390, 140))
     one, two = seen.windows(5)

@@ -1,4 +1,4 @@
-"""Every referring dataset is built from its official layout, generated with the traps of its sheet."""
+"""Every referring dataset, built from its official layout with the traps of its sheet."""
 
 from pathlib import Path
 

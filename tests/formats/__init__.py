@@ -1,8 +1,19 @@
-"""Small seeded samples of every dataset in its official layout, over drawn scenes, with the traps of its
-sheet.
+"""Small seeded samples of every dataset in its official layout, with the traps of its sheet.
 
-Each module here writes the files of some datasets and lists them in ``FORMATS``. ``python -m tests.formats
-OUT`` writes them all: a data root that every dataset of ``fo1 list datasets`` can be tried on.
+Each module here writes the files of some datasets, over drawn scenes, and lists them in
+``FORMATS``. ``python -m tests.formats OUT`` writes them all, a data root for each dataset.
+
+Modules:
+
+    detection      Objects365, V3Det, VisDrone, CrowdHuman, DocLayNet
+    federated      LVIS, PACO, VAW, Visual Genome: labels that are known of some images only
+    referring      RefCOCO and its kin, C-REC, FineCops-Ref
+    grounding      GoldG, Flickr30k Entities, GRIT, RexVerse, HumanRef
+    region_text    Osprey, ShareGPT4V, Visual-CoT, VCR, MDVP
+    ocr            MLT2019, ICDAR2015, CurvedSynText150k, WildReceipt
+    general        TallyQA, LLaVA, Cauldron, CogVLM
+    scenes         the images: whole, and broken in the ways that real files are
+    mutate         annotation files changed at random
 """
 
 from importlib import import_module

@@ -1,4 +1,7 @@
-"""Write the generated sample of every dataset, or of some: python -m tests.formats OUT [DATASET ...]"""
+"""Write the generated sample of every dataset, or of some.
+
+python -m tests.formats OUT [DATASET ...]
+"""
 
 import sys
 from pathlib import Path

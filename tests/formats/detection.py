@@ -1,7 +1,7 @@
-"""Objects365, V3Det, VisDrone, CrowdHuman and DocLayNet in small, in their official layouts, with their
-traps.
+"""Objects365, V3Det, VisDrone, CrowdHuman and DocLayNet in small, in their official layouts.
 
-Written over drawn scenes by the documented schemas: the sizes and counts are ours, the habits are theirs.
+Written over drawn scenes by the documented schemas, with their traps: the sizes and counts are
+ours, the habits are theirs.
 """
 
 import json
@@ -90,7 +90,7 @@ def _whole(box: tuple[float, ...]) -> list[int]:
 
 
 def _encoded(number: int, image: Image.Image) -> bytes:
-    """Every picture a plain JPEG but for one turned by EXIF, one in CMYK and one that breaks off."""
+    """Every image a plain JPEG but for one turned by EXIF, one in CMYK, one that breaks off."""
     return {2: rotated, 3: cmyk, 4: truncated}.get(number, jpeg)(image)
 
 

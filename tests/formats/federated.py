@@ -1,4 +1,4 @@
-"""LVIS, PACO, VAW and Visual Genome: labels that are known of some images only, over drawn scenes."""
+"""LVIS, PACO, VAW and Visual Genome over drawn scenes: labels known of some images only."""
 
 import json
 import random
@@ -58,7 +58,7 @@ def _dump(path: Path, content: Any) -> None:
 
 
 def _picture(path: Path, drawn: Scene, number: int, *, broken: bool = True) -> None:
-    """Plain files, but of ten a CMYK one, one stored on its side and, where `broken`, a truncated one."""
+    """Plain files, but of ten one is CMYK, one lies on its side and, where `broken`, one is cut."""
     kinds = {2: cmyk, 3: rotated} | ({1: truncated} if broken else {})
     write(path, kinds.get(number % 10, jpeg)(drawn.image))
 
@@ -237,7 +237,7 @@ def _paco_box(
 
 
 def write_vaw(root: Path, seed: int) -> None:
-    """Instances of an image in both files and not side by side; some colours unlabelled; one id as text."""
+    """Instances of an image in both files, not side by side; colours unlabelled; an id as text."""
     rng = random.Random(seed)
     rows = []
     for number in range(2_410_200, 2_410_208):
@@ -271,7 +271,7 @@ def write_vaw(root: Path, seed: int) -> None:
 
 
 def write_visual_genome(root: Path, seed: int) -> None:
-    """Two spellings of keys; boxes over the border; texts with blanks and twice; images in another order."""
+    """Two spellings of keys; boxes over the border; odd and repeated texts; images in disorder."""
     images, regions, objects = [], [], []
     for number in range(2_410_210, 2_410_218):
         drawn = scene(seed, number)

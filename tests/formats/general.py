@@ -23,6 +23,8 @@ from tests.formats.scenes import (
     write,
 )
 
+THINGS = ("red circles", "shapes", "dogs")
+
 
 def _drawn(root: Path, seed: int, name: str, number: int, encode: Any = jpeg) -> None:
     write(root / name, encode(scene(seed, number).image))
@@ -59,7 +61,7 @@ def write_tallyqa(root: Path, seed: int) -> None:
                 "data_source": "imported_genome" if image.startswith("VG") else "imported_vqa",
                 "image": image,
                 "image_id": 92410408 + number,  # Visual Genome's ids are shifted: the path counts
-                "question": f"How many {('red circles', 'shapes', 'dogs')[number % 3]} are in the picture?",
+                "question": f"How many {THINGS[number % 3]} are in the picture?",
                 "question_id": 30_000 + number,
             }
             listed.append(row | ({"issimple": number % 2 == 0} if simple else {}))

@@ -25,7 +25,7 @@ Boxes = list[tuple[float, float, float, float]]
 def said(
     *pieces: str | tuple[str, Sequence[int]],
 ) -> tuple[str, list[tuple[int, int, Sequence[int]]]]:
-    """A caption of plain pieces and (phrase, objects): its text; begin, end and objects of each phrase."""
+    """A caption of pieces and (phrase, objects): its text; begin, end, objects of each phrase."""
     text, spans = "", []
     for piece in pieces:
         if isinstance(piece, str):
@@ -138,7 +138,7 @@ def _mixed_captions(file: GoldG, drawn: Scene, number: int, fields: dict[str, An
 
 
 def write_mixed(root: Path, seed: int) -> None:
-    """Mixed GoldG twice: over GQA's pictures alone, and with pictures of COCO train2014 among them."""
+    """Mixed GoldG twice: over GQA's images alone, and with images of COCO train2014 among them."""
     forms: dict[int, Callable[[Image.Image], bytes]] = {1: rotated, 2: cmyk, 4: truncated}
     alone, with_coco = GoldG(), GoldG()
     for number in range(8):
@@ -190,12 +190,14 @@ def write_flickr(root: Path, seed: int) -> None:
             )
         labels = [item.label for item in drawn.objects]
         chains = [number * 100 + row + 1 for row in range(len(labels))]
+        one, two, three = (f"[/EN#{chain}/other" for chain in chains[:3])
+        toys, ground = f"[/EN#{chains[1]}/other/toys", f"[/EN#{number}99/scene"
         lines = [
-            f"[/EN#{chains[0]}/other A {labels[0]}] is near [/EN#{chains[1]}/other/toys a {labels[1]}] .",
-            f"[/EN#{chains[0]}/other The {labels[0]} of this picture] in [/EN#0/notvisual the middle] .",
-            f"A naïve view of [/EN#{chains[2]}/other one {labels[2]}] , on [/EN#{number}99/scene a ground] .",
-            f"[/EN#{chains[0]}/other A {labels[0]}] and [/EN#{chains[1]}/other a {labels[1]}] .",
-            f"[/EN#{chains[1]}/other A {labels[1]} with a shade] .",
+            f"{one} A {labels[0]}] is near {toys} a {labels[1]}] .",
+            f"{one} The {labels[0]} of this picture] in [/EN#0/notvisual the middle] .",
+            f"A naïve view of {three} one {labels[2]}] , on {ground} a ground] .",
+            f"{one} A {labels[0]}] and {two} a {labels[1]}] .",
+            f"{two} A {labels[1]} with a shade] .",
         ]
         write(entities / f"Sentences/{name}.txt", "\n".join(lines) + "\n")
         write(entities / f"Annotations/{name}.xml", _xml(drawn, name, chains, f"{number}99"))
@@ -216,7 +218,8 @@ def write_flickr(root: Path, seed: int) -> None:
 def _xml(drawn: Scene, name: str, chains: Sequence[int], scene_chain: str) -> str:
     width, height = drawn.image.size
     found = "".join(
-        f"<object><name>{chain}</name><bndbox><xmin>{max(1, int(x1))}</xmin><ymin>{max(1, int(y1))}</ymin>"
+        f"<object><name>{chain}</name><bndbox>"
+        f"<xmin>{max(1, int(x1))}</xmin><ymin>{max(1, int(y1))}</ymin>"
         f"<xmax>{int(x2)}</xmax><ymax>{int(y2)}</ymax></bndbox></object>"
         for chain, ((x1, y1, x2, y2), *_) in zip(chains, drawn.objects, strict=True)
     )
@@ -361,25 +364,29 @@ def write_rexverse(root: Path, seed: int) -> None:
 
 def think(expression: str, chosen: Sequence[int], number: int) -> str:
     """A reasoning as Rex-Thinker's: steps, then a verdict on every person, counted from 1."""
+    persons = ", ".join(f"Person {k + 1}" for k in range(number))
     lines = [
         f"OK, the user needs us to detect {expression}. I break it down into steps:",
         "- Step 1: Look at every person.",
         "",
         "# Step 1: Look at every person",
-        f"I see {number} people, from left to right [{', '.join(f'Person {k + 1}' for k in range(number))}].",
+        f"I see {number} people, from left to right [{persons}].",
         "",
         "# Summarize and Re-Check answer",
-        "Let's now recheck our answer and put ✅ for the target person, ❌ for others and ⚠️ for doubts",
+        (
+            "Let's now recheck our answer and put ✅ for the target person, "
+            "❌ for others and ⚠️ for doubts"
+        ),
     ]
     lines += [
-        f"- Person {k + 1}: he {'fits' if k in chosen else 'differs'} → {'✅' if k in chosen else '❌'}"
+        f"- Person {k + 1}: he {'fits → ✅' if k in chosen else 'differs → ❌'}"
         for k in range(number)
     ]
     return "\n".join(lines)
 
 
 def write_humanref(root: Path, seed: int) -> None:
-    """Both files: expressions that fit somebody, and that fit nobody; one text of each has another answer."""
+    """Both files: expressions that fit somebody, or nobody; one text of each differs in answer."""
     for name, rejects in (("humanref_cot", False), ("humanref_cot_rejection", True)):
         scenes = [full(seed, 760 + 20 * rejects + number) for number in range(8)]
         forms: dict[int, Callable[[Image.Image], bytes]] = {1: rotated, 2: cmyk, 5: truncated}

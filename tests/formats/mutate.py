@@ -1,5 +1,4 @@
-"""Annotation files taken apart, changed at random and put together again, for tests that builders lose
-nothing."""
+"""Annotation files taken apart, changed at random and put together again: nothing may get lost."""
 
 import io
 import json
@@ -15,8 +14,8 @@ import pyarrow.parquet as pq
 
 SCALARS: tuple[Any, ...] = (
     None, True, -1, 0, 7, 10**30, 0.5, 1e30, -1e30, float("nan"), float("inf"),
-    "", " ", "cat", "7", "../../etc/passwd", "/etc/passwd", "a.jpg", "<region3>", "</ground>", "<image>",
-    "<|im_end|>", "a\u202eb", "\ud800", "x" * 30_000, "é猫", [], {}, [1, 2, 3, 4],
+    "", " ", "cat", "7", "../../etc/passwd", "/etc/passwd", "a.jpg", "<region3>", "</ground>",
+    "<image>", "<|im_end|>", "a\u202eb", "\ud800", "x" * 30_000, "é猫", [], {}, [1, 2, 3, 4],
     [1e30, 0, 5, 5], [5, 5, -3, 9],
     [[0, 0, 9, 9]],
     ["a", ["b"]], {"a": 1},
@@ -45,7 +44,7 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
 
 
 def mutate_record(document: Any, rng: random.Random) -> Any:
-    """The document with one of its records changed, mostly; now and then with something else changed."""
+    """The document with one of its records changed; now and then something else is changed."""
     members = document.items() if isinstance(document, dict) else ()
     lists = {key: value for key, value in members if isinstance(value, list) and value}
     if rng.random() < 0.12 or not (lists or (isinstance(document, list) and document)):
@@ -117,7 +116,7 @@ def _pickle(data: bytes, rng: random.Random) -> bytes:
 
 
 def _parquet(data: bytes, rng: random.Random) -> bytes:
-    """One cell, or a part of one, changed where its type allows it; a file of other types is a wrong file."""
+    """One cell, or part of one, changed where its type allows it; other types: a wrong file."""
     table = pq.read_table(io.BytesIO(data))
     rows = table.to_pylist()
     at = rng.randrange(len(rows))

@@ -1,4 +1,4 @@
-"""MLT2019, ICDAR2015, CurvedSynText150k and WildReceipt: drawn scenes with a word on every shape."""
+"""MLT2019, ICDAR2015, CurvedSynText150k, WildReceipt: drawn scenes with a word on every shape."""
 
 import io
 import json
@@ -114,7 +114,7 @@ def write_icdar2015(root: Path, seed: int) -> None:
 
 
 def _bezier(box: Box) -> list[float]:
-    """Two arcs that touch the top and bottom of the box; the middle control points lie beyond it."""
+    """Two arcs that touch top and bottom of the box; the middle control points lie beyond it."""
     x1, y1, x2, y2 = box
     rise = (y2 - y1) / 3
     third, two = x1 + (x2 - x1) / 3, x2 - (x2 - x1) / 3

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO, C-REC and FineCops-Ref, in every form that they come in."""
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO, C-REC and FineCops-Ref, in every form they come in."""
 
 import json
 import pickle
@@ -177,7 +177,7 @@ def write_grefcoco(root: Path, seed: int) -> None:
 
 
 def write_mdetr(root: Path, seed: int, *, name: str, empty: bool = False) -> None:
-    """One image entry a sentence; a box that lies outside, and for gRefCOCO the mark of no target."""
+    """One image entry a sentence; a box that lies outside; for gRefCOCO the mark of no target."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
 
@@ -224,7 +224,7 @@ def write_mdetr(root: Path, seed: int, *, name: str, empty: bool = False) -> Non
 
 
 def write_hub(root: Path, seed: int, *, folder: str, splits: dict[str, str]) -> None:
-    """jxu124's parquet with the train split and lmms-lab's, whose boxes are xywh, with the others."""
+    """Split train as jxu124's parquet, the others as lmms-lab's, whose boxes are xywh."""
     found = write_coco(root, seed)
     by_number = {picture.number: picture for picture in found}
     rows, answers = [], {}  # type: ignore[var-annotated]
@@ -271,7 +271,7 @@ def write_hub(root: Path, seed: int, *, folder: str, splits: dict[str, str]) -> 
 
 
 def write_crec(root: Path, seed: int, *, file: str) -> None:
-    """True and changed expressions in equal number, texts and lists of tokens; a picture that is missing."""
+    """As many changed expressions as true ones, texts and lists of tokens; a missing image."""
     found = write_coco(root, seed)
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
     for picture in found:
@@ -299,7 +299,7 @@ def write_crec(root: Path, seed: int, *, file: str) -> None:
 
 
 def write_finecops(root: Path, seed: int) -> None:
-    """Positive rows, changed texts with the box of the true one, and edited pictures; a test set beside."""
+    """Positive rows, changed texts with the box of the true one, edited images; a test set."""
     found = pictures(seed, 2_410_000 + FIRST_ID)
     kinds = (scenes.png, scenes.palette, scenes.grey16, scenes.rotated, scenes.truncated)
     images: list[dict[str, Any]] = []

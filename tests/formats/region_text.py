@@ -1,4 +1,4 @@
-"""Osprey, ShareGPT4V, Visual-CoT, VCR and MDVP in small, in their official layouts, over drawn scenes.
+"""Osprey, ShareGPT4V, Visual-CoT, VCR and MDVP in small, in their official layouts.
 
 COCO ids 500 to 599, Visual Genome's 2410500 to 2410599.
 """
@@ -15,7 +15,10 @@ from dataset_builders.drawn_world.drawing import CATEGORIES, Scene
 from .scenes import Format, cmyk, grey16, jpeg, palette, png, rotated, scene, truncated, write
 
 COCO = range(500, 508)
-BOX_REQUEST = "Please provide the bounding box coordinate of the region that can help you answer the question better."
+BOX_REQUEST = (
+    "Please provide the bounding box coordinate of the region that can help you answer the "
+    "question better."
+)
 
 
 def _dump(path: Path, content: Any) -> None:

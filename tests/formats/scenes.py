@@ -1,4 +1,4 @@
-"""Pictures for the generated datasets: drawn scenes, whole and broken in the ways that real files are."""
+"""Images of the generated datasets: drawn scenes, whole or broken in the ways of real files."""
 
 import io
 from collections.abc import Callable
@@ -20,8 +20,8 @@ class Format:
     write: Callable[[Path, int], None]
     """Called with the data root and a seed; the same seed gives the same bytes."""
     records: dict[str, str]
-    """Annotation files (patterns below the data root) -> how they are taken apart to be mutated: json,
-    jsonl, text, pickle, tsv, parquet, tar."""
+    """Annotation files (patterns below the data root) -> how they are taken apart to be mutated:
+    json, jsonl, text, pickle, tsv, parquet, tar."""
 
 
 def scene(seed: int, number: int, *, empty: bool = False) -> Scene:

@@ -16,7 +16,7 @@ from typing import Any
 
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_sources import COCO_TRAIN, COCO_VAL
-from dataset_builders.readers.coco_files import coco_source
+from dataset_builders.readers.coco_images import coco_source
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks import detection
 

@@ -31,11 +31,12 @@ from dataset_builders.image_sources import folder_source, stem
 from dataset_builders.images import check_uri
 from dataset_builders.names import plural
 from dataset_builders.readers.json_lines import opened, stream_lines
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Reject, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.detection import image_samples, numbered
-from dataset_builders.tasks.prompts import conversation, counted_answer, question, seed_of
+from dataset_builders.tasks.prompts import conversation, counted_answer, question
 
 FILE = "crowdhuman/annotation_train.odgt"
 PICTURES = "crowdhuman/Images"
@@ -50,7 +51,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     guard = BoxGuard("xywh", source=FILE)
     seen: set[str] = set()
     for name, value in stream_lines(folders.path(FILE)):
@@ -99,7 +100,7 @@ def read_record(record: Any) -> tuple[str, list[Any]]:
 
 
 def _facts(
-    ref: ImageRef, boxes: list[Any], tally: Tally, guard: BoxGuard
+    ref: ImageRef, boxes: list[Any], tally: RecordCounter, guard: BoxGuard
 ) -> Generator[Reject, None, ImageFacts]:
     """Yield the rejects of an image's boxes; return its facts."""
     objects, ids, uncertain = [], [], set()

@@ -30,8 +30,9 @@ from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import COCO_TRAIN, COCO_VAL, coco_id, source_of
 from dataset_builders.images import check_uri
 from dataset_builders.names import prompt_name, prompt_names
-from dataset_builders.readers.coco_files import CocoFile, CocoForm, CocoImage, open_coco
-from dataset_builders.record_counter import Tally
+from dataset_builders.readers.coco_files import CocoFile, CocoImage, open_coco
+from dataset_builders.readers.coco_images import CocoForm
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Reject, Sample
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks import detection
@@ -129,7 +130,7 @@ def build(
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     form = CocoForm(uri_of=partial(picture_of, pictures=pictures), image_fields=(NEGATIVE, PARTIAL))
     with open_coco(folders, file=file, folder="coco", source=COCO_TRAIN, form=form) as coco:
         check_federated(coco, file)

@@ -24,7 +24,7 @@ from dataset_builders.box_checks import get
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.detection.objects365_names import confused_with, mended, spellings
 from dataset_builders.images import check_uri
-from dataset_builders.readers.coco_files import CocoForm, coco_source
+from dataset_builders.readers.coco_images import CocoForm, coco_source
 from dataset_builders.records import BadRecord
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks import detection

@@ -26,19 +26,15 @@ from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import COCO_TRAIN
 from dataset_builders.names import prompt_names
-from dataset_builders.readers.coco_files import (
-    CocoFile,
-    CocoForm,
-    CocoImage,
-    coco_source,
-    open_coco,
-)
+from dataset_builders.readers.coco_files import CocoFile, CocoImage, open_coco
+from dataset_builders.readers.coco_images import CocoForm, coco_source
 from dataset_builders.readers.json_files import read_members
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Part, Reject, Sample, Turn
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks.detection import numbered
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.validation import check_label
 
 TYPES = ("color", "pattern_marking", "material", "transparency")
@@ -111,7 +107,7 @@ def build(
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     tables = read_members(
         folders.path(file), ("part_categories", "attributes", "attr_type_to_attr_idxs")
     )

@@ -19,12 +19,13 @@ from dataset_builders.data_folders import DataFolders
 from dataset_builders.datasets.detection.v3det_tree import CategoryTree, read_tree
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.names import prompt_names
-from dataset_builders.readers.coco_files import CocoFile, CocoForm, coco_source
+from dataset_builders.readers.coco_files import CocoFile
+from dataset_builders.readers.coco_images import CocoForm, coco_source
 from dataset_builders.records import BadRecord
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks import detection
 from dataset_builders.tasks.absence import LabelStatistics, absent_fields
-from dataset_builders.tasks.prompts import seed_of
 
 FILE = "v3det/annotations/v3det_2023_v1_train.json"
 TREE = "v3det/annotations/v3det_2023_v1_category_tree.json"

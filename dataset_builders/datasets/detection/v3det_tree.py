@@ -16,8 +16,8 @@ from typing import Any
 
 from dataset_builders.errors import SettingError
 from dataset_builders.names import normalised
+from dataset_builders.seeds import seed_of
 from dataset_builders.tasks.absence import Nearness, tree_nearness
-from dataset_builders.tasks.prompts import seed_of
 
 MIN_AGREEING = 0.5
 """Share of the categories that the tree must know by the name of the annotation file. ours

@@ -26,12 +26,13 @@ from dataset_builders.image_sources import VISUAL_GENOME
 from dataset_builders.names import normalised
 from dataset_builders.readers.grouped_records import GroupedRecords, grouped_records, id_number
 from dataset_builders.readers.json_files import read_members, stream_array
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Part, Reject, Sample, Turn
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.absence import LabelStatistics, absent_fields
 from dataset_builders.tasks.detection import MAX_ABSENT_NAMES, numbered, within_budget
-from dataset_builders.tasks.prompts import JOINER, conversation, grounded_answer, question, seed_of
+from dataset_builders.tasks.prompts import JOINER, conversation, grounded_answer, question
 from dataset_builders.validation import check_label
 
 ADJECTIVES = frozenset(
@@ -89,7 +90,7 @@ def build(
     Raises:
         SettingError: A file is not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     kinds = read_types(folders.path(types))
     guard = BoxGuard("xywh", source=Path(files[0]).name)
     with grouped_records() as rows:
@@ -110,7 +111,7 @@ def build(
 
 
 def _read(
-    folders: DataFolders, files: tuple[str, ...], rows: GroupedRecords, tally: Tally
+    folders: DataFolders, files: tuple[str, ...], rows: GroupedRecords, tally: RecordCounter
 ) -> Iterator[Reject]:
     position = 0
     for file in files:
@@ -136,7 +137,7 @@ def _image(
     guard: BoxGuard,
     options: BuildOptions,
     dataset: str,
-    tally: Tally,
+    tally: RecordCounter,
 ) -> Iterator[Item]:
     try:
         ref = open_picture(folders, image_id)

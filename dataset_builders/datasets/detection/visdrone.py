@@ -24,7 +24,7 @@ from dataset_builders.box_checks import BoxGuard, clean_box, xywh_to_xyxy
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import folder_source, stem
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Reject, Sample
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.absence import LabelStatistics, absent_fields
@@ -63,7 +63,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: The files are not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     guard = BoxGuard("xywh", source=f"{FOLDER}/annotations")
     names = folders.matches(f"{FOLDER}/annotations/*.txt")
     statistics = LabelStatistics.of(_labels(folders, name) for name in names)
@@ -102,7 +102,7 @@ def _samples(view: ImageFacts, options: BuildOptions, statistics: LabelStatistic
 
 
 def _facts(
-    ref: ImageRef, lines: Sequence[tuple[int, bytes]], tally: Tally, guard: BoxGuard
+    ref: ImageRef, lines: Sequence[tuple[int, bytes]], tally: RecordCounter, guard: BoxGuard
 ) -> Generator[Reject, None, ImageFacts]:
     """Yield the rejects of an image's boxes; return its facts."""
     objects, ids, uncertain = [], [], set()

@@ -24,7 +24,7 @@ from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.images import MAX_IMAGE_BYTES, check_uri, image_size
 from dataset_builders.readers.conversations import message_text, text_turns
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import ROLES, BadRecord, ImageRef, Reject, Sample
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 
@@ -41,7 +41,7 @@ def build(
     Raises:
         SettingError: A file is not parquet or lacks a column.
     """
-    tally = Tally()
+    tally = RecordCounter()
     for name in folders.matches(FILES):
         for group, number, row in _rows(folders, name, images=True):
 

@@ -17,10 +17,11 @@ from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import folder_source
 from dataset_builders.readers.conversations import message_text, text_turns
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import ROLES, BadRecord, ImageRef, Part, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 
 MAX_FILE_BYTES = 8 * 2**20
 """Longest label file; real ones have a few kB."""
@@ -43,7 +44,7 @@ def build(
     Raises:
         SettingError: None of the label files is of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     for pattern in _LABELS:
         for name in folders.matches(pattern):
 

@@ -28,7 +28,7 @@ from dataset_builders.image_sources import (
 )
 from dataset_builders.readers.conversations import IMAGE_MARKER, read_image, read_turns, text_turns
 from dataset_builders.readers.json_files import stream_array
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Sample, Turn
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.validation import check_label
@@ -47,7 +47,7 @@ def build(
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     for position, record in enumerate(stream_array(folders.path(FILE), None)):
 
         def make(record: Any = record, position: int = position) -> list[Sample]:

@@ -35,7 +35,7 @@ from dataset_builders.image_sources import (
 )
 from dataset_builders.images import check_uri
 from dataset_builders.readers.conversations import check_usable, read_turns, stream_records
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Part, Sample, Turn
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.mentions import mention_parts, named_rows
@@ -71,7 +71,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: A file is not of its form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     for file in folders.matches(FILES):
         # a counter a file: one of which nothing is usable must not hide behind the others
         own, guard = Tally(), BoxGuard("xywh", source=file)
@@ -90,7 +90,7 @@ def _conversation(
     record: Any,
     folders: DataFolders,
     options: BuildOptions,
-    tally: Tally,
+    tally: RecordCounter,
     guard: BoxGuard,
 ) -> Iterator[Item]:
     try:

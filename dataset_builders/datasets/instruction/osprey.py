@@ -36,13 +36,14 @@ from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import COCO_TRAIN, coco_id, coco_uri
 from dataset_builders.masks import segmentation_box
-from dataset_builders.readers.coco_files import MAX_IMAGE_SIDE
+from dataset_builders.readers.coco_images import MAX_IMAGE_SIDE
 from dataset_builders.readers.conversations import check_usable, read_turns, stream_records
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Object, Part, Reject, Sample, Turn
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.mentions import mention_parts, named_rows
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.validation import check_label
 
 NAME = "osprey"
@@ -133,9 +134,9 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: A file is not of its form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     for kind, make in _KINDS.items():
-        own = Tally()
+        own = RecordCounter()
         files = folders.matches(_file(kind))
         if len(files) != 1:
             raise SettingError(f"{_file(kind)}: want one such file, found {files}")
@@ -309,7 +310,7 @@ def _description(record: _Record, number: int, stored: Any) -> list[Sample]:
     return [record.sample("region_caption", conversation(asked, answer), number)]
 
 
-_KINDS: dict[str, Callable[[_Record, Tally], Iterator[Sample | Reject]]] = {
+_KINDS: dict[str, Callable[[_Record, RecordCounter], Iterator[Sample | Reject]]] = {
     "short_form": _pairs,
     "conversation": _conversation,
     "detail_description": _descriptions,

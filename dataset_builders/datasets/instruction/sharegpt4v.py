@@ -41,10 +41,11 @@ from dataset_builders.readers.conversations import (
     stream_records,
     text_turns,
 )
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Part, Reject, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.validation import check_text
 
 FILE = "sharegpt4v/sharegpt4v_instruct_gpt4-vision_cap100k.json"
@@ -73,7 +74,7 @@ def build(
     Raises:
         SettingError: The file is not of its form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     for position, (name, record) in enumerate(stream_records(folders.path(FILE))):
 
         def samples(record: Any = record, number: str = str(position)) -> Iterator[Sample]:
@@ -95,7 +96,7 @@ def build_grounded(folders: DataFolders, options: BuildOptions, *, dataset: str)
     Raises:
         SettingError: A file is not of its form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     with open_coco(folders, file=INSTANCES, folder=COCO_FOLDER, source=COCO_TRAIN) as coco:
         for item in coco.images(tally):
             if isinstance(item, Reject):

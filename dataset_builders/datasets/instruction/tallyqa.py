@@ -28,7 +28,7 @@ from dataset_builders.image_sources import (
 from dataset_builders.images import check_uri
 from dataset_builders.readers.coco_files import CocoFile, open_coco
 from dataset_builders.readers.json_files import stream_array
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Sample
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks.counting import question_sample, read_question
@@ -58,7 +58,7 @@ def build(
     Raises:
         SettingError: A file is not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     seen: set[int] = set()
     sources = tuple(source for source in optional if source.exists(folders))
     with ExitStack() as stack:

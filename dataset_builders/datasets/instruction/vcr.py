@@ -22,10 +22,10 @@ from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import folder_source
 from dataset_builders.images import check_uri, safe_join
-from dataset_builders.readers.coco_files import MAX_IMAGE_SIDE
+from dataset_builders.readers.coco_images import MAX_IMAGE_SIDE
 from dataset_builders.readers.conversations import check_usable
 from dataset_builders.readers.json_lines import opened, stream_lines
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Part, Reject, Sample
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.detokenise import detokenised
@@ -60,7 +60,7 @@ class _Stills:
     """
 
     folders: DataFolders
-    tally: Tally
+    tally: RecordCounter
     guard: BoxGuard
     key: tuple[str, str] = ("", "")
     """Image and metadata file that `still` is of."""
@@ -93,7 +93,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: A file is not of its form.
     """
-    tally, guard = Tally(), BoxGuard("xyxy", source=FOLDER)
+    tally, guard = RecordCounter(), BoxGuard("xyxy", source=FOLDER)
     stills = _Stills(folders, tally, guard)
     for name, value in stream_lines(folders.path(FILE)):
         try:

@@ -24,7 +24,7 @@ from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import folder_source
 from dataset_builders.images import check_uri
-from dataset_builders.readers.coco_files import MAX_IMAGE_SIDE
+from dataset_builders.readers.coco_images import MAX_IMAGE_SIDE
 from dataset_builders.readers.conversations import (
     IMAGE_MARKER,
     check_usable,
@@ -32,13 +32,13 @@ from dataset_builders.readers.conversations import (
     stream_records,
 )
 from dataset_builders.readers.json_lines import opened, stream_lines
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Part, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.prompts import (
     conversation,
     question,
-    seed_of,
     steps_answer,
     thought_answer,
 )
@@ -76,9 +76,9 @@ def build_lines(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: A file is not of its form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     for file in folders.matches(LINE_FILES):
-        own, guard = Tally(), BoxGuard("xyxy", source=file)
+        own, guard = RecordCounter(), BoxGuard("xyxy", source=file)
         for name, value in stream_lines(folders.path(file)):
             yield from _line(name, value, folders, options, own, guard)
         guard.check()
@@ -95,7 +95,7 @@ def build_mixed(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: The file is not of its form.
     """
-    tally, guard = Tally(), BoxGuard("xyxy", source=MIXED_FILE)
+    tally, guard = RecordCounter(), BoxGuard("xyxy", source=MIXED_FILE)
     for name, record in stream_records(folders.path(MIXED_FILE)):
         yield from _mixed(name, record, folders, options, tally, guard)
     guard.check()
@@ -110,7 +110,7 @@ def _line(
     value: Any,
     folders: DataFolders,
     options: BuildOptions,
-    tally: Tally,
+    tally: RecordCounter,
     guard: BoxGuard,
 ) -> Iterator[Item]:
     try:
@@ -136,7 +136,7 @@ def _mixed(
     record: Any,
     folders: DataFolders,
     options: BuildOptions,
-    tally: Tally,
+    tally: RecordCounter,
     guard: BoxGuard,
 ) -> Iterator[Item]:
     try:
@@ -158,7 +158,7 @@ def _answered(
     said: tuple[str, str],
     dataset: str,
     options: BuildOptions,
-    tally: Tally,
+    tally: RecordCounter,
     guard: BoxGuard,
 ) -> Iterator[Item]:
     """Yield the rejects of a question's boxes, then its sample or its own reject."""

@@ -26,10 +26,11 @@ from dataset_builders.image_annotations import ImageFacts, unique
 from dataset_builders.image_sources import VISUAL_GENOME
 from dataset_builders.readers.grouped_records import GroupedRecords, grouped_records, id_number
 from dataset_builders.readers.json_files import stream_array
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Part, Reject, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.validation import check_label
 
 MIN_KEPT_SHARE = 0.1
@@ -50,7 +51,7 @@ def build(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Itera
     Raises:
         SettingError: A file is not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     guards = {file: BoxGuard("xywh", source=Path(file).name) for file in (REGIONS, OBJECTS)}
     with grouped_records() as rows:
         for file in (IMAGES, REGIONS, OBJECTS):
@@ -87,7 +88,7 @@ def _image(
     guards: dict[str, BoxGuard],
     options: BuildOptions,
     dataset: str,
-    tally: Tally,
+    tally: RecordCounter,
 ) -> Iterator[Item]:
     (_, first), *others = rows.of(IMAGES, image_id)
     for position, _ in others:
@@ -239,13 +240,15 @@ def _listed(rows: GroupedRecords, file: str, key: str, image_id: int) -> Iterato
             yield place, listed
 
 
-def _lost(image_id: int, rows: GroupedRecords, error: BadRecord, tally: Tally) -> Iterator[Reject]:
+def _lost(
+    image_id: int, rows: GroupedRecords, error: BadRecord, tally: RecordCounter
+) -> Iterator[Reject]:
     for file, key, unit in ((OBJECTS, "objects", "box"), (REGIONS, "regions", "record")):
         for name, _ in _listed(rows, file, key, image_id):
             yield tally.reject(name, error, unit)
 
 
-def _orphans(rows: GroupedRecords, tally: Tally) -> Iterator[Reject]:
+def _orphans(rows: GroupedRecords, tally: RecordCounter) -> Iterator[Reject]:
     """Yield the objects and regions of images that image_data.json does not list."""
     for image_id in sorted({*rows.images(OBJECTS), *rows.images(REGIONS)} - {*rows.images(IMAGES)}):
         yield from _lost(image_id, rows, BadRecord("unknown_image", f"image {image_id}"), tally)

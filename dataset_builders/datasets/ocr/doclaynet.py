@@ -28,18 +28,14 @@ from dataset_builders.datasets.ocr.doclaynet_cells import (
 )
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import stem
-from dataset_builders.readers.coco_files import (
-    CocoFile,
-    CocoForm,
-    CocoImage,
-    coco_source,
-    open_coco,
-)
-from dataset_builders.record_counter import Tally
+from dataset_builders.readers.coco_files import CocoFile, CocoImage, open_coco
+from dataset_builders.readers.coco_images import CocoForm, coco_source
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Part, Reject, Sample, Turn
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.detection import image_samples, numbered
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.validation import check_text
 
 FILE, PICTURES, CELLS = "doclaynet/COCO/train.json", "doclaynet/PNG", "doclaynet/JSON"
@@ -89,7 +85,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         SettingError: A file is not of its form, or the text cells fit the elements in no known
             form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     with open_coco(folders, file=FILE, folder=PICTURES, source=IMAGES, form=FORM) as coco:
         form = _cell_form(folders, coco)
         for item in coco.images(tally):
@@ -144,7 +140,7 @@ def _spread(view: ImageFacts, rng: random.Random) -> list[int]:
 
 
 def _readings(
-    folders: DataFolders, facts: ImageFacts, form: str, options: BuildOptions, tally: Tally
+    folders: DataFolders, facts: ImageFacts, form: str, options: BuildOptions, tally: RecordCounter
 ) -> Iterator[Sample | Reject]:
     """Yield the questions for the text of elements, at most `options.region_texts` a page."""
     name = _cells_of(facts)

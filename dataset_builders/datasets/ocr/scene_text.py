@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from dataset_builders.box_checks import BoxGuard
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_sources import folder_source, stem
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Reject
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks.ocr import (
@@ -100,7 +100,7 @@ def build(
     Raises:
         SettingError: The files are not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     guard = BoxGuard("xyxy", source=truth)
     uris: dict[str, str] = {}
     for item in source.images(folders):
@@ -133,7 +133,7 @@ def _image_items(
     ref: ImageRef,
     lines: list[tuple[int, bytes]],
     parse: Callable[[bytes], TextRegion],
-    tally: Tally,
+    tally: RecordCounter,
     guard: BoxGuard,
     record: str,
     options: BuildOptions,

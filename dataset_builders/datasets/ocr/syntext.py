@@ -103,7 +103,7 @@ def build(
     Raises:
         SettingError: The file is not of this form.
     """
-    tally, listed = Tally(), Tally()
+    tally, listed = RecordCounter(), RecordCounter()
     guard = BoxGuard("xyxy", source=f"bezier_pts of {file}")
     with open_coco(folders, file=file, folder=folder, source=source, form=_FORM) as coco:
         if len(coco.categories) > 1:
@@ -122,7 +122,7 @@ def build(
 
 
 def _image_items(
-    item: CocoImage, options: BuildOptions, dataset: str, tally: Tally, guard: BoxGuard
+    item: CocoImage, options: BuildOptions, dataset: str, tally: RecordCounter, guard: BoxGuard
 ) -> Iterator[Item]:
     facts = item.facts
     rows = [

@@ -20,7 +20,7 @@ from dataset_builders.errors import SettingError
 from dataset_builders.image_sources import folder_source, source_of
 from dataset_builders.images import check_uri
 from dataset_builders.readers.json_lines import opened, stream_lines
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.ocr import (
@@ -46,7 +46,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     guard = BoxGuard("xyxy", source=_FILE)
     seen: set[str] = set()
     for record, value in stream_lines(folders.path(_FILE)):

@@ -18,7 +18,7 @@ from dataset_builders.data_folders import DataFolders
 from dataset_builders.errors import SettingError
 from dataset_builders.image_sources import COCO_TRAIN, coco_uri
 from dataset_builders.readers.json_files import stream_array
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.expression_table import ExpressionRow, Target, open_table
@@ -42,7 +42,7 @@ def build(
     Raises:
         SettingError: The file has no such split, or its boxes are not xywh.
     """
-    tally = Tally()
+    tally = RecordCounter()
     name = Path(file).name
     with open_table() as table:
         for position, record in enumerate(stream_array(folders.path(file), split)):
@@ -57,7 +57,7 @@ def build(
             sources=(COCO_TRAIN,),
             form="xywh",
             file=name,
-            tally=tally,
+            counter=tally,
             captions=True,
         )
     if not tally.num_read:

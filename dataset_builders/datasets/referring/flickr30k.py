@@ -25,7 +25,7 @@ from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import FLICKR30K
 from dataset_builders.images import check_uri, safe_join
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Object, Sample
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.grounding import (
@@ -53,7 +53,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: A file is not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     guard = BoxGuard("xyxy", source=f"{ROOT}/Annotations")
     unrelated = _unrelated(folders)
     seen: set[str] = set()
@@ -92,7 +92,7 @@ def _image(
     options: BuildOptions,
     name: str,
     unrelated: frozenset[tuple[str, int]],
-    tally: Tally,
+    tally: RecordCounter,
     guard: BoxGuard,
 ) -> Iterator[Item]:
     try:

@@ -17,8 +17,9 @@ from typing import Any
 from dataset_builders.box_checks import get
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_sources import COCO_TRAIN, FLICKR30K, GQA, coco_id, coco_uri
-from dataset_builders.readers.coco_files import CocoForm, CocoImage, open_coco
-from dataset_builders.record_counter import Tally
+from dataset_builders.readers.coco_files import CocoImage, open_coco
+from dataset_builders.readers.coco_images import CocoForm
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Reject, Sample
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks.grounding import (
@@ -60,7 +61,7 @@ def build(
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     with open_coco(folders, file=file, folder=folder, source=images[0], form=_FORM) as coco:
         for item in coco.images(tally):
             if isinstance(item, Reject):

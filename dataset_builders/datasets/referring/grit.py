@@ -30,7 +30,7 @@ from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import SUFFIXES, folder_source
 from dataset_builders.images import check_uri, image_size
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Reject, Sample
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks.grounding import (
@@ -60,7 +60,7 @@ class _Builder:
 
     def __init__(self, options: BuildOptions, dataset: str) -> None:
         self.options, self.dataset = options, dataset
-        self.tally = Tally()
+        self.tally = RecordCounter()
         self.guard = BoxGuard("normalised", source=dataset)
 
     def read(

@@ -32,8 +32,9 @@ from dataset_builders.readers.tsv_files import (
     first_boxes,
     tsv_source,
 )
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.mentions import mention_parts
 from dataset_builders.tasks.prompts import (
@@ -41,7 +42,6 @@ from dataset_builders.tasks.prompts import (
     counted_answer,
     grounded_answer,
     question,
-    seed_of,
     thought_answer,
 )
 from dataset_builders.tasks.referring import expression_sample
@@ -120,7 +120,7 @@ def _line(
     options: BuildOptions,
     dataset: str,
     rejects: bool,
-    tally: Tally,
+    tally: RecordCounter,
 ) -> Iterator[Item]:
     try:
         if isinstance(line, BadRecord):

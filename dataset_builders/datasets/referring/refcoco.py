@@ -16,7 +16,7 @@ from typing import Any
 from dataset_builders.box_checks import get
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.image_sources import COCO_TRAIN, coco_id
-from dataset_builders.readers.coco_files import CocoForm
+from dataset_builders.readers.coco_images import CocoForm
 from dataset_builders.records import BadRecord
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks import referring

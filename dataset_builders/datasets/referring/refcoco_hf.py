@@ -36,7 +36,7 @@ from dataset_builders.box_checks import (
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.errors import SettingError
 from dataset_builders.image_sources import COCO_TRAIN, coco_id, coco_uri
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
 from dataset_builders.tasks.expression_table import ExpressionRow, Target, open_table, stored_size
@@ -71,7 +71,7 @@ def build(
         SettingError: A file has other columns or its boxes are of another form, or none has the
             split.
     """
-    tally = Tally()
+    tally = RecordCounter()
     with open_table() as table:
         for file in files:
             for name, read in _sentences(folders, file, split):
@@ -86,7 +86,7 @@ def build(
             sources=(COCO_TRAIN,),
             form="xyxy",
             file=Path(files[0]).parent.as_posix(),
-            tally=tally,
+            counter=tally,
             captions=captions,
         )
     if not tally.num_read:

@@ -27,7 +27,7 @@ from dataset_builders.data_folders import DataFolders
 from dataset_builders.errors import SettingError
 from dataset_builders.image_sources import COCO_TRAIN, coco_id, coco_uri
 from dataset_builders.readers.json_files import stream_array, stream_arrays
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Reject
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks.expression_table import (
@@ -78,7 +78,7 @@ def build(
     Raises:
         SettingError: A file is not of this form.
     """
-    tally = Tally()
+    tally = RecordCounter()
     with open_table() as table:
         for file in files:
             reader = _Reader(folders.path(file), table, tally, (*_KEPT, *more))
@@ -91,7 +91,7 @@ def build(
             sources=sources,
             form="xyxy",
             file=name,
-            tally=tally,
+            counter=tally,
             captions=True,
         )
     yield tally.ledger()
@@ -101,7 +101,7 @@ class _Reader:
     """Reads a file in two passes: annotations into a table, then sentences with what they name."""
 
     def __init__(
-        self, path: Path, table: ExpressionTable, tally: Tally, fields: tuple[str, ...]
+        self, path: Path, table: ExpressionTable, tally: RecordCounter, fields: tuple[str, ...]
     ) -> None:
         self.path, self.table, self.tally, self.fields = path, table, tally, fields
         self.execute = table.database.execute

@@ -35,10 +35,11 @@ from dataset_builders.readers.tsv_files import (
     first_boxes,
     tsv_source,
 )
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object, Part, Sample
+from dataset_builders.seeds import seed_of
 from dataset_builders.spec import BuildOptions, DatasetSpec, Item
-from dataset_builders.tasks.prompts import conversation, question, seed_of
+from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.tasks.referring import expression_sample
 from dataset_builders.validation import check_text
 
@@ -127,7 +128,7 @@ def build(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Itera
     Raises:
         SettingError: A file is of neither form, or its boxes are neither xyxy nor xywh.
     """
-    tally = Tally()
+    tally = RecordCounter()
     images = ImageTsv.of(folders, _PICTURES, _LINEIDX)
     open_image = partial(images.open, folders, REXVERSE)
     for file, make in ((ONE_SENTENCE, _descriptions), (REFERRING, _expressions)):
@@ -154,7 +155,7 @@ def _record(
     form: str,
     open_image: Callable[[int], ImageRef],
     make: Callable[[int, ImageFacts, list[tuple[Any, list[int]]]], list[Sample]],
-    tally: Tally,
+    tally: RecordCounter,
 ) -> Iterator[Item]:
     try:
         if isinstance(line, BadRecord):

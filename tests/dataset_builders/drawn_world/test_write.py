@@ -20,9 +20,9 @@ from dataset_builders.drawn_world.write import (
     WorldSettings,
     encode_jpeg,
     expressions,
-    main,
     write_world,
 )
+from dataset_builders.errors import SettingError
 from dataset_builders.images import decode_image
 from dataset_builders.tasks.referring import load_refs
 
@@ -164,7 +164,7 @@ def test_same_settings_same_bytes_and_val_does_not_depend_on_train(
 def test_a_finished_folder_is_left_alone_and_other_settings_are_refused(world: Path) -> None:
     before = digest(world)
     assert not write_world(world, WorldSettings(train=30, val=12, seed=2))
-    with pytest.raises(ValueError, match="delete it or name another folder"):
+    with pytest.raises(SettingError, match="delete it or name another folder"):
         write_world(world, WorldSettings(train=31, val=12, seed=2))
     assert digest(world) == before
 
@@ -176,10 +176,23 @@ def test_an_interrupted_folder_is_finished(world: Path, tmp_path: Path) -> None:
     assert digest(tmp_path) == digest(world)
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[" * 100_000])
+def test_a_broken_manifest_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "drawn.json").write_bytes(content)
+    with pytest.raises(SettingError, match=r"drawn\.json holds no settings of a drawn world"):
+        write_world(tmp_path, WorldSettings(train=1, val=1))
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(SettingError, match=r"file: cannot make .*file"):
+        write_world(tmp_path / "file", WorldSettings(train=1, val=1))
+
+
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(ValueError, match="train=-1"):
+    with pytest.raises(SettingError, match="train=-1"):
         WorldSettings(train=-1)
-    with pytest.raises(ValueError, match="seed=-1"):
+    with pytest.raises(SettingError, match="seed=-1"):
         WorldSettings(seed=-1)
 
 
@@ -241,11 +254,3 @@ def test_refs_and_questions_are_true(world: Path) -> None:
             )
             assert row["answer"] == sum(set(words) <= set(label.split()) for label in labels)
             assert (world / row["image"]).exists()
-
-
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for expected in ("written", "already there"):
-        main([str(tmp_path / "w"), "--train", "2", "--val", "1", "--seed", "4"])
-        captured = capsys.readouterr()
-        assert expected in captured.out
-    assert json.loads((tmp_path / "w" / "drawn.json").read_text())["seed"] == 4

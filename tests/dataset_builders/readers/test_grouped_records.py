@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from dataset_builders.errors import SettingError
 from dataset_builders.readers.grouped_records import grouped_records, id_number
 from dataset_builders.readers.json_files import read_members
 from dataset_builders.records import BadRecord
@@ -40,5 +41,5 @@ def test_small_members_of_a_big_file(tmp_path: Any) -> None:
     )
     assert read_members(file, ("names", "last", "absent")) == {"names": {"a": [1, 2]}, "last": 3}
     file.write_text("[1]")
-    with pytest.raises(ValueError, match=r"big.json is not valid JSON: it holds no object"):
+    with pytest.raises(SettingError, match=r"big.json is not valid JSON: it holds no object"):
         read_members(file, ("names",))

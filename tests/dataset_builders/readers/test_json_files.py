@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataset_builders.errors import SettingError
 from dataset_builders.readers import json_files
 from dataset_builders.readers.json_files import stream_array
 
@@ -87,7 +88,7 @@ def test_an_absent_array_is_empty(tmp_path: Path) -> None:
 def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+    with pytest.raises(SettingError, match=r"a\.json is not valid JSON"):
         list(stream_array(path, "rows"))
 
 
@@ -96,10 +97,10 @@ def test_bytes_that_are_not_utf8_and_endless_values_are_named(
 ) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'["\xff"]')
-    with pytest.raises(ValueError, match=r"a\.json is not valid JSON.*utf-8"):
+    with pytest.raises(SettingError, match=r"a\.json is not valid JSON.*utf-8"):
         list(stream_array(path, None))
     path.write_text('["' + "x" * 5000)
     monkeypatch.setattr(json_files, "CHUNK_BYTES", 100)
     monkeypatch.setattr(json_files, "MAX_VALUE_CHARS", 1000)
-    with pytest.raises(ValueError, match="longer than 1000 characters"):
+    with pytest.raises(SettingError, match="longer than 1000 characters"):
         list(stream_array(path, None))

@@ -4,6 +4,7 @@ import pytest
 
 from dataset_builders.containers import read_line
 from dataset_builders.data_folders import DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.images import read_image_bytes
 from dataset_builders.readers.tsv_files import (
     MAX_LINE_BYTES,
@@ -70,16 +71,16 @@ def test_other_files_end_where_they_end(tmp_path: Path) -> None:
 def test_missing_parts_and_foreign_indexes_raise(tmp_path: Path) -> None:
     folders = write(tmp_path, 20, 39)
     (tmp_path / "x/image_part_1.tsv").rename(tmp_path / "x/away")
-    with pytest.raises(ValueError, match=r"parts \[0, 2\] are there"):
+    with pytest.raises(SettingError, match=r"parts \[0, 2\] are there"):
         ImageTsv.of(folders, PATTERN, INDEX)
     (tmp_path / "x/away").rename(tmp_path / "x/image_part_1.tsv")
     (tmp_path / "x/image_part_2.tsv").unlink()
     with pytest.raises(
-        ValueError, match=r"ends with the byte 39.*hold 39 bytes: a part is missing"
+        SettingError, match=r"ends with the byte 39.*hold 39 bytes: a part is missing"
     ):
         ImageTsv.of(folders, PATTERN, INDEX)
     (tmp_path / INDEX).write_text("")
-    with pytest.raises(ValueError, match="ends with the byte None"):
+    with pytest.raises(SettingError, match="ends with the byte None"):
         ImageTsv.of(folders, PATTERN, INDEX)
 
 
@@ -94,10 +95,10 @@ def test_the_source_lists_the_pictures_of_the_index(tmp_path: Path) -> None:
     ]
     for wrong in ([16, 0, 39], [0, 0, 39]):
         write(tmp_path, 20, starts=wrong)
-        with pytest.raises(ValueError, match=r"line 2 is .* not a byte after"):
+        with pytest.raises(SettingError, match=r"line 2 is .* not a byte after"):
             list(source.images(folders))
     (tmp_path / INDEX).write_text("zero\n39\n")
-    with pytest.raises(ValueError, match="line 1 is"):
+    with pytest.raises(SettingError, match="line 1 is"):
         list(source.images(folders))
 
 

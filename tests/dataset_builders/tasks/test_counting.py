@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.drawn_world import datasets as drawn_world
+from dataset_builders.errors import SettingError
 from dataset_builders.names import plural
-from dataset_builders.readers.coco_files import coco_source
+from dataset_builders.readers.coco_images import coco_source
 from dataset_builders.tasks.counting import build
 from dataset_builders.validation import validate
 from tests.dataset_builders.conftest import coco_records, collect, text_of
@@ -118,9 +119,9 @@ def test_bad_questions_are_rejected_with_their_reason(
 
 
 def test_an_empty_or_wrong_file_is_named(tally_root: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train\.json holds no questions"):
+    with pytest.raises(SettingError, match=r"train\.json holds no questions"):
         build_tally(tally_root({"questions": []}))
-    with pytest.raises(ValueError, match=r"tally/val\.json not found"):
+    with pytest.raises(SettingError, match=r"tally/val\.json not found"):
         next(DATASETS["drawn_tally_val"].samples(DataFolders(str(tmp_path)), BuildOptions()))
 
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset_builders import DATASETS, BuildOptions
-from dataset_builders.readers.coco_files import list_coco
+from dataset_builders.errors import SettingError
+from dataset_builders.readers.coco_images import list_coco
 from dataset_builders.records import ImageRef, Object, Reject
 from dataset_builders.validation import validate
 from tests import SHARED
@@ -60,11 +61,12 @@ def test_golden_samples(records: Any, coco_root: Any) -> None:
     assert detections == {**lines, both: "\n".join(lines[name] for name in both.split("; "))}
     counts = {text_of(s.turns[1]) for s in seven if s.task == "counting"}
     assert counts == {"cat[0,2]\nThere are 2.", "dog[1]\nThere are 1."}
-    # the two cats, shown by one of them; the answer names the one that was shown, as the paper's figure 10
+    # the two cats, shown by one of them; the answer names the one that was shown too, as in
+    # figure 10 of the paper
     (shown,) = [s for s in seven if s.task == "visual_prompt"]
     assert text_of(shown.turns[0]) in [
-        f"Using the provided object [{row}] as a reference, identify all other objects of the same category "
-        "in this image. Respond with object indexes."
+        f"Using the provided object [{row}] as a reference, identify all other objects of the same "
+        "category in this image. Respond with object indexes."
         for row in (0, 2)
     ]
     assert text_of(shown.turns[1]) == "cat[0,2]"
@@ -92,7 +94,8 @@ def test_all_names_at_once_in_the_file_s_order(records: Any, coco_root: Any) -> 
     ]
     for sample, answer in zip(built.samples, ("cat[0,2]\ndog[1]", "cat[0]", "None"), strict=True):
         assert text_of(sample.turns[0]) == (
-            "Please detect cat; dog; toaster in this image. Answer the question with object indexes."
+            "Please detect cat; dog; toaster in this image. "
+            "Answer the question with object indexes."
         )
         assert text_of(sample.turns[1]) == answer
 
@@ -110,7 +113,7 @@ def test_options_choose_and_seeds_repeat(records: Any, coco_root: Any) -> None:
         for sample in build_coco(root, BuildOptions(seed=seed, paraphrases=True)).samples
     }
     assert len(texts) > len({text_of(sample.turns[0]) for sample in build_coco(root).samples}) + 5
-    with pytest.raises(ValueError, match=r"BuildOptions\.counting=-1"):
+    with pytest.raises(SettingError, match=r"BuildOptions\.counting=-1"):
         BuildOptions(counting=-1)
 
 
@@ -122,7 +125,7 @@ def test_some_counting_questions_ask_for_what_is_absent(records: Any, coco_root:
     assert added.sample_id == "coco/7/counting/2"
     assert text_of(added.turns[0]).startswith("How many toaster are there in this image?")
     assert text_of(added.turns[1]) == "There are 0."
-    with pytest.raises(ValueError, match="absent_counts=2"):
+    with pytest.raises(SettingError, match="absent_counts=2"):
         BuildOptions(absent_counts=2)
 
 
@@ -221,19 +224,19 @@ def test_a_wrong_folder_fails_at_once_and_says_what_was_looked_for(
     tmp_path: Path, coco_root: Any
 ) -> None:
     looked_for = r"instances_train2017\.json not found: there is no .*\n.*COCO instances JSON"
-    with pytest.raises(ValueError, match=looked_for):
+    with pytest.raises(SettingError, match=looked_for):
         next(DATASETS["coco"].samples(coco_folders(tmp_path), BuildOptions()))
-    with pytest.raises(ValueError, match=r"instances_train2017\.json not found"):
+    with pytest.raises(SettingError, match=r"instances_train2017\.json not found"):
         DATASETS["coco"].images[0].images(coco_folders(tmp_path))
     root = coco_root([1, 2])
     with pytest.raises(
-        ValueError, match=r"instances_train2017\.json is not valid JSON: it holds no object"
+        SettingError, match=r"instances_train2017\.json is not valid JSON: it holds no object"
     ):
         build_coco(root)
-    with pytest.raises(ValueError, match="no usable images"):
+    with pytest.raises(SettingError, match="no usable images"):
         build_coco(coco_root({"images": [], "categories": []}))
     root = coco_root({"images": [{"id": 1, "file_name": "a.jpg", "width": 4, "height": 4}]})
-    with pytest.raises(ValueError, match="no usable categories"):
+    with pytest.raises(SettingError, match="no usable categories"):
         build_coco(root)
     with pytest.raises(ValueError, match="ask='some'"):
         build_coco(root, ask="some")
@@ -245,7 +248,7 @@ def test_corner_boxes_declared_as_sizes_stop_the_build(records: Any, coco_root: 
         for i in range(25)
     ]
     with pytest.raises(
-        ValueError, match=r"instances_train2017\.json: boxes are declared xywh.*fit xyxy"
+        SettingError, match=r"instances_train2017\.json: boxes are declared xywh.*fit xyxy"
     ):
         build_coco(coco_root(records))
 
@@ -289,7 +292,7 @@ def test_mutated_records_are_used_or_rejected_never_lost(data: Any, coco_root: A
     root = coco_root(records)
     try:
         built = build_coco(root)  # holds the ledger
-    except ValueError as error:
+    except SettingError as error:
         assert "no usable" in str(error) or "xywh" in str(error)  # noqa: PT017 - it may pass too
         return
     assert built.ledger.read == {
@@ -303,7 +306,8 @@ def test_mutated_records_are_used_or_rejected_never_lost(data: Any, coco_root: A
 BUILD_AND_MEASURE = """
 import resource, sys
 from dataset_builders import DATASETS, BuildOptions, DataFolders
-number = sum(1 for _ in DATASETS["coco"].samples(DataFolders("", {"coco": sys.argv[1]}), BuildOptions()))
+folders = DataFolders("", {"coco": sys.argv[1]})
+number = sum(1 for _ in DATASETS["coco"].samples(folders, BuildOptions()))
 print(number, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -3,7 +3,7 @@ import pytest
 from dataset_builders import BuildOptions
 from dataset_builders.box_checks import BoxGuard
 from dataset_builders.image_annotations import ImageFacts
-from dataset_builders.record_counter import Tally
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, ImageRef, Object
 from dataset_builders.tasks.ocr import (
     TextImage,
@@ -88,7 +88,8 @@ def test_choices_depend_on_the_seed_alone() -> None:
 
 
 def test_regions_that_cover_each_other_are_not_asked_about() -> None:
-    # 0 and 1 share 60 x 10 of 140 x 10 (0.43); 2 and 3 share 40 of 160 (0.25); 4 lies on a region nobody read
+    # 0 and 1 share 60 x 10 of 140 x 10 (0.43); 2 and 3 share 40 of 160 (0.25);
+    # 4 lies on a region that nobody read
     image = page(
         ((0, 0, 100, 10), "a"),
         ((40, 0, 140, 10), "b"),
@@ -170,7 +171,7 @@ def test_a_bad_text_leaves_an_ignore_region_and_a_bad_box_nothing() -> None:
         TextRegion(corners=(0, 40, 50, 50), text=None, label="Latin text"),
         TextRegion(corners=(500, 40, 550, 50), text="outside"),
     ]
-    tally = Tally()
+    tally = RecordCounter()
     guard = BoxGuard("xyxy", source="signs")
     rejects, image = read_regions(
         REF, enumerate(regions), lambda region: region, tally, guard, name="a"

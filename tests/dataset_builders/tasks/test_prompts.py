@@ -6,7 +6,6 @@ from dataset_builders.tasks.prompts import (
     counted_answer,
     grounded_answer,
     question,
-    seed_of,
 )
 from dataset_builders.validation import check_text
 
@@ -45,12 +44,6 @@ def test_every_wording_is_reached_by_some_seed_and_braces_stay() -> None:
     }
     assert len(texts) == len(TEMPLATES["detection"])
     assert all("a {} b" in text for text in texts if text)
-
-
-def test_seed_is_a_hash_of_its_names() -> None:
-    # printf 0/coco/7 | sha256sum | cut -c1-16
-    assert seed_of(0, "coco", "7") == 0x9BA668FD7673E7BB
-    assert len({seed_of(a, b) for a in range(20) for b in range(20)}) == 400
 
 
 def test_answers() -> None:

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset_builders import DATASETS, BuildOptions, DataFolders
-from dataset_builders.readers.coco_files import coco_source
+from dataset_builders.errors import SettingError
+from dataset_builders.readers.coco_images import coco_source
 from dataset_builders.records import Object
 from dataset_builders.tasks.referring import build, load_refs
 from dataset_builders.validation import validate
@@ -93,7 +94,8 @@ def test_golden_samples(refer_root: Any, protocol: int) -> None:
     ]
     first, second, third = built.samples
     assert text_of(first.turns[0]) == (
-        "Please detect The cat at the bottom in this image. Answer the question with object indexes."
+        "Please detect The cat at the bottom in this image. "
+        "Answer the question with object indexes."
     )
     assert text_of(first.turns[1]) == "The cat at the bottom[0]"
     assert first.objects[0] == Object(box=(90.0, 70.0, 100.0, 80.0), label="cat")
@@ -136,7 +138,7 @@ def test_a_hostile_pickle_raises_and_runs_nothing(tmp_path: Path, function: Any)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         path.write_bytes(pickle.dumps([Hostile(function, argument)], protocol=protocol))
         with pytest.raises(
-            ValueError, match=r"refs\(x\)\.p is not a REFER pickle of plain data.*only plain data"
+            SettingError, match=r"refs\(x\)\.p is not a REFER pickle of plain data.*only plain data"
         ):
             load_refs(path)
         assert not target.exists()
@@ -155,7 +157,7 @@ def test_a_hostile_pickle_raises_and_runs_nothing(tmp_path: Path, function: Any)
 )
 def test_broken_pickles_are_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.p").write_bytes(data)
-    with pytest.raises(ValueError, match=r"a\.p is not a REFER pickle"):
+    with pytest.raises(SettingError, match=r"a\.p is not a REFER pickle"):
         load_refs(tmp_path / "a.p")
 
 
@@ -165,7 +167,7 @@ def test_random_bytes_never_do_more_than_raise(tmp_path_factory: Any, data: byte
     path.write_bytes(b"\x80\x02" + data)
     try:
         assert isinstance(load_refs(path), list)
-    except ValueError as error:
+    except SettingError as error:
         assert "a.p" in str(error)  # noqa: PT017 - it may pass too
 
 
@@ -209,9 +211,9 @@ def test_a_crowd_cannot_be_meant(refer_root: Any) -> None:
 
 
 def test_an_unknown_split_or_a_missing_file_is_named(refer_root: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no refs of split 'testA'"):
+    with pytest.raises(SettingError, match="no refs of split 'testA'"):
         build_refs(refer_root(refs()), "testA")
-    with pytest.raises(ValueError, match=r"refs\(drawn\)\.p not found"):
+    with pytest.raises(SettingError, match=r"refs\(drawn\)\.p not found"):
         next(DATASETS["drawn_refs_train"].samples(DataFolders(str(tmp_path)), BuildOptions()))
 
 
@@ -246,7 +248,7 @@ def test_mutated_refs_are_used_or_rejected(data: Any, refer_root: Any) -> None:
     root = refer_root(rows)
     try:
         built = build_refs(root)
-    except ValueError as error:
+    except SettingError as error:
         assert "no refs of split" in str(error)  # noqa: PT017 - it may pass too
         return
     for sample in built.samples:

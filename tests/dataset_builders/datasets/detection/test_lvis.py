@@ -12,7 +12,7 @@ from dataset_builders import BuildOptions, DataFolders
 from dataset_builders.datasets.detection import lvis
 from dataset_builders.errors import SettingError
 from dataset_builders.image_sources import COCO_TRAIN
-from dataset_builders.readers.coco_files import CocoForm
+from dataset_builders.readers.coco_images import CocoForm
 from dataset_builders.tasks import detection
 from tests import SHARED
 from tests.dataset_builders.conftest import collect, text_of
