@@ -51,7 +51,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     guard = BoxGuard("xywh", source=FILE)
     seen: set[str] = set()
     for name, value in stream_lines(folders.path(FILE)):
@@ -63,23 +63,23 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
             seen.add(image_id)
             ref = IMAGES.open(folders, f"{PICTURES}/{image_id}.jpg")
         except BadRecord as error:
-            yield tally.reject(name, error, "image")
+            yield counter.reject(name, error, "image")
             for row in range(len(boxes)):
                 # the boxes count as read, so that the ledger adds up to those of the file
                 lost = BadRecord("image_rejected", name)
-                yield tally.reject(f"{name}/gtboxes/{row}", lost, "box")
+                yield counter.reject(f"{name}/gtboxes/{row}", lost, "box")
             continue
-        facts = yield from _facts(ref, boxes, tally, guard)
+        facts = yield from _facts(ref, boxes, counter, guard)
 
         def samples_of(facts: ImageFacts = facts) -> Iterator[Sample]:
             for view in facts.windows(options.max_objects):
                 yield from _samples(view, options)
 
-        yield from tally.record(name, samples_of, "image")
+        yield from counter.record(name, samples_of, "image")
     guard.check()
-    if not tally.num_read:
+    if not counter.num_read:
         raise SettingError(f"{FILE} holds no lines: want one JSON object a line")
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def read_record(record: Any) -> tuple[str, list[Any]]:
@@ -100,7 +100,7 @@ def read_record(record: Any) -> tuple[str, list[Any]]:
 
 
 def _facts(
-    ref: ImageRef, boxes: list[Any], tally: RecordCounter, guard: BoxGuard
+    ref: ImageRef, boxes: list[Any], counter: RecordCounter, guard: BoxGuard
 ) -> Generator[Reject, None, ImageFacts]:
     """Yield the rejects of an image's boxes; return its facts."""
     objects, ids, uncertain = [], [], set()
@@ -113,11 +113,11 @@ def _facts(
             box = clean_box(xywh_to_xyxy(stored), ref.width, ref.height)
         except BadRecord as error:
             uncertain.add(label)
-            yield tally.reject(f"{ref.image_id}/gtboxes/{row}", error, "box")
+            yield counter.reject(f"{ref.image_id}/gtboxes/{row}", error, "box")
             continue
         objects.append(Object(box=box, label=label, ignore=ignore))
         ids.append(row)
-    tally.use("box", len(objects))
+    counter.use("box", len(objects))
     return ImageFacts(
         ref=ref, objects=tuple(objects), ids=tuple(ids), uncertain=frozenset(uncertain)
     )

@@ -130,7 +130,7 @@ def build(
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     form = CocoForm(uri_of=partial(picture_of, pictures=pictures), image_fields=(NEGATIVE, PARTIAL))
     with open_coco(folders, file=file, folder="coco", source=COCO_TRAIN, form=form) as coco:
         check_federated(coco, file)
@@ -154,7 +154,7 @@ def build(
                     complete=lambda label: label not in known.partial,
                 )
 
-        for item in coco.images(tally):
+        for item in coco.images(counter):
             if isinstance(item, Reject):
                 yield item
                 continue
@@ -162,17 +162,17 @@ def build(
             try:
                 known = FederatedLabels.of(item, coco.categories)
             except BadRecord as error:
-                yield tally.reject(record, error, "image")
+                yield counter.reject(record, error, "image")
                 continue
             for entry, fault in known.wrong:
-                yield tally.reject(f"{record}/{entry}", fault)
-            tally.use("record", known.num_used)
+                yield counter.reject(f"{record}/{entry}", fault)
+            counter.use("record", known.num_used)
 
             def make(item: CocoImage = item, known: FederatedLabels = known) -> Iterator[Sample]:
                 return samples_of(placed(item.facts), known)
 
-            yield from tally.record(record, make, "image")
-    yield tally.ledger()
+            yield from counter.record(record, make, "image")
+    yield counter.ledger()
 
 
 def picture_of(image: Mapping[str, Any], *, pictures: tuple[str, ...]) -> str:

@@ -107,14 +107,14 @@ def build(
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     tables = read_members(
         folders.path(file), ("part_categories", "attributes", "attr_type_to_attr_idxs")
     )
     form = CocoForm(uri_of=uri_of, box_fields=_BOX_FIELDS)
     with open_coco(folders, file=file, folder=folder, source=source, form=form) as coco:
         vocabulary = read_vocabulary(coco, tables, Path(file).name)
-        for item in coco.images(tally):
+        for item in coco.images(counter):
             if isinstance(item, Reject):
                 yield item
                 continue
@@ -122,9 +122,9 @@ def build(
             for position, number in enumerate(item.facts.ids):
                 try:
                     known[number] = describe(item, position, vocabulary)
-                    tally.use()
+                    counter.use()
                 except BadRecord as error:
-                    yield tally.reject(f"annotation {number}", error)
+                    yield counter.reject(f"annotation {number}", error)
             objects = tuple(
                 replace(thing, label=known[number].label) if number in known else thing
                 for number, thing in zip(item.facts.ids, item.facts.objects, strict=True)
@@ -137,8 +137,8 @@ def build(
                 for view in facts.windows(options.max_objects):
                     yield from region_samples(view, known, options, dataset)
 
-            yield from tally.record(f"image {facts.ref.image_id}", make, "image")
-    yield tally.ledger()
+            yield from counter.record(f"image {facts.ref.image_id}", make, "image")
+    yield counter.ledger()
 
 
 def region_samples(

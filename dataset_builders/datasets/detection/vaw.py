@@ -90,11 +90,11 @@ def build(
     Raises:
         SettingError: A file is not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     kinds = read_types(folders.path(types))
     guard = BoxGuard("xywh", source=Path(files[0]).name)
     with grouped_records() as rows:
-        yield from _read(folders, files, rows, tally)
+        yield from _read(folders, files, rows, counter)
         for image_id in rows.images("instances"):
             yield from _image(
                 folders,
@@ -104,14 +104,14 @@ def build(
                 guard,
                 options,
                 dataset,
-                tally,
+                counter,
             )
     guard.check()
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def _read(
-    folders: DataFolders, files: tuple[str, ...], rows: GroupedRecords, tally: RecordCounter
+    folders: DataFolders, files: tuple[str, ...], rows: GroupedRecords, counter: RecordCounter
 ) -> Iterator[Reject]:
     position = 0
     for file in files:
@@ -121,7 +121,7 @@ def _read(
             try:
                 rows.add("instances", id_number(get(row, "image_id")), position, row)
             except BadRecord as error:
-                yield tally.reject(f"instances/{position}", error, "box")
+                yield counter.reject(f"instances/{position}", error, "box")
         if position == before:
             raise SettingError(
                 f"{Path(file).name} holds no instances: VAW's files are one JSON list each"
@@ -137,16 +137,16 @@ def _image(
     guard: BoxGuard,
     options: BuildOptions,
     dataset: str,
-    tally: RecordCounter,
+    counter: RecordCounter,
 ) -> Iterator[Item]:
     try:
         ref = open_picture(folders, image_id)
     except BadRecord as error:
-        yield tally.reject(f"image {image_id}", error, "image")
+        yield counter.reject(f"image {image_id}", error, "image")
         for position, _ in rows:
             # the boxes count as read, so that the ledger adds up to the rows of the file
             lost = BadRecord("image_rejected", f"image {image_id}")
-            yield tally.reject(f"instances/{position}", lost, "box")
+            yield counter.reject(f"instances/{position}", lost, "box")
         return
     found: dict[str, Instance] = {}
     doubted: set[str] = set()
@@ -156,11 +156,11 @@ def _image(
             if instance.number in found:
                 raise BadRecord("duplicate_id", f"instance {instance.number}")
             found[instance.number] = instance
-            tally.use("box")
+            counter.use("box")
         except BadRecord as error:
             # a box that is lost leaves its name in doubt; without a name, every name ("")
             doubted.add(row["object_name"] if isinstance(row.get("object_name"), str) else "")
-            yield tally.reject(f"instances/{position}", error, "box")
+            yield counter.reject(f"instances/{position}", error, "box")
     facts = ImageFacts(
         ref=ref,
         objects=tuple(instance.thing for instance in found.values()),
@@ -172,7 +172,7 @@ def _image(
         for view in facts.windows(options.max_objects):
             yield from attribute_samples(view, found, kinds, options, dataset)
 
-    yield from tally.record(f"image {image_id}", make, "image")
+    yield from counter.record(f"image {image_id}", make, "image")
 
 
 def open_picture(folders: DataFolders, image_id: int) -> ImageRef:

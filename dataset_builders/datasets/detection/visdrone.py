@@ -63,7 +63,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: The files are not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     guard = BoxGuard("xywh", source=f"{FOLDER}/annotations")
     names = folders.matches(f"{FOLDER}/annotations/*.txt")
     statistics = LabelStatistics.of(_labels(folders, name) for name in names)
@@ -73,20 +73,20 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         try:
             ref = IMAGES.open(folders, f"{FOLDER}/images/{image_id}.jpg")
         except BadRecord as error:
-            yield tally.reject(f"annotations/{image_id}", error, "image")
+            yield counter.reject(f"annotations/{image_id}", error, "image")
             for number, _ in lines:
                 lost = BadRecord("image_rejected", f"image {image_id}")
-                yield tally.reject(f"annotations/{image_id}/{number}", lost, "box")
+                yield counter.reject(f"annotations/{image_id}/{number}", lost, "box")
             continue
-        facts = yield from _facts(ref, lines, tally, guard)
+        facts = yield from _facts(ref, lines, counter, guard)
 
         def samples_of(facts: ImageFacts = facts) -> Iterator[Sample]:
             for view in facts.windows(options.max_objects):
                 yield from _samples(view, options, statistics)
 
-        yield from tally.record(f"annotations/{image_id}", samples_of, "image")
+        yield from counter.record(f"annotations/{image_id}", samples_of, "image")
     guard.check()
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def _samples(view: ImageFacts, options: BuildOptions, statistics: LabelStatistics) -> list[Sample]:
@@ -102,7 +102,7 @@ def _samples(view: ImageFacts, options: BuildOptions, statistics: LabelStatistic
 
 
 def _facts(
-    ref: ImageRef, lines: Sequence[tuple[int, bytes]], tally: RecordCounter, guard: BoxGuard
+    ref: ImageRef, lines: Sequence[tuple[int, bytes]], counter: RecordCounter, guard: BoxGuard
 ) -> Generator[Reject, None, ImageFacts]:
     """Yield the rejects of an image's boxes; return its facts."""
     objects, ids, uncertain = [], [], set()
@@ -116,13 +116,13 @@ def _facts(
         except BadRecord as error:
             # a lost ignored region may have held anything
             uncertain |= {label} if label in NAMES else set(NAMES)
-            yield tally.reject(f"annotations/{ref.image_id}/{number}", error, "box")
+            yield counter.reject(f"annotations/{ref.image_id}/{number}", error, "box")
             continue
         objects.append(
             Object(box=box, label=label, ignore=score == 0 or label in (IGNORED, OTHERS))
         )
         ids.append(number)
-    tally.use("box", len(objects))
+    counter.use("box", len(objects))
     return ImageFacts(
         ref=ref, objects=tuple(objects), ids=tuple(ids), uncertain=frozenset(uncertain)
     )

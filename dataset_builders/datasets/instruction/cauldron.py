@@ -41,7 +41,7 @@ def build(
     Raises:
         SettingError: A file is not parquet or lacks a column.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     for name in folders.matches(FILES):
         for group, number, row in _rows(folders, name, images=True):
 
@@ -58,8 +58,8 @@ def build(
                     )
                 ]
 
-            yield from tally.record(f"{name.partition('/')[2]}#{group}/{number}", make)
-    yield tally.ledger()
+            yield from counter.record(f"{name.partition('/')[2]}#{group}/{number}", make)
+    yield counter.ledger()
 
 
 def read_texts(stored: Any) -> list[tuple[str, str]]:

@@ -44,15 +44,15 @@ def build(
     Raises:
         SettingError: None of the label files is of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     for pattern in _LABELS:
         for name in folders.matches(pattern):
 
             def make(name: str = name) -> list[Sample]:
                 return _samples(folders, name, options, dataset)
 
-            yield from tally.record(name.partition("/")[2], make)
-    yield tally.ledger()
+            yield from counter.record(name.partition("/")[2], make)
+    yield counter.ledger()
 
 
 def _samples(folders: DataFolders, name: str, options: BuildOptions, dataset: str) -> list[Sample]:

@@ -47,16 +47,16 @@ def build(
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     for position, record in enumerate(stream_array(folders.path(FILE), None)):
 
         def make(record: Any = record, position: int = position) -> list[Sample]:
             return [_sample(folders, record, position, dataset)]
 
-        yield from tally.record(f"mix665k/{position}", make)
-    if not tally.num_read:
+        yield from counter.record(f"mix665k/{position}", make)
+    if not counter.num_read:
         raise SettingError(f"{FILE} holds no conversations: it is one JSON list")
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def has_coordinates(text: str) -> bool:

@@ -71,17 +71,17 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: A file is not of its form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     for file in folders.matches(FILES):
         # a counter a file: one of which nothing is usable must not hide behind the others
-        own, guard = Tally(), BoxGuard("xywh", source=file)
+        own, guard = RecordCounter(), BoxGuard("xywh", source=file)
         for position, (name, record) in enumerate(stream_records(folders.path(file))):
             number = f"{PurePosixPath(file).stem}.{position}"
             yield from _conversation(name, number, record, folders, options, own, guard)
         guard.check()
         check_usable(own, file, wanted="image, conversations and bbox")
-        tally.add(own)
-    yield tally.ledger()
+        counter.add(own)
+    yield counter.ledger()
 
 
 def _conversation(
@@ -90,7 +90,7 @@ def _conversation(
     record: Any,
     folders: DataFolders,
     options: BuildOptions,
-    tally: RecordCounter,
+    counter: RecordCounter,
     guard: BoxGuard,
 ) -> Iterator[Item]:
     try:
@@ -98,7 +98,7 @@ def _conversation(
         told = read_turns(_cast(record))
         ref = _open(get(record, "image"), folders)
     except BadRecord as error:
-        yield tally.reject(name, error)
+        yield counter.reject(name, error)
         return
     objects, ids = [], []
     for position, values in enumerate(stored):
@@ -109,8 +109,8 @@ def _conversation(
             objects.append(Object(box=corners, label=MARKED))
             ids.append(position)
         except BadRecord as error:
-            yield tally.reject(f"{name}/bbox/{position}", error, "box")
-    tally.use("box", len(objects))
+            yield counter.reject(f"{name}/bbox/{position}", error, "box")
+    counter.use("box", len(objects))
     facts = ImageFacts(ref=ref, objects=tuple(objects), ids=tuple(ids))
 
     def make() -> Iterator[Sample]:
@@ -122,7 +122,7 @@ def _conversation(
             )
         yield facts.sample(dataset=NAME, task="region_qa", number=number, turns=turns)
 
-    yield from tally.record(name, make)
+    yield from counter.record(name, make)
 
 
 def _boxes(record: Any) -> list[Any]:

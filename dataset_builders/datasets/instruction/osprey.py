@@ -134,7 +134,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: A file is not of its form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     for kind, make in _KINDS.items():
         own = RecordCounter()
         files = folders.matches(_file(kind))
@@ -158,8 +158,8 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
             files[0],
             wanted="file_name, width, height, annotation and conversations or description",
         )
-        tally.add(own)
-    yield tally.ledger()
+        counter.add(own)
+    yield counter.ledger()
 
 
 def _file(kind: str) -> str:
@@ -213,23 +213,23 @@ def _object(annotation: Any, width: int, height: int, guard: BoxGuard) -> Object
     return Object(box=clean_box(corners, width, height), label=check_label(label))
 
 
-def _told(record: _Record, tally: Tally) -> Told | Reject:
+def _told(record: _Record, counter: RecordCounter) -> Told | Reject:
     """Return the messages of a record, or the reject of all of them."""
     try:
         return read_turns(record.content)
     except BadRecord as error:
-        return tally.reject(record.name, error)
+        return counter.reject(record.name, error)
 
 
-def _pairs(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
+def _pairs(record: _Record, counter: RecordCounter) -> Iterator[Sample | Reject]:
     """Yield the samples of short_form and part_level: one a question, with the limit."""
-    told = _told(record, tally)
+    told = _told(record, counter)
     if isinstance(told, Reject):
         yield told
         return
     for number in range(len(told) // 2):
         make = partial(_pair, record, number, told[2 * number][1], told[2 * number + 1][1])
-        yield from tally.record(f"{record.name}/conversations/{2 * number}", make)
+        yield from counter.record(f"{record.name}/conversations/{2 * number}", make)
 
 
 def _pair(record: _Record, number: int, asked: str, answer: str) -> list[Sample]:
@@ -237,19 +237,19 @@ def _pair(record: _Record, number: int, asked: str, answer: str) -> list[Sample]
     return [record.sample("region_qa", turns, number)]
 
 
-def _conversation(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
+def _conversation(record: _Record, counter: RecordCounter) -> Iterator[Sample | Reject]:
     """Yield the sample of a whole conversation."""
 
     def make() -> Iterator[Sample]:
         turns = tuple(Turn(role, record.parts(text)) for role, text in read_turns(record.content))
         yield record.sample("region_qa", turns)
 
-    yield from tally.record(record.name, make)
+    yield from counter.record(record.name, make)
 
 
-def _positive_negative(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
+def _positive_negative(record: _Record, counter: RecordCounter) -> Iterator[Sample | Reject]:
     """Yield the samples of lvis_positive_negative: the N-th mention is the N-th region."""
-    told = _told(record, tally)
+    told = _told(record, counter)
     if isinstance(told, Reject):
         yield told
         return
@@ -258,7 +258,7 @@ def _positive_negative(record: _Record, tally: Tally) -> Iterator[Sample | Rejec
         make = partial(
             _yes_no, record, number, told[2 * number][1], told[2 * number + 1][1], counts
         )
-        yield from tally.record(f"{record.name}/conversations/{2 * number}", make)
+        yield from counter.record(f"{record.name}/conversations/{2 * number}", make)
 
 
 def _yes_no(
@@ -275,16 +275,16 @@ def _yes_no(
     return [record.sample(task, conversation(parts, (Part(answer),)), number)]
 
 
-def _descriptions(record: _Record, tally: Tally) -> Iterator[Sample | Reject]:
+def _descriptions(record: _Record, counter: RecordCounter) -> Iterator[Sample | Reject]:
     """Yield samples of detail_description, up to `region_texts` drawn from the good ones."""
     listed = record.content.get("description")
     if not isinstance(listed, list):
         error = BadRecord("malformed", f"description is {type(listed).__name__}, not a list")
-        yield tally.reject(record.name, error)
+        yield counter.reject(record.name, error)
         return
     good: list[Sample] = []
     for number, stored in enumerate(listed):
-        made = tally.record(
+        made = counter.record(
             f"{record.name}/description/{number}", partial(_description, record, number, stored)
         )
         for item in made:

@@ -74,7 +74,7 @@ def build(
     Raises:
         SettingError: The file is not of its form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     for position, (name, record) in enumerate(stream_records(folders.path(FILE))):
 
         def samples(record: Any = record, number: str = str(position)) -> Iterator[Sample]:
@@ -83,9 +83,9 @@ def build(
             facts = ImageFacts(ref=source_of(uri, SOURCES).open(folders, uri))
             yield make(facts, told, options, dataset, number)
 
-        yield from tally.record(name, samples)
-    check_usable(tally, FILE, wanted=_WANTED)
-    yield tally.ledger()
+        yield from counter.record(name, samples)
+    check_usable(counter, FILE, wanted=_WANTED)
+    yield counter.ledger()
 
 
 def build_grounded(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Iterator[Item]:
@@ -96,15 +96,15 @@ def build_grounded(folders: DataFolders, options: BuildOptions, *, dataset: str)
     Raises:
         SettingError: A file is not of its form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     with open_coco(folders, file=INSTANCES, folder=COCO_FOLDER, source=COCO_TRAIN) as coco:
-        for item in coco.images(tally):
+        for item in coco.images(counter):
             if isinstance(item, Reject):
                 yield item
             else:
-                tally.use("image")
+                counter.use("image")
         # a counter of its own: `check_usable` looks at the captions, not at COCO's boxes
-        names, own = _names_pattern(coco), Tally()
+        names, own = _names_pattern(coco), RecordCounter()
         for position, (name, record) in enumerate(stream_records(folders.path(FILE))):
             if not _is_coco(record):
                 continue
@@ -116,8 +116,8 @@ def build_grounded(folders: DataFolders, options: BuildOptions, *, dataset: str)
 
             yield from own.record(name, samples)
     check_usable(own, FILE, wanted=f"{_WANTED}, some of them about {COCO_FOLDER}")
-    tally.add(own)
-    yield tally.ledger()
+    counter.add(own)
+    yield counter.ledger()
 
 
 def caption(

@@ -58,7 +58,7 @@ def build(
     Raises:
         SettingError: A file is not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     seen: set[int] = set()
     sources = tuple(source for source in optional if source.exists(folders))
     with ExitStack() as stack:
@@ -73,10 +73,10 @@ def build(
                 facts, names = _facts(folders, get(record, "image"), coco, sources)
                 return [question_sample(facts, names, *asked, options, dataset=dataset)]
 
-            yield from tally.record(f"{Path(file).stem}/{position}", make)
-    if not tally.num_read:
+            yield from counter.record(f"{Path(file).stem}/{position}", make)
+    if not counter.num_read:
         raise SettingError(f"{file} holds no questions: TallyQA's files are one JSON list")
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def _facts(

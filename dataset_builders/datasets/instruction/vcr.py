@@ -60,7 +60,7 @@ class _Stills:
     """
 
     folders: DataFolders
-    tally: RecordCounter
+    counter: RecordCounter
     guard: BoxGuard
     key: tuple[str, str] = ("", "")
     """Image and metadata file that `still` is of."""
@@ -80,9 +80,9 @@ class _Stills:
             self.still = error
             return
         self.still = still
-        self.tally.use("box", len(still.facts.objects))
+        self.counter.use("box", len(still.facts.objects))
         for number, problem in lost:
-            yield self.tally.reject(f"{metadata}/boxes/{number}", problem, "box")
+            yield self.counter.reject(f"{metadata}/boxes/{number}", problem, "box")
 
 
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
@@ -93,8 +93,8 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: A file is not of its form.
     """
-    tally, guard = RecordCounter(), BoxGuard("xyxy", source=FOLDER)
-    stills = _Stills(folders, tally, guard)
+    counter, guard = RecordCounter(), BoxGuard("xyxy", source=FOLDER)
+    stills = _Stills(folders, counter, guard)
     for name, value in stream_lines(folders.path(FILE)):
         try:
             record = opened(value)
@@ -105,19 +105,19 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
                     "contradiction", f"metadata {metadata[:120]!a} of image {image[:120]!a}"
                 )
         except BadRecord as error:
-            yield tally.reject(name, error)
+            yield counter.reject(name, error)
             continue
         yield from stills.read(image, metadata)
         number = name.rpartition("/")[2]
         make = partial(_sample, record, stills.still, number, options)
-        yield from tally.record(name, lambda make=make: [make()])  # type: ignore[misc]
+        yield from counter.record(name, lambda make=make: [make()])  # type: ignore[misc]
     guard.check()
     check_usable(
-        tally,
+        counter,
         FILE,
         wanted="objects, img_fn, metadata_fn, question, answer_choices, answer_label, ...",
     )
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def _check_split(record: Any) -> None:

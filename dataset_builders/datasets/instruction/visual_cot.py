@@ -76,7 +76,7 @@ def build_lines(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: A file is not of its form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     for file in folders.matches(LINE_FILES):
         own, guard = RecordCounter(), BoxGuard("xyxy", source=file)
         for name, value in stream_lines(folders.path(file)):
@@ -85,8 +85,8 @@ def build_lines(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         check_usable(
             own, file, wanted="question, answer, image, width, height, bboxs, dataset and split"
         )
-        tally.add(own)
-    yield tally.ledger()
+        counter.add(own)
+    yield counter.ledger()
 
 
 def build_mixed(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
@@ -95,14 +95,14 @@ def build_mixed(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: The file is not of its form.
     """
-    tally, guard = RecordCounter(), BoxGuard("xyxy", source=MIXED_FILE)
+    counter, guard = RecordCounter(), BoxGuard("xyxy", source=MIXED_FILE)
     for name, record in stream_records(folders.path(MIXED_FILE)):
-        yield from _mixed(name, record, folders, options, tally, guard)
+        yield from _mixed(name, record, folders, options, counter, guard)
     guard.check()
     check_usable(
-        tally, MIXED_FILE, wanted="dataset, split, image and conversations of four messages"
+        counter, MIXED_FILE, wanted="dataset, split, image and conversations of four messages"
     )
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def _line(
@@ -110,7 +110,7 @@ def _line(
     value: Any,
     folders: DataFolders,
     options: BuildOptions,
-    tally: RecordCounter,
+    counter: RecordCounter,
     guard: BoxGuard,
 ) -> Iterator[Item]:
     try:
@@ -126,9 +126,9 @@ def _line(
         if not isinstance(boxes, list):
             raise BadRecord("malformed", f"bboxs is {type(boxes).__name__}, not a list")
     except BadRecord as error:
-        yield tally.reject(name, error)
+        yield counter.reject(name, error)
         return
-    yield from _answered(name, ref, boxes, (asked, answer), LINES, options, tally, guard)
+    yield from _answered(name, ref, boxes, (asked, answer), LINES, options, counter, guard)
 
 
 def _mixed(
@@ -136,7 +136,7 @@ def _mixed(
     record: Any,
     folders: DataFolders,
     options: BuildOptions,
-    tally: RecordCounter,
+    counter: RecordCounter,
     guard: BoxGuard,
 ) -> Iterator[Item]:
     try:
@@ -146,9 +146,9 @@ def _mixed(
         ref = IMAGES.open(folders, _uri(path, folders))
         _check_told(told, box, ref.width, ref.height)
     except BadRecord as error:
-        yield tally.reject(name, error)
+        yield counter.reject(name, error)
         return
-    yield from _answered(name, ref, [list(box)], (asked, answer), MIXED, options, tally, guard)
+    yield from _answered(name, ref, [list(box)], (asked, answer), MIXED, options, counter, guard)
 
 
 def _answered(
@@ -158,7 +158,7 @@ def _answered(
     said: tuple[str, str],
     dataset: str,
     options: BuildOptions,
-    tally: RecordCounter,
+    counter: RecordCounter,
     guard: BoxGuard,
 ) -> Iterator[Item]:
     """Yield the rejects of a question's boxes, then its sample or its own reject."""
@@ -169,11 +169,11 @@ def _answered(
             guard.look(corners, ref.width, ref.height)
             objects.append(Object(box=clean_box(corners, ref.width, ref.height), label=EVIDENCE))
         except BadRecord as error:
-            yield tally.reject(f"{name}/bboxs/{position}", error, "box")
-    tally.use("box", len(objects))
+            yield counter.reject(f"{name}/bboxs/{position}", error, "box")
+    counter.use("box", len(objects))
     facts = ImageFacts(ref=ref, objects=tuple(objects), ids=tuple(range(len(objects))))
     number = name.replace("/", ".")
-    yield from tally.record(name, lambda: [_sample(facts, said, dataset, number, options)])
+    yield from counter.record(name, lambda: [_sample(facts, said, dataset, number, options)])
 
 
 def _sample(

@@ -51,21 +51,23 @@ def build(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Itera
     Raises:
         SettingError: A file is not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     guards = {file: BoxGuard("xywh", source=Path(file).name) for file in (REGIONS, OBJECTS)}
     with grouped_records() as rows:
         for file in (IMAGES, REGIONS, OBJECTS):
-            yield from _read(folders, file, rows, tally)
+            yield from _read(folders, file, rows, counter)
         rows.index()
         for image_id in rows.images(IMAGES):
-            yield from _image(image_id, rows, guards, options, dataset, tally)
-        yield from _orphans(rows, tally)
+            yield from _image(image_id, rows, guards, options, dataset, counter)
+        yield from _orphans(rows, counter)
     for guard in guards.values():
         guard.check()
-    yield tally.ledger()
+    yield counter.ledger()
 
 
-def _read(folders: DataFolders, file: str, rows: GroupedRecords, tally: Tally) -> Iterator[Reject]:
+def _read(
+    folders: DataFolders, file: str, rows: GroupedRecords, counter: RecordCounter
+) -> Iterator[Reject]:
     """Sort the records of one file by image.
 
     A record of a whole image that cannot be read is one reject: how many boxes it held is unknown.
@@ -75,7 +77,7 @@ def _read(folders: DataFolders, file: str, rows: GroupedRecords, tally: Tally) -
         try:
             rows.add(file, id_number(_either(record, "image_id", "id")), position, record)
         except BadRecord as error:
-            yield tally.reject(f"{Path(file).stem}/{position}", error, "image")
+            yield counter.reject(f"{Path(file).stem}/{position}", error, "image")
     if position < 0:
         raise SettingError(
             f"{Path(file).name} holds no records: Visual Genome's files are one JSON list each"
@@ -88,18 +90,18 @@ def _image(
     guards: dict[str, BoxGuard],
     options: BuildOptions,
     dataset: str,
-    tally: RecordCounter,
+    counter: RecordCounter,
 ) -> Iterator[Item]:
     (_, first), *others = rows.of(IMAGES, image_id)
     for position, _ in others:
-        yield tally.reject(
+        yield counter.reject(
             f"image_data/{position}", BadRecord("duplicate_id", f"image {image_id}"), "image"
         )
     try:
         ref = picture_of(first, image_id)
     except BadRecord as error:
-        yield tally.reject(f"image {image_id}", error, "image")
-        yield from _lost(image_id, rows, BadRecord("image_rejected", f"image {image_id}"), tally)
+        yield counter.reject(f"image {image_id}", error, "image")
+        yield from _lost(image_id, rows, BadRecord("image_rejected", f"image {image_id}"), counter)
         return
     objects: dict[Any, Object] = {}
     for name, record in _listed(rows, OBJECTS, "objects", image_id):
@@ -108,9 +110,9 @@ def _image(
             if number in objects:
                 raise BadRecord("duplicate_id", f"object {number}")
             objects[number] = thing
-            tally.use("box")
+            counter.use("box")
         except BadRecord as error:
-            yield tally.reject(name, error, "box")
+            yield counter.reject(name, error, "box")
     regions: dict[Any, Object] = {}
     for name, record in _listed(rows, REGIONS, "regions", image_id):
         try:
@@ -118,11 +120,11 @@ def _image(
             if number in regions:
                 raise BadRecord("duplicate_id", f"region {number}")
             regions[number] = region
-            tally.use()
+            counter.use()
         except BadRecord as error:
-            yield tally.reject(name, error)
+            yield counter.reject(name, error)
     facts = ImageFacts(ref=ref, objects=tuple(objects.values()), ids=tuple(objects))
-    yield from tally.record(
+    yield from counter.record(
         f"image {image_id}", lambda: region_samples(facts, regions, options, dataset), "image"
     )
 
@@ -241,17 +243,17 @@ def _listed(rows: GroupedRecords, file: str, key: str, image_id: int) -> Iterato
 
 
 def _lost(
-    image_id: int, rows: GroupedRecords, error: BadRecord, tally: RecordCounter
+    image_id: int, rows: GroupedRecords, error: BadRecord, counter: RecordCounter
 ) -> Iterator[Reject]:
     for file, key, unit in ((OBJECTS, "objects", "box"), (REGIONS, "regions", "record")):
         for name, _ in _listed(rows, file, key, image_id):
-            yield tally.reject(name, error, unit)
+            yield counter.reject(name, error, unit)
 
 
-def _orphans(rows: GroupedRecords, tally: RecordCounter) -> Iterator[Reject]:
+def _orphans(rows: GroupedRecords, counter: RecordCounter) -> Iterator[Reject]:
     """Yield the objects and regions of images that image_data.json does not list."""
     for image_id in sorted({*rows.images(OBJECTS), *rows.images(REGIONS)} - {*rows.images(IMAGES)}):
-        yield from _lost(image_id, rows, BadRecord("unknown_image", f"image {image_id}"), tally)
+        yield from _lost(image_id, rows, BadRecord("unknown_image", f"image {image_id}"), counter)
 
 
 def _build_visual_genome(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:

@@ -85,20 +85,20 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         SettingError: A file is not of its form, or the text cells fit the elements in no known
             form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     with open_coco(folders, file=FILE, folder=PICTURES, source=IMAGES, form=FORM) as coco:
         form = _cell_form(folders, coco)
-        for item in coco.images(tally):
+        for item in coco.images(counter):
             if isinstance(item, Reject):
                 yield item
                 continue
             record = f"image {item.facts.ref.image_id}"
             # a page that was rejected must not come back with its text
-            made = list(tally.record(record, partial(_page_samples, item, options), "image"))
+            made = list(counter.record(record, partial(_page_samples, item, options), "image"))
             yield from made
             if form is not None and not any(isinstance(one, Reject) for one in made):
-                yield from _readings(folders, item.facts, form, options, tally)
-    yield tally.ledger()
+                yield from _readings(folders, item.facts, form, options, counter)
+    yield counter.ledger()
 
 
 def _page_samples(image: CocoImage, options: BuildOptions) -> Iterator[Sample]:
@@ -140,14 +140,18 @@ def _spread(view: ImageFacts, rng: random.Random) -> list[int]:
 
 
 def _readings(
-    folders: DataFolders, facts: ImageFacts, form: str, options: BuildOptions, tally: RecordCounter
+    folders: DataFolders,
+    facts: ImageFacts,
+    form: str,
+    options: BuildOptions,
+    counter: RecordCounter,
 ) -> Iterator[Sample | Reject]:
     """Yield the questions for the text of elements, at most `options.region_texts` a page."""
     name = _cells_of(facts)
     try:
         page = read_page(folders, name)
     except BadRecord as error:
-        yield tally.reject(name, error)
+        yield counter.reject(name, error)
         return
     if page is None or not facts.objects:
         return
@@ -168,7 +172,7 @@ def _readings(
             turns = conversation(parts, (Part(text),))
             yield facts.sample(dataset="doclaynet", task="ocr", number=facts.ids[row], turns=turns)
 
-        yield from tally.record(f"{name}#{facts.ids[row]}", make)
+        yield from counter.record(f"{name}#{facts.ids[row]}", make)
 
 
 def _cell_form(folders: DataFolders, coco: CocoFile) -> str | None:

@@ -100,12 +100,12 @@ def build(
     Raises:
         SettingError: The files are not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     guard = BoxGuard("xyxy", source=truth)
     uris: dict[str, str] = {}
     for item in source.images(folders):
         if isinstance(item, Reject):
-            yield tally.reject(item.record_id, BadRecord(item.reason, item.detail), "image")
+            yield counter.reject(item.record_id, BadRecord(item.reason, item.detail), "image")
         else:
             uris[item.image_id] = item.image_uri
     for name in folders.matches(truth):
@@ -118,30 +118,30 @@ def build(
                 raise BadRecord("missing_image", f"no image {image_id} for {name}")
             ref = source.open(folders, uris[image_id])
         except BadRecord as error:
-            yield tally.reject(record, error, "image")
+            yield counter.reject(record, error, "image")
             # the lines count as read, so that the ledger adds up to those of the files
             for place, _ in lines:
                 lost = BadRecord("image_rejected", f"{image_id}: {error.reason}")
-                yield tally.reject(f"{record}/{place}", lost, "box")
+                yield counter.reject(f"{record}/{place}", lost, "box")
             continue
-        yield from _image_items(ref, lines, parse, tally, guard, record, options, dataset)
+        yield from _image_items(ref, lines, parse, counter, guard, record, options, dataset)
     guard.check()
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def _image_items(
     ref: ImageRef,
     lines: list[tuple[int, bytes]],
     parse: Callable[[bytes], TextRegion],
-    tally: RecordCounter,
+    counter: RecordCounter,
     guard: BoxGuard,
     record: str,
     options: BuildOptions,
     dataset: str,
 ) -> Iterator[Item]:
-    rejects, image = read_regions(ref, lines, parse, tally, guard, name=record)
+    rejects, image = read_regions(ref, lines, parse, counter, guard, name=record)
     yield from rejects
-    yield from tally.record(
+    yield from counter.record(
         record, lambda: reading_samples(image, options, dataset=dataset), "image"
     )
 

@@ -18,8 +18,9 @@ import numpy as np
 from dataset_builders.box_checks import BoxGuard, get, whole_number
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.errors import SettingError
-from dataset_builders.readers.coco_files import CocoForm, CocoImage, coco_source, open_coco
-from dataset_builders.record_counter import Tally
+from dataset_builders.readers.coco_files import CocoForm, CocoImage, open_coco
+from dataset_builders.readers.coco_images import coco_source
+from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Reject
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item
 from dataset_builders.tasks.ocr import (
@@ -103,7 +104,7 @@ def build(
     Raises:
         SettingError: The file is not of this form.
     """
-    tally, listed = RecordCounter(), RecordCounter()
+    counter, listed = RecordCounter(), RecordCounter()
     guard = BoxGuard("xyxy", source=f"bezier_pts of {file}")
     with open_coco(folders, file=file, folder=folder, source=source, form=_FORM) as coco:
         if len(coco.categories) > 1:
@@ -113,16 +114,16 @@ def build(
         # boxes are counted when their curves were read, not by the COCO file
         for item in coco.images(listed):
             if isinstance(item, Reject):
-                yield tally.reject(item.record_id, BadRecord(item.reason, item.detail), item.unit)
+                yield counter.reject(item.record_id, BadRecord(item.reason, item.detail), item.unit)
             else:
-                yield from _image_items(item, options, dataset, tally, guard)
-        tally.use("category", len(coco.categories))
+                yield from _image_items(item, options, dataset, counter, guard)
+        counter.use("category", len(coco.categories))
     guard.check()
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def _image_items(
-    item: CocoImage, options: BuildOptions, dataset: str, tally: RecordCounter, guard: BoxGuard
+    item: CocoImage, options: BuildOptions, dataset: str, counter: RecordCounter, guard: BoxGuard
 ) -> Iterator[Item]:
     facts = item.facts
     rows = [
@@ -133,14 +134,14 @@ def _image_items(
         facts.ref,
         rows,
         _region,
-        tally,
+        counter,
         guard,
         name="annotation_id",
         read=lambda stored: reading(decode(stored)),
     )
     yield from rejects
     record = f"image {facts.ref.image_id}"
-    yield from tally.record(
+    yield from counter.record(
         record, lambda: reading_samples(image, options, dataset=dataset), "image"
     )
 

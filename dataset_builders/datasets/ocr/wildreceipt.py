@@ -46,18 +46,18 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     guard = BoxGuard("xyxy", source=_FILE)
     seen: set[str] = set()
     for record, value in stream_lines(folders.path(_FILE)):
         try:
             ref, stored = _receipt(opened(value), seen)
         except BadRecord as error:
-            yield tally.reject(record, error, "image")
+            yield counter.reject(record, error, "image")
             continue
-        rejects, image = read_regions(ref, enumerate(stored), _region, tally, guard, name=record)
+        rejects, image = read_regions(ref, enumerate(stored), _region, counter, guard, name=record)
         yield from rejects
-        yield from tally.record(
+        yield from counter.record(
             record,
             lambda image=image: reading_samples(image, options, dataset="wildreceipt"),  # type: ignore[misc]
             "image",
@@ -65,7 +65,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     if not seen:
         raise SettingError(f"{_FILE} holds no receipts: it is one JSON object a line")
     guard.check()
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def _receipt(record: Any, seen: set[str]) -> tuple[ImageRef, list[Any]]:

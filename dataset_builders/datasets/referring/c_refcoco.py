@@ -42,14 +42,14 @@ def build(
     Raises:
         SettingError: The file has no such split, or its boxes are not xywh.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     name = Path(file).name
     with open_table() as table:
         for position, record in enumerate(stream_array(folders.path(file), split)):
             try:
                 table.add(_row(record, split, position))
             except BadRecord as error:
-                yield tally.reject(f"{split}/{position}", error)
+                yield counter.reject(f"{split}/{position}", error)
         yield from table.items(
             folders,
             options,
@@ -57,14 +57,14 @@ def build(
             sources=(COCO_TRAIN,),
             form="xywh",
             file=name,
-            counter=tally,
+            counter=counter,
             captions=True,
         )
-    if not tally.num_read:
+    if not counter.num_read:
         raise SettingError(
             f"{name} holds no records of split {split!r}; C-REC's files are keyed by split"
         )
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def _row(record: Any, split: str, position: int) -> ExpressionRow:

@@ -53,7 +53,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
     Raises:
         SettingError: A file is not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     guard = BoxGuard("xyxy", source=f"{ROOT}/Annotations")
     unrelated = _unrelated(folders)
     seen: set[str] = set()
@@ -61,16 +61,16 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         for line in lines:
             if name := line.strip():
                 if name in seen:
-                    yield tally.reject(
+                    yield counter.reject(
                         ascii(name), BadRecord("duplicate_id", "train.txt lists it again"), "image"
                     )
                     continue
                 seen.add(name)
-                yield from _image(folders, options, name, unrelated, tally, guard)
+                yield from _image(folders, options, name, unrelated, counter, guard)
     guard.check()
     if not seen:
         raise SettingError("train.txt lists no image: it holds the name of one a line")
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def _image(
     options: BuildOptions,
     name: str,
     unrelated: frozenset[tuple[str, int]],
-    tally: RecordCounter,
+    counter: RecordCounter,
     guard: BoxGuard,
 ) -> Iterator[Item]:
     try:
@@ -101,11 +101,11 @@ def _image(
             _read(folders, f"Sentences/{name}.txt").decode("utf-8", "surrogateescape").splitlines()
         )
     except BadRecord as error:
-        yield tally.reject(ascii(name)[:200], error, "image")
+        yield counter.reject(ascii(name)[:200], error, "image")
         return
-    tally.use("box", len(boxes.facts.objects))
+    counter.use("box", len(boxes.facts.objects))
     for record, lack in boxes.rejects:
-        yield tally.reject(record, lack, "box")
+        yield counter.reject(record, lack, "box")
     captions: list[tuple[int, str, list[Mention]]] = []
     for number, line in enumerate(text for text in sentences if text.strip()):
         try:
@@ -115,7 +115,7 @@ def _image(
                 )
             caption, spans = read_sentence(line)
         except BadRecord as error:
-            yield tally.reject(f"{name}/{number}", error)
+            yield counter.reject(f"{name}/{number}", error)
         else:
             captions.append((number, caption, _mentions(spans, boxes)))
     facts = boxes.facts
@@ -123,9 +123,9 @@ def _image(
         facts = labelled(facts, caption, mentions)
     for number, caption, mentions in captions[: options.region_texts]:
         make = partial(_caption, facts, number, caption, mentions, options)
-        yield from tally.record(f"{name}/{number}", make)
-    tally.use("record", len(captions[options.region_texts :]))
-    yield from tally.record(name, partial(_referring, facts, captions, options), "image")
+        yield from counter.record(f"{name}/{number}", make)
+    counter.use("record", len(captions[options.region_texts :]))
+    yield from counter.record(name, partial(_referring, facts, captions, options), "image")
 
 
 def _caption(

@@ -61,15 +61,15 @@ def build(
     Raises:
         SettingError: The file is not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     with open_coco(folders, file=file, folder=folder, source=images[0], form=_FORM) as coco:
-        for item in coco.images(tally):
+        for item in coco.images(counter):
             if isinstance(item, Reject):
                 yield item
                 continue
             make = partial(_samples, item, options, dataset, images)
-            yield from tally.record(f"images/{item.facts.ref.image_id}", make, "image")
-    yield tally.ledger()
+            yield from counter.record(f"images/{item.facts.ref.image_id}", make, "image")
+    yield counter.ledger()
 
 
 def _samples(

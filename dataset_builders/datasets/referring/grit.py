@@ -60,7 +60,7 @@ class _Builder:
 
     def __init__(self, options: BuildOptions, dataset: str) -> None:
         self.options, self.dataset = options, dataset
-        self.tally = RecordCounter()
+        self.counter = RecordCounter()
         self.guard = BoxGuard("normalised", source=dataset)
 
     def read(
@@ -82,7 +82,7 @@ class _Builder:
                     raise BadRecord("malformed", f"{family} is {type(rows).__name__}, not a list")
             ref = open_image()
         except BadRecord as error:
-            yield self.tally.reject(record_id, error)
+            yield self.counter.reject(record_id, error)
             return
         objects: list[Object] = []
         rows_of: dict[tuple[float, ...], int] = {}  # chunks and expressions share their boxes
@@ -103,12 +103,12 @@ class _Builder:
                     mentions[family].append(
                         Mention(spans, None if objects[found].ignore else found)
                     )
-                    self.tally.use("box")
+                    self.counter.use("box")
                 except BadRecord as error:
                     mentions[family].append(Mention(spans, None))
-                    yield self.tally.reject(f"{record_id}/{family}/{position}", error, "box")
+                    yield self.counter.reject(f"{record_id}/{family}/{position}", error, "box")
         facts = ImageFacts(ref=ref, objects=tuple(objects), ids=tuple(range(len(objects))))
-        yield from self.tally.record(
+        yield from self.counter.record(
             record_id, partial(self._samples, facts, caption, mentions, number)
         )
 
@@ -158,18 +158,18 @@ def build_shards(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
                     raise BadRecord("malformed", "no .json beside the image")
                 record = _load(tar, text)
             except BadRecord as error:
-                yield builder.tally.reject(record_id, error)
+                yield builder.counter.reject(record_id, error)
                 continue
             open_image = partial(_open_member, tar, name, key, members)
             yield from builder.read(
                 record_id, record, open_image, f"{PurePosixPath(name).stem}-{key}"
             )
     builder.guard.check()
-    if not builder.tally.num_read:
+    if not builder.counter.num_read:
         raise SettingError(
             f"{_TARS}: no shard holds a .jpg with its .json, as img2dataset writes them"
         )
-    yield builder.tally.ledger()
+    yield builder.counter.ledger()
 
 
 def _groups(
@@ -272,7 +272,7 @@ def build_metadata(folders: DataFolders, options: BuildOptions) -> Iterator[Item
                 f"{PurePosixPath(name).stem}-{number}",
             )
     builder.guard.check()
-    yield builder.tally.ledger()
+    yield builder.counter.ledger()
 
 
 def _table_rows(folders: DataFolders, name: str) -> Iterator[dict[str, Any]]:

@@ -95,7 +95,7 @@ def build(
     Raises:
         SettingError: The boxes are not x, y, width, height, or the texts count persons from 0.
     """
-    tally = Tally()
+    counter = RecordCounter()
     tsv = ImageTsv.of(folders, images, f"{images}.lineidx")
     open_image = partial(tsv.open, folders, _SOURCES[dataset])
     values, sizes = first_boxes(
@@ -107,10 +107,10 @@ def build(
     check_box_form(values, sizes, declared="xywh", source=annotations)
     _check_base(folders, annotations)
     for record, line in annotation_lines(folders, annotations):
-        yield from _line(record, line, open_image, options, dataset, rejects, tally)
-    if not tally.num_read:
+        yield from _line(record, line, open_image, options, dataset, rejects, counter)
+    if not counter.num_read:
         raise SettingError(f"{annotations} has no line")
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def _line(
@@ -120,7 +120,7 @@ def _line(
     options: BuildOptions,
     dataset: str,
     rejects: bool,
-    tally: RecordCounter,
+    counter: RecordCounter,
 ) -> Iterator[Item]:
     try:
         if isinstance(line, BadRecord):
@@ -128,12 +128,12 @@ def _line(
         found = read_region_map(line.record)
         ref = open_image(line.offset)
     except BadRecord as error:
-        yield tally.reject(record, error)
+        yield counter.reject(record, error)
         return
     facts, lost = read_objects(ref, found.boxes, "xywh", LABEL)
-    tally.use("box", len(facts.objects))
+    counter.use("box", len(facts.objects))
     for position, lack in lost:
-        yield tally.reject(f"{record}/gt_boxes/{position}", lack, "box")
+        yield counter.reject(f"{record}/gt_boxes/{position}", lack, "box")
 
     def make() -> list[Sample]:
         # no windows here: the text goes through all persons, so all of them must be shown
@@ -176,7 +176,7 @@ def _line(
             )
         return samples
 
-    yield from tally.record(record, make)
+    yield from counter.record(record, make)
 
 
 def read_think(record: dict[str, Any]) -> str:

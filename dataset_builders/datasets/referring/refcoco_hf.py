@@ -71,14 +71,14 @@ def build(
         SettingError: A file has other columns or its boxes are of another form, or none has the
             split.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     with open_table() as table:
         for file in files:
             for name, read in _sentences(folders, file, split):
                 try:
                     table.add(read())
                 except BadRecord as error:
-                    yield tally.reject(name, error)
+                    yield counter.reject(name, error)
         yield from table.items(
             folders,
             options,
@@ -86,14 +86,14 @@ def build(
             sources=(COCO_TRAIN,),
             form="xyxy",
             file=Path(files[0]).parent.as_posix(),
-            counter=tally,
+            counter=counter,
             captions=captions,
         )
-    if not tally.num_read:
+    if not counter.num_read:
         raise SettingError(
             f"no rows of split {split!r} in {', '.join(Path(file).name for file in files)}"
         )
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 _Sentence = tuple[str, Callable[[], ExpressionRow]]

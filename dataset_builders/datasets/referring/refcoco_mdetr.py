@@ -78,10 +78,10 @@ def build(
     Raises:
         SettingError: A file is not of this form.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     with open_table() as table:
         for file in files:
-            reader = _Reader(folders.path(file), table, tally, (*_KEPT, *more))
+            reader = _Reader(folders.path(file), table, counter, (*_KEPT, *more))
             yield from reader.read(picture_of, says_nothing)
         name = Path(files[0]).name
         yield from table.items(
@@ -91,19 +91,19 @@ def build(
             sources=sources,
             form="xyxy",
             file=name,
-            counter=tally,
+            counter=counter,
             captions=True,
         )
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 class _Reader:
     """Reads a file in two passes: annotations into a table, then sentences with what they name."""
 
     def __init__(
-        self, path: Path, table: ExpressionTable, tally: RecordCounter, fields: tuple[str, ...]
+        self, path: Path, table: ExpressionTable, counter: RecordCounter, fields: tuple[str, ...]
     ) -> None:
-        self.path, self.table, self.tally, self.fields = path, table, tally, fields
+        self.path, self.table, self.counter, self.fields = path, table, counter, fields
         self.execute = table.database.execute
         self.categories: dict[int, str] = {}
         self.guard = BoxGuard("xywh", source=path.name)
@@ -123,7 +123,7 @@ class _Reader:
                 number = _key(get(record, "id"), what="id")
                 yield from self._sentence(name, number, record, picture_of, says_nothing)
             except BadRecord as error:
-                yield self.tally.reject(name, error)
+                yield self.counter.reject(name, error)
         if position < 0:
             raise SettingError(
                 f"{self.path.name} lists no images; MDETR's files have one for each expression, "
@@ -135,7 +135,7 @@ class _Reader:
             orphan = BadRecord(
                 "unknown_image", f"image {sentence[:80]}, not listed or itself rejected"
             )
-            yield self.tally.reject(f"{self.path.name}/annotations/{position}", orphan, "box")
+            yield self.counter.reject(f"{self.path.name}/annotations/{position}", orphan, "box")
         self.guard.check()
 
     def _annotations(self) -> Iterator[Reject]:
@@ -149,7 +149,7 @@ class _Reader:
                     if number in self.categories:
                         raise BadRecord("duplicate_id", f"category id {number}")
                     self.categories[number] = check_label(get(record, "name"), what="category name")
-                    self.tally.use("category")
+                    self.counter.use("category")
                 else:
                     sentence = json.dumps(_key(get(record, "image_id"), what="image_id"))
                     kept = json.dumps(
@@ -161,7 +161,9 @@ class _Reader:
                         row,
                     )
             except BadRecord as error:
-                yield self.tally.reject(name, error, "category" if kind == "categories" else "box")
+                yield self.counter.reject(
+                    name, error, "category" if kind == "categories" else "box"
+                )
 
     def _sentence(
         self,
@@ -199,10 +201,10 @@ class _Reader:
                     empty = True
                 else:
                     targets.append(self._target(kept, ref))
-                self.tally.use("box")
+                self.counter.use("box")
             except BadRecord as error:
                 lost.append(error)
-                yield self.tally.reject(f"{self.path.name}/annotations/{position}", error, "box")
+                yield self.counter.reject(f"{self.path.name}/annotations/{position}", error, "box")
         if lost:
             raise BadRecord("unknown_object", f"its box was rejected: {lost[0]}")
         if empty == bool(targets):

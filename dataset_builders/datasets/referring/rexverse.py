@@ -128,7 +128,7 @@ def build(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Itera
     Raises:
         SettingError: A file is of neither form, or its boxes are neither xyxy nor xywh.
     """
-    tally = RecordCounter()
+    counter = RecordCounter()
     images = ImageTsv.of(folders, _PICTURES, _LINEIDX)
     open_image = partial(images.open, folders, REXVERSE)
     for file, make in ((ONE_SENTENCE, _descriptions), (REFERRING, _expressions)):
@@ -144,9 +144,9 @@ def build(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Itera
         form = detect_form(values, sizes, forms=("xyxy", "xywh"), source=file)
         for record, line in annotation_lines(folders, file):
             yield from _record(
-                record, line, form, open_image, partial(make, options, dataset), tally
+                record, line, form, open_image, partial(make, options, dataset), counter
             )
-    yield tally.ledger()
+    yield counter.ledger()
 
 
 def _record(
@@ -155,7 +155,7 @@ def _record(
     form: str,
     open_image: Callable[[int], ImageRef],
     make: Callable[[int, ImageFacts, list[tuple[Any, list[int]]]], list[Sample]],
-    tally: RecordCounter,
+    counter: RecordCounter,
 ) -> Iterator[Item]:
     try:
         if isinstance(line, BadRecord):
@@ -163,13 +163,13 @@ def _record(
         found = read_record(line.record)
         ref = open_image(line.offset)
     except BadRecord as error:
-        yield tally.reject(record, error)
+        yield counter.reject(record, error)
         return
     facts, lost = read_objects(ref, found.boxes, form, "object")
-    tally.use("box", len(facts.objects))
+    counter.use("box", len(facts.objects))
     for position, lack in lost:
-        yield tally.reject(f"{record}/boxes/{position}", lack, "box")
-    yield from tally.record(record, partial(make, line.number, facts, found.texts))
+        yield counter.reject(f"{record}/boxes/{position}", lack, "box")
+    yield from counter.record(record, partial(make, line.number, facts, found.texts))
 
 
 def _descriptions(

@@ -171,10 +171,10 @@ def test_a_bad_text_leaves_an_ignore_region_and_a_bad_box_nothing() -> None:
         TextRegion(corners=(0, 40, 50, 50), text=None, label="Latin text"),
         TextRegion(corners=(500, 40, 550, 50), text="outside"),
     ]
-    tally = RecordCounter()
+    counter = RecordCounter()
     guard = BoxGuard("xyxy", source="signs")
     rejects, image = read_regions(
-        REF, enumerate(regions), lambda region: region, tally, guard, name="a"
+        REF, enumerate(regions), lambda region: region, counter, guard, name="a"
     )
     assert [(r.record_id, r.reason, r.unit) for r in rejects] == [
         ("a/1", "unsafe_text", "record"),
@@ -185,5 +185,5 @@ def test_a_bad_text_leaves_an_ignore_region_and_a_bad_box_nothing() -> None:
         ("text", True),
         ("Latin text", True),
     ]
-    assert tally.ledger().used == {"box": 3, "record": 1}
-    assert tally.ledger().read == {"box": 4, "record": 2}
+    assert counter.ledger().used == {"box": 3, "record": 1}
+    assert counter.ledger().read == {"box": 4, "record": 2}
