@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.artifacts import absolute_root
 from pipelines.progress import Progress
+from pipelines.storage import absolute_root
 
 NO_PROGRESS_TIMEOUT_S = 900
 """A run without progress for so long fails. A bucket takes seconds to minutes; Ray's default is 30 min."""

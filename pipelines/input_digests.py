@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dataset_builders import DataFolders, DatasetSpec, ImageSource
 from dataset_builders.benchmark_leakage import TWINS, benchmark_lists, excluded_images
-from pipelines.artifacts import file_digest
+from pipelines.fingerprints import file_digest
 
 
 def content_digests(

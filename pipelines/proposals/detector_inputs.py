@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fo1_model.detectors import DetectorConfig, Leaf, leaves
-from pipelines.artifacts import Artifact, file_digest
+from pipelines.artifacts import Artifact
+from pipelines.fingerprints import file_digest
 
 Supply = Artifact | str | None
 """Samples or a run; the path of weights or of a box file; None for a detector that needs nothing."""

@@ -27,9 +27,10 @@ from dataset_builders import IMAGE_SOURCES, DataFolders, ImageSource
 from dataset_builders.images import bucket_of, buckets_holding
 from dataset_builders.records import REJECT_SCHEMA, BadRecord, ImageRef, Reject, reject_to_row
 from fo1_model.detectors import DetectorConfig, leaves, preparation
-from pipelines.artifacts import Artifact, canonical, parquet_bytes, prepare
+from pipelines.artifacts import Artifact, parquet_bytes, prepare
 from pipelines.bucket_spill import Spill
 from pipelines.cluster import RuntimeConfig, Stage, cluster_resources, pool_sizes, run_stages
+from pipelines.fingerprints import canonical
 from pipelines.input_digests import image_list_digest
 from pipelines.progress import Progress
 from pipelines.proposals.box_files import BoxFile, open_box_file

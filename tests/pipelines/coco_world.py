@@ -18,8 +18,9 @@ from PIL import Image
 from dataset_builders import BuildOptions, DataFolders
 from fo1_model.detectors import GroundTruthJitterConfig, leaves
 from pipelines import samples
-from pipelines.artifacts import Artifact, fingerprint
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig, map_buckets
+from pipelines.fingerprints import fingerprint
 from pipelines.proposals import generate
 from pipelines.shards import write
 

@@ -14,9 +14,10 @@ from PIL import Image
 from dataset_builders import DATASETS, IMAGE_SOURCES, DataFolders, ImageSource
 from dataset_builders.images import bucket_of, decode_image
 from dataset_builders.records import SAMPLE_SCHEMA, Object, Part, Sample, Turn, sample_to_row
-from pipelines.artifacts import Artifact, fingerprint, parquet_bytes
+from pipelines.artifacts import Artifact, parquet_bytes
 from pipelines.cluster import RuntimeConfig
 from pipelines.example_image import shrink, view
+from pipelines.fingerprints import fingerprint
 from pipelines.row_accounting import entry
 from pipelines.schemas import PROPOSALS_SCHEMA, RegionExample
 from pipelines.shards.rejection import RejectionConfig
