@@ -29,7 +29,7 @@ from dataset_builders.records import REJECT_SCHEMA, BadRecord, ImageRef, Reject,
 from fo1_model.detectors import DetectorConfig, leaves, preparation
 from pipelines.artifacts import Artifact, parquet_bytes, prepare
 from pipelines.bucket_spill import Spill
-from pipelines.cluster import RuntimeConfig, Stage, cluster_resources, pool_sizes, run_stages
+from pipelines.cluster import RuntimeConfig, cluster_resources, pool_sizes
 from pipelines.fingerprints import canonical
 from pipelines.input_digests import image_list_digest
 from pipelines.progress import Progress
@@ -52,6 +52,7 @@ from pipelines.proposals.workers import (
 )
 from pipelines.row_accounting import entry
 from pipelines.schemas import PROPOSALS_SCHEMA
+from pipelines.worker_pools import Stage, run_stages
 
 VERSION = 3
 """Raised when the same inputs would give other proposals."""

@@ -25,7 +25,7 @@ from dataset_builders.images import buckets_holding, decode_image, read_image_by
 from dataset_builders.records import BadRecord, Reject, Sample, sample_from_row
 from dataset_builders.tasks.prompts import seed_of
 from pipelines.artifacts import Artifact, prepare
-from pipelines.cluster import RuntimeConfig, map_buckets
+from pipelines.cluster import RuntimeConfig
 from pipelines.schemas import GROUND_TRUTH, RegionExample, proposals_by_image
 from pipelines.shards import rejection
 from pipelines.shards.assign import (
@@ -41,6 +41,7 @@ from pipelines.shards.bucket_writer import BucketWriter
 from pipelines.shards.interleave import interleave, join_samples, referenced_objects
 from pipelines.shards.rejection import RejectionConfig, rejection_sample
 from pipelines.shards.tar_format import ShardSet, decode_member, tasks_of
+from pipelines.worker_pools import map_buckets
 
 __all__ = ["ShardSet", "ShardsConfig", "decode_member", "shards_inputs", "tasks_of", "write_shards"]
 

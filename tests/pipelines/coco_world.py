@@ -19,10 +19,11 @@ from dataset_builders import BuildOptions, DataFolders
 from fo1_model.detectors import GroundTruthJitterConfig, leaves
 from pipelines import samples
 from pipelines.artifacts import Artifact
-from pipelines.cluster import RuntimeConfig, map_buckets
+from pipelines.cluster import RuntimeConfig
 from pipelines.fingerprints import fingerprint
 from pipelines.proposals import generate
 from pipelines.shards import write
+from pipelines.worker_pools import map_buckets
 
 CATEGORIES = ("red square", "blue square", "red disc", "green disc")
 SIZE = (96, 80)

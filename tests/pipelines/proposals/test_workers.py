@@ -20,7 +20,6 @@ from fo1_model.detectors import (
     UnionConfig,
     UntrainedOPNConfig,
 )
-from pipelines.cluster import Stage, run_stages
 from pipelines.proposals.detector_inputs import checkpoints
 from pipelines.proposals.workers import (
     _OPENED_SCHEMA,
@@ -34,6 +33,7 @@ from pipelines.proposals.workers import (
     slices,
 )
 from pipelines.schemas import PROPOSALS_SCHEMA
+from pipelines.worker_pools import Stage, run_stages
 from tests.pipelines.coco_world import Steps, write_world
 
 JITTER = GroundTruthJitterConfig(num_distractors=3, jitter=0.05, seed=3)
