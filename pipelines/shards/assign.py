@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from dataset_builders.records import BadRecord
-from pipelines.boxes import Frame, area, clip, intersection, iou
+from pipelines.boxes import Frame, area, clip, intersection, iou_matrix
 from pipelines.schemas import GROUND_TRUTH, PROPOSAL
 
 MIN_SIDE_PX = 1.0
@@ -154,7 +154,7 @@ def meet(
     truth = clip(
         np.array([objects[group[0]] for group in groups], np.float32).reshape(-1, 4), frame
     )
-    overlap = iou(truth, found)
+    overlap = iou_matrix(truth, found)
     proposal_of = match(overlap, config.match_iou)
     return Matching(
         found=found,
@@ -318,7 +318,7 @@ def _merge(objects: np.ndarray, ignore: np.ndarray, threshold: float) -> list[li
         return index
 
     counted = np.flatnonzero(~ignore)
-    overlap = iou(objects[counted], objects[counted])
+    overlap = iou_matrix(objects[counted], objects[counted])
     for a, b in np.argwhere(np.triu(overlap >= threshold, 1)):
         left, right = root(int(counted[a])), root(int(counted[b]))
         parent[max(left, right)] = min(left, right)

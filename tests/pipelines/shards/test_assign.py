@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_builders.records import BadRecord
-from pipelines.boxes import iou
+from pipelines.boxes import iou_matrix
 from pipelines.shards.assign import (
     AssignConfig,
     Assignment,
@@ -79,14 +79,6 @@ def test_matching_is_the_best_of_all_pairings(rows: int, columns: int, seed: int
     assert sum(overlap[r, c] for r, c in found.items()) == pytest.approx(
         slow_best_match(overlap, 0.4)
     )
-
-
-def test_iou_by_hand() -> None:
-    left, right = (
-        boxes([0, 0, 10, 10]),
-        boxes([5, 0, 15, 10], [20, 20, 30, 30], [0, 0, 10, 10], [4, 4, 4, 9]),
-    )
-    np.testing.assert_allclose(iou(left, right), [[1 / 3, 0, 1, 0]])
 
 
 def test_two_people_never_share_a_region() -> None:
@@ -284,12 +276,12 @@ def test_invariants(
     else:
         assert None not in made.scores
     for index, region in made.region_of.items():
-        assert iou(objects[[index]], made.boxes[[region]])[0, 0] >= 0.5 - 1e-6
+        assert iou_matrix(objects[[index]], made.boxes[[region]])[0, 0] >= 0.5 - 1e-6
     owners: dict[int, list[int]] = {}
     for index, region in made.region_of.items():
         owners.setdefault(region, []).append(index)
     assert all(
-        len(group) == 1 or iou(objects[group], objects[group]).min() > 0.8
+        len(group) == 1 or iou_matrix(objects[group], objects[group]).min() > 0.8
         for group in owners.values()
     )
 

@@ -12,7 +12,7 @@ import pytest
 from dataset_builders.records import sample_from_row
 from fo1_model import grammar
 from pipelines.artifacts import Artifact
-from pipelines.boxes import iou
+from pipelines.boxes import iou_matrix
 from pipelines.schemas import RegionExample
 from pipelines.shards.rejection import RejectionConfig
 from pipelines.shards.tar_format import TarWriter, image_suffix, key_of
@@ -62,7 +62,7 @@ def test_training_examples_keep_the_invariants(steps: Steps) -> None:
             assert target["regions"] == sorted(set(target["regions"]))
             for box in target["boxes"]:  # each annotated box has a region of the answer on it
                 regions = example.boxes[target["regions"]]
-                assert iou(np.array([box], np.float32), regions).max() >= 0.5
+                assert iou_matrix(np.array([box], np.float32), regions).max() >= 0.5
 
 
 def test_image_bytes_are_the_original_ones(steps: Steps) -> None:
