@@ -1,5 +1,8 @@
-"""Forms of examples beyond the usual: windows into crowded pictures, texts without picture, smaller pictures,
-pictures of benchmarks, several image sources. Samples and proposals are written by hand."""
+"""Forms of examples beyond the usual.
+
+Windows into crowded images, texts without image, smaller images, images of benchmarks, several
+image sources. Samples and proposals are written by hand.
+"""
 
 import io
 from collections.abc import Sequence
@@ -37,7 +40,7 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sample(number: int, *, source: str = "left", task: str = "detection", **changes) -> Sample:
-    """Two boxes in a picture of 100 x 60: a cat on the left, a dog on the right, which is asked for."""
+    """Two boxes in an image of 100 x 60: a cat on the left, a dog on the right, asked for."""
     made = Sample(
         sample_id=f"d/{source}/{number}/{task}/0",
         dataset="d",
