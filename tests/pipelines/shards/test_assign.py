@@ -7,15 +7,10 @@ from hypothesis import strategies as st
 
 from dataset_builders.records import BadRecord
 from pipelines.boxes import iou_matrix
-from pipelines.shards.assign import (
-    AssignConfig,
-    Assignment,
-    _merge,
-    assign,
-    evaluation_config,
-    match,
-    meet,
-)
+from pipelines.errors import SettingError
+from pipelines.shards.assign import Assignment, assign
+from pipelines.shards.config import AssignConfig, evaluation_config
+from pipelines.shards.matching import _merge, match, match_image
 
 WIDTH, HEIGHT = 200, 100
 
@@ -38,7 +33,7 @@ def run(
     frame=(0, 0, WIDTH, HEIGHT),
 ):
     config = config or AssignConfig(p_ground_truth=0.0, order="score")
-    met = meet(
+    matching = match_image(
         frame=frame,
         proposals=boxes(*proposals),
         scores=np.array(scores, np.float32),
@@ -47,7 +42,7 @@ def run(
         config=config,
     )
     return assign(
-        met,
+        matching,
         sample_id=sample,
         referenced=set(referenced),
         pointed_at=set(pointed_at),
@@ -290,5 +285,5 @@ def test_invariants(
     "wrong", [{"match_iou": 0.0}, {"p_ground_truth": 1.5}, {"max_regions": 0}, {"merge_iou": 2.0}]
 )
 def test_wrong_settings_name_the_field(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(SettingError, match=next(iter(wrong))):
         AssignConfig(**wrong)

@@ -19,6 +19,7 @@ from dataset_builders.images import bucket_of, decode_image
 from dataset_builders.records import SAMPLE_SCHEMA, Object, Part, Sample, Turn, sample_to_row
 from pipelines.artifacts import Artifact, parquet_bytes
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.example_image import shrink, view
 from pipelines.fingerprints import fingerprint
 from pipelines.row_accounting import entry
@@ -323,8 +324,8 @@ def test_a_quota_that_cannot_be_met_says_so(tmp_path: Path, sources: None) -> No
 
 def test_wrong_settings_name_the_field() -> None:
     for wrong in ({"max_side_px": 5}, {"plain_with_regions": 2.0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+        with pytest.raises(SettingError, match=next(iter(wrong))):
             ShardsConfig(**wrong)
-    with pytest.raises(ValueError, match="neither `exclude` nor"):
+    with pytest.raises(SettingError, match="neither `exclude` nor"):
         ShardsConfig(regions="proposals_scored", exclude=("coco_val",))
     assert "coco" in DATASETS
