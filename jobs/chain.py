@@ -18,10 +18,11 @@ from jobs.find_artifacts import find_run
 from jobs.mixes import datasets_of
 from jobs.recipes.recipe import Recipe, Training
 from pipelines import samples
-from pipelines.artifacts import Artifact, fingerprint
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.evaluation.predict import VERSION as PREDICT_VERSION
 from pipelines.evaluation.predict import PredictConfig, predict, predict_inputs
+from pipelines.fingerprints import fingerprint
 from pipelines.proposals import generate
 from pipelines.proposals.detector_inputs import content_digest, find_weights
 from pipelines.shards import write

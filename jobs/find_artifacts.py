@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from pipelines.artifacts import Artifact, filesystem_of
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.storage import filesystem_of
 
 
 def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:

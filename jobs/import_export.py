@@ -80,7 +80,7 @@ def _torch_type(dtype: Dtype) -> Any:
 def _copy(uri: str, out: Path) -> None:
     import pyarrow.fs as pafs
 
-    from pipelines.artifacts import filesystem_of
+    from pipelines.storage import filesystem_of
 
     out.mkdir(parents=True, exist_ok=True)
     filesystem, path = filesystem_of(uri)

@@ -14,8 +14,9 @@ from jobs.detector_arguments import parse_detector
 from jobs.find_artifacts import finished
 from jobs.recipes.arguments import format_value, parse_arguments
 from jobs.reports import write_file
-from pipelines.artifacts import Artifact, check_writable, filesystem_of
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.storage import check_writable, filesystem_of
 
 
 def proposals(words: list[str], runtime: RuntimeConfig) -> None:

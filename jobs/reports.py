@@ -9,7 +9,7 @@ from dataset_builders import DATASETS
 from fo1_model.detectors.configs import name_of
 from jobs.benchmarks import BENCHMARKS
 from jobs.chain import Chain, Evaluated, Step
-from pipelines.artifacts import filesystem_of
+from pipelines.storage import filesystem_of
 from pipelines.train_config import VALIDATION
 from pipelines.training.candidates import read_figures
 from pipelines.training.job import SPEED_FILE

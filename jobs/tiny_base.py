@@ -3,8 +3,8 @@
 from dataclasses import fields
 
 from jobs.recipes.arguments import parse_arguments
-from pipelines.artifacts import check_writable
 from pipelines.cluster import RuntimeConfig
+from pipelines.storage import check_writable
 
 
 def train_base(words: list[str], runtime: RuntimeConfig) -> None:

@@ -3,16 +3,16 @@
 Layout of one artifact, the same on a disk and in an object store::
 
     <root>/<kind>/<name>/<fingerprint>/
-        part-00003.parquet ...     the files of bucket 3 (names belong to the step that writes them)
-        buckets/00003.json         marker of bucket 3: ledger, bytes and sha256 of its files; written last
-        manifest.json              everything about the artifact; exists only when the artifact is complete
+        part-00003.parquet ...   the files of bucket 3 (names belong to the step that writes them)
+        buckets/00003.json       marker of bucket 3, written last: ledger, bytes and sha256 of files
+        manifest.json            everything about the artifact; exists only when it is complete
 
-A file is written beside its final place and renamed, so a reader never sees half of one; an object store
-shows an object only when it is complete, so there it is written in place. Nothing here reads a clock, a host
-name or a worker count: the same inputs give the same bytes.
+A file is written beside its final place and renamed, so a reader never sees half of one; an object
+store shows an object only when it is complete, so there it is written in place. Nothing here reads
+a clock, a host name or a worker count: the same inputs give the same bytes.
 
-Manifest: ``{kind, name, fingerprint, version, config, inputs: {name: fingerprint}, ledger, buckets, files}``,
-the ledger being the sum over the buckets (`pipelines.row_accounting`).
+Manifest: ``{kind, name, fingerprint, version, config, inputs: {name: fingerprint}, ledger,
+buckets, files}``, the ledger being the sum over the buckets (`pipelines.row_accounting`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,31 +33,43 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pipelines.errors import SettingError
+from pipelines.fingerprints import canonical, fingerprint, json_bytes
 from pipelines.row_accounting import add_ledgers, check_rejects, reconcile
+from pipelines.storage import absolute_root, check_writable, filesystem_of
 
 KINDS = ("samples", "proposals", "shards", "runs", "predictions")
+"""Kinds of artifacts; each is made from those before it."""
 Content = bytes | Sequence[bytes]
-"""A file: its bytes, or the pieces that make them up."""
+"""Content of a file: its bytes, or the pieces that make them up."""
 Status = Literal["done", "partial", "stale", "missing"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]*(/[A-Za-z0-9][A-Za-z0-9_.=+-]*)?")
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _PARTIAL = ".partial"
-_RACY_SECONDS = 2.0
+_REJECTS = {
+    "samples": "rejects-*.parquet",
+    "proposals": "rejects-*.parquet and the rows of part-*.parquet whose status is not ok",
+    "shards": "rejects-*.parquet",
+}
+"""Files of rejected rows by kind; runs and predictions reject none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One folder of results: where it is and which fingerprint it has. Building one reads nothing."""
+    """One folder of results: where it is and which fingerprint it has.
+
+    Making an instance reads nothing from storage.
+    """
 
     root: str
-    """Folder or URI (``s3://bucket/prefix``, ``gs://...``) that holds every artifact of a project."""
+    """Folder or URI (``s3://bucket/prefix``, ``gs://...``) that holds a project's artifacts."""
     kind: str
-    """One of ``KINDS``."""
+    """Kind of the artifact, one of ``KINDS``."""
     name: str
-    """What it is made of, at most one slash: ``drawn_train``, ``drawn_train/opn``."""
+    """Name of what it is made of, at most one slash: ``drawn_train``, ``drawn_train/opn``."""
     fingerprint: str
-    """16 hexadecimal digits, from `fingerprint`."""
+    """Fingerprint, 16 hexadecimal digits (`pipelines.fingerprints.fingerprint`)."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -67,7 +77,7 @@ class Artifact:
                 f"kind={self.kind!r} is no kind of artifact: use one of {', '.join(KINDS)}"
             )
         if not _NAME.fullmatch(self.name):
-            raise ValueError(
+            raise SettingError(
                 f"name={self.name!r}: use letters, digits, '_', '-', '.', and at most one '/'"
             )
         if not _FINGERPRINT.fullmatch(self.fingerprint):
@@ -76,18 +86,19 @@ class Artifact:
 
     @property
     def path(self) -> str:
-        """Folder or URI of this artifact."""
+        """Return the folder or URI of this artifact."""
         return f"{self.root}/{self.kind}/{self.name}/{self.fingerprint}"
 
     def uri(self, name: str) -> str:
-        """Path or URI of the file or folder `name` inside the artifact."""
+        """Return the path or URI of the file or folder `name` inside the artifact."""
         return f"{self.path}/{name}"
 
     def status(self) -> Status:
-        """Say what is there.
+        """Return what is there.
 
-        ``done``, ``partial`` (started, not complete), ``stale`` (only another fingerprint is complete) or
-        ``missing``.
+        Returns:
+            ``done``, ``partial`` (started, not complete), ``stale`` (only another fingerprint is
+            complete) or ``missing``.
         """
         if self.exists("manifest.json"):
             return "done"
@@ -96,7 +107,7 @@ class Artifact:
         return "stale" if self.other_fingerprints() else "missing"
 
     def other_fingerprints(self) -> list[str]:
-        """Sorted fingerprints of finished artifacts of the same kind and name, other than this one."""
+        """Return the sorted fingerprints of other finished artifacts of this kind and name."""
         filesystem, path = filesystem_of(f"{self.root}/{self.kind}/{self.name}")
         selector = pafs.FileSelector(path, allow_not_found=True)
         names = [info.base_name for info in filesystem.get_file_info(selector)]
@@ -108,31 +119,35 @@ class Artifact:
         ]
 
     def manifest(self) -> dict[str, Any]:
-        """Read the manifest. FileNotFoundError when the artifact is not complete."""
+        """Read the manifest.
+
+        Raises:
+            FileNotFoundError: The artifact is not complete.
+        """
         return json.loads(self.read_bytes("manifest.json"))
 
     def exists(self, name: str) -> bool:
-        """Whether the file or folder `name` is inside the artifact."""
+        """Return whether the file or folder `name` is inside the artifact."""
         filesystem, path = filesystem_of(self.uri(name))
         return filesystem.get_file_info(path).type != pafs.FileType.NotFound
 
     def read_bytes(self, name: str) -> bytes:
-        """Content of the file `name`. FileNotFoundError when it is not there."""
+        """Read the file `name`; FileNotFoundError when it is not there."""
         with self.open_input(name) as stream:
             return stream.read()
 
     def open_input(self, name: str) -> pa.NativeFile:
-        """Open the file `name` for random access. FileNotFoundError when it is not there."""
+        """Open the file `name` for random access; FileNotFoundError when it is not there."""
         filesystem, path = filesystem_of(self.uri(name))
         return filesystem.open_input_file(path)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Read the parquet file `name`."""
+        """Read the parquet file `name`, or some columns of it."""
         with self.open_input(name) as stream:
             return pq.read_table(stream, columns=columns)
 
     def write_bytes(self, name: str, data: Content) -> None:
-        """Write the file `name`, given whole or in pieces, so that it appears whole or not at all."""
+        """Write the file `name`, given whole or in pieces; it appears whole or not at all."""
         pieces = [data] if isinstance(data, bytes) else data
         filesystem, path = filesystem_of(self.uri(name))
         if not isinstance(filesystem, pafs.LocalFileSystem):
@@ -149,7 +164,10 @@ class Artifact:
         beside.replace(path)
 
     def finished(self) -> dict[int, dict[str, Any]]:
-        """Markers of finished buckets, by bucket; one counts only if its files are there with their sizes."""
+        """Return the markers of finished buckets, by bucket.
+
+        A marker counts only if all its files are there with the sizes that it names.
+        """
         sizes = self._listing()
         markers = {}
         for name in sorted(sizes):
@@ -169,16 +187,25 @@ class Artifact:
         *,
         rows: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
-        """Write the files of a bucket, then its marker; return the marker.
+        """Write the files of a bucket, then its marker.
 
-        rows: number of rows of some of the files, kept beside their sizes for readers that plan ahead.
-        LedgerError when the rows of the ledger do not reconcile.
+        Args:
+            bucket: Number of the bucket.
+            files: Contents by name.
+            ledger: Counters of the bucket (`pipelines.row_accounting`).
+            rows: Number of rows of some of the files, kept beside their sizes for readers that
+                plan ahead.
+
+        Returns:
+            The marker.
+
+        Raises:
+            UnbalancedLedgerError: The rows of the ledger do not add up.
         """
         reconcile(ledger, where=f"{self.kind}/{self.name} bucket {bucket}")
         entries: dict[str, dict[str, Any]] = {}
-        with ThreadPoolExecutor(
-            max_workers=1
-        ) as thread:  # hashing and writing both leave Python's lock
+        # A thread is enough for both at once: hashing and writing release Python's lock.
+        with ThreadPoolExecutor(max_workers=1) as thread:
             digests = {name: thread.submit(_size_and_digest, data) for name, data in files.items()}
             for name, data in files.items():
                 self.write_bytes(name, data)
@@ -200,11 +227,24 @@ class Artifact:
         ledger: Mapping[str, Any] | None = None,
         max_reject_fraction: float = 1.0,
     ) -> dict[str, Any]:
-        """Gather the markers of all `num_buckets` buckets into the manifest, write it last and return it.
+        """Gather the markers of all buckets into the manifest and write it last.
 
-        ledger: counters of the step as a whole, added to those of its buckets.
-        ValueError when more than `max_reject_fraction` of the rows were rejected; the buckets stay.
-        RuntimeError when a bucket is missing, LedgerError when the summed ledger does not reconcile.
+        Args:
+            version: ``VERSION`` of the step's module.
+            config: The step's config.
+            inputs: Fingerprint or digest of each input, by name.
+            num_buckets: Buckets that there must be.
+            ledger: Counters of the step as a whole, added to those of its buckets.
+            max_reject_fraction: Largest share of rejected rows.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            LedgerError: More than `max_reject_fraction` of the rows were rejected. The buckets
+                stay, so that a run with a looser limit does nothing twice.
+            UnbalancedLedgerError: The rows of the summed ledger do not add up.
+            RuntimeError: A bucket is missing.
         """
         markers = self.finished()
         missing = sorted(set(range(num_buckets)) - set(markers))
@@ -218,14 +258,20 @@ class Artifact:
             total = add_ledgers(total, markers[bucket]["ledger"])
             files.update(markers[bucket]["files"])
         reconcile(total, where=f"{self.kind}/{self.name}")
-        check_rejects(total, max_reject_fraction, where=f"{self.kind}/{self.name}")
+        check_rejects(
+            total,
+            max_reject_fraction,
+            where=f"{self.kind}/{self.name}",
+            rejects_at=f"{self.path}/{_REJECTS.get(self.kind, '')}",
+        )
         manifest = {"version": version, "config": canonical(config), "inputs": dict(inputs)}
         return self.commit({**manifest, "ledger": total, "buckets": num_buckets, "files": files})
 
     def commit(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the manifest, with kind, name and fingerprint added, as the last file; return it."""
+        """Write the manifest, with kind, name and fingerprint added, and return it."""
         whole = {**manifest, "kind": self.kind, "name": self.name, "fingerprint": self.fingerprint}
         data = json_bytes(whole)
+        # Before the manifest, for what killed workers left; after it, for what writing it made.
         self._delete_folder(_PARTIAL)
         self.write_bytes("manifest.json", data)
         self._delete_folder(_PARTIAL)
@@ -241,7 +287,7 @@ class Artifact:
             filesystem.delete_dir(path)
 
     def _listing(self) -> dict[str, int]:
-        """Sizes in bytes of all files, by path inside the artifact, in one request."""
+        """Return the sizes in bytes of all files, by path inside the artifact, in one request."""
         filesystem, path = filesystem_of(self.path)
         infos = filesystem.get_file_info(
             pafs.FileSelector(path, allow_not_found=True, recursive=True)
@@ -262,112 +308,30 @@ def _size_and_digest(data: Content) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def absolute_root(root: str) -> str:
-    """Root without a trailing slash, a local one as an absolute path: workers run in another directory."""
-    if not root:
-        raise ValueError("root='' is empty: name a folder or a URI such as s3://bucket/prefix")
-    return root.rstrip("/") if "://" in root else str(Path(root).expanduser().absolute())
-
-
-def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Filesystem and path for a local path or a URI; a scheme pyarrow does not know goes to fsspec."""
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), uri
-    try:
-        return pafs.FileSystem.from_uri(uri)
-    except pa.ArrowInvalid:
-        import fsspec
-
-        filesystem, path = fsspec.core.url_to_fs(uri)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
-
-
-def check_writable(root: str) -> None:
-    """Raise ValueError, naming the root and the cause, when nothing can be written there."""
-    filesystem, path = filesystem_of(f"{absolute_root(root)}/.writable-{uuid.uuid4().hex}")
-    try:
-        filesystem.create_dir(str(Path(path).parent))
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(b"")
-        filesystem.delete_file(path)
-    except OSError as error:
-        raise ValueError(
-            f"root={root!r} cannot be written ({error}): choose another --root"
-        ) from error
-
-
-def canonical(value: Any) -> Any:
-    """Plain JSON value with the same meaning; a dataclass becomes its fields and, as ``type``, its name.
-
-    The class name is there because two detectors may have the same fields. ValueError for anything else.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError(f"config holds a mapping whose keys are not all strings: {value!r}")
-        return {key: canonical(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [canonical(item) for item in value]
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise ValueError(
-        f"config holds {value!r} of type {type(value).__name__}, which has no canonical form"
-    )
-
-
-def json_bytes(value: Any) -> bytes:
-    """Deterministic JSON: sorted keys, indented, UTF-8, a newline at the end. ValueError for NaN."""
-    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode()
-
-
-def fingerprint(*, kind: str, version: int, config: Any, inputs: Mapping[str, str]) -> str:
-    """First 16 hexadecimal digits of the sha256 of what can change a result: code version, config, inputs."""
-    content = {
-        "kind": kind,
-        "version": version,
-        "config": canonical(config),
-        "inputs": dict(inputs),
-    }
-    return hashlib.sha256(json_bytes(content)).hexdigest()[:16]
-
-
-def file_digest(path: Path | str, cache_dir: Path | str) -> str:
-    """sha256 of a local file, remembered in `cache_dir` by (path, size, mtime_ns).
-
-    A file changed within the last two seconds is not remembered: a second change could leave both equal.
-    """
-    path = Path(path).absolute()
-    stat = path.stat()
-    key = hashlib.sha256(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
-    cached = Path(cache_dir) / f"{key}.sha256"
-    if cached.exists():
-        return cached.read_text().strip()
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if time.time() - stat.st_mtime > _RACY_SECONDS:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        beside = cached.with_suffix(f".{os.getpid()}.{uuid.uuid4().hex}")
-        beside.write_text(digest)
-        beside.replace(cached)
-    return digest
-
-
 def prepare(
     output: Artifact, *, version: int, config: Any, inputs: Mapping[str, str], force: bool = False
 ) -> dict[str, Any] | None:
-    """Begin a step: return the manifest when there is nothing left to do, otherwise None.
+    """Begin a step.
 
-    version, config, inputs: what the step is about to use; ValueError unless they give the fingerprint of
-    `output`. force: delete what is there first. ValueError when the root cannot be written.
+    Args:
+        output: The artifact to make.
+        version: ``VERSION`` of the step's module.
+        config: The step's config.
+        inputs: Fingerprint or digest of each input, by name.
+        force: Delete what is there first.
+
+    Returns:
+        The manifest when there is nothing left to do, otherwise None.
+
+    Raises:
+        ValueError: Version, config and inputs do not give the fingerprint of `output`.
+        SettingError: The root cannot be written.
     """
     expected = fingerprint(kind=output.kind, version=version, config=config, inputs=inputs)
     if output.fingerprint != expected:
         raise ValueError(
-            f"output.fingerprint={output.fingerprint} of {output.kind}/{output.name}, but config and "
-            f"inputs give {expected}: build the Artifact with pipelines.artifacts.fingerprint"
+            f"output.fingerprint={output.fingerprint} of {output.kind}/{output.name}, but config "
+            f"and inputs give {expected}: build the Artifact with pipelines.fingerprints"
         )
     if output.exists("manifest.json") and not force:
         return output.manifest()
@@ -378,7 +342,7 @@ def prepare(
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Parquet file of a table with fixed options, so that equal tables give equal bytes."""
+    """Return the parquet file of a table; fixed options, so equal tables give equal bytes."""
     if table.num_rows == 0:  # most buckets of a small dataset are empty
         return _empty_parquet(table.schema.serialize().to_pybytes())
     return _parquet_bytes(table)

@@ -1,4 +1,7 @@
-"""Rows of one stream, sorted into buckets on local disk: memory stays the same however many there are."""
+"""Rows of one stream, sorted into buckets on local disk.
+
+Memory stays the same however many rows there are.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ SPILL_ROWS = 20_000
 
 
 class Spill:
-    """Rows by kind and bucket, in memory up to a limit and beyond it in local files of JSON lines."""
+    """Rows by kind and bucket, in memory up to a limit and beyond it in local JSON lines."""
 
     def __init__(self, folder: Path, buckets: Collection[int]) -> None:
         self._folder, self._buckets = folder, buckets
@@ -21,12 +24,12 @@ class Spill:
         self._held = 0
 
     def add(self, kind: str, bucket: int, row: Mapping[str, Any]) -> None:
-        """Keep a row, unless its bucket is none of ours."""
-        if bucket not in self._buckets:
+        """Keep a row of some kind, unless its bucket is none of ours."""
+        if bucket not in self._buckets:  # a resumed run streams everything, but lacks only some
             return
         self._lines[kind, bucket].append(json.dumps(row))
         self._held += 1
-        if self._held >= SPILL_ROWS:
+        if self._held >= SPILL_ROWS:  # all files at once: one open a bucket for many rows
             for (name, number), lines in self._lines.items():
                 with self._path(name, number).open("a", encoding="utf-8") as stream:
                     stream.writelines(f"{line}\n" for line in lines)
@@ -34,7 +37,7 @@ class Spill:
             self._held = 0
 
     def rows(self, kind: str, bucket: int) -> Iterator[dict[str, Any]]:
-        """Rows of one bucket, in the order they were added."""
+        """Yield the rows of one kind and bucket, in the order they were added."""
         path = self._path(kind, bucket)
         if path.exists():
             with path.open(encoding="utf-8") as stream:

@@ -1,5 +1,7 @@
-"""What the model sees of an example: its picture, or the window into it, with boxes in pixels of what is
-seen."""
+"""What the model sees of an example: its image, or the window into it.
+
+Boxes go with it: they are in pixels of what is seen.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 JPEG_QUALITY = 95
-"""Of a picture that is made smaller; one that is small enough keeps its bytes."""
+"""JPEG quality of an image that is made smaller; one that is small enough keeps its bytes."""
 
 
 def view(example: RegionExample, data: bytes) -> tuple[Image | None, np.ndarray]:
-    """Return the RGB picture that the model gets and the boxes float32[N, 4] in its pixels.
+    """Return the RGB image that the model gets and the boxes in its pixels.
 
-    data: bytes of the example's image; empty for a conversation without one, which gives None and no boxes.
+    Args:
+        example: The example.
+        data: Bytes of its image file; empty for a conversation without image.
+
+    Returns:
+        The image, None for a conversation without one, and its boxes, float32[N, 4], xyxy px.
     """
     if not data:
         return None, example.boxes
@@ -34,10 +41,18 @@ def view(example: RegionExample, data: bytes) -> tuple[Image | None, np.ndarray]
 
 
 def shrink(example: RegionExample, data: bytes, max_side_px: int) -> tuple[RegionExample, bytes]:
-    """Return the example over a picture whose longer side is at most `max_side_px`, encoded anew when it was
-    not.
+    """Return the example over an image whose longer side is at most `max_side_px`.
 
-    The smaller picture becomes the original one of the example: boxes, window and size are in its pixels.
+    A larger image is encoded anew, and the smaller one becomes the original of the example: boxes,
+    window and size are in its pixels.
+
+    Args:
+        example: The example.
+        data: Bytes of its image file.
+        max_side_px: Longest side allowed, in px.
+
+    Returns:
+        The example and the bytes of its image, both unchanged where the image is small enough.
     """
     from PIL import Image
 
@@ -71,6 +86,6 @@ def shrink(example: RegionExample, data: bytes, max_side_px: int) -> tuple[Regio
 def _scaled_window(
     window: tuple[int, int, int, int], factors: np.ndarray, size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """The smallest window of whole pixels that holds the scaled one."""
+    """Return the smallest window of whole pixels that holds the scaled one."""
     x1, y1, x2, y2 = (float(side * factor) for side, factor in zip(window, factors, strict=True))
     return int(x1), int(y1), min(size[0], int(np.ceil(x2))), min(size[1], int(np.ceil(y2)))

@@ -1,4 +1,8 @@
-"""Identity of files that artifacts are made from: their content, or for huge ones their names and sizes."""
+"""Identity of files that artifacts are made from.
+
+That is their content, or for huge ones their names and sizes. Digests are remembered in a local
+folder, the cache: reading gigabytes of annotations for each plan would take minutes.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,19 @@ from pathlib import Path
 
 from dataset_builders import DataFolders, DatasetSpec, ImageSource
 from dataset_builders.benchmark_leakage import TWINS, benchmark_lists, excluded_images
-from pipelines.artifacts import file_digest
+from pipelines.fingerprints import file_digest
 
 
 def content_digests(
     folders: DataFolders, names: Iterable[str], cache: str | Path
 ) -> dict[str, str]:
-    """sha256 of files by name; a pattern such as ``visdrone/annotations/*.txt`` gives one digest of all it
-    finds.
+    """Return the sha256 of files, by name.
 
-    cache: local folder that remembers digests by (path, size, mtime). The files must be there.
+    Args:
+        folders: Where the datasets lie.
+        names: Names of files that are there, or patterns such as ``visdrone/annotations/*.txt``;
+            a pattern gives one digest of all that it finds.
+        cache: Local folder that remembers digests by (path, size, mtime).
     """
     digests = {}
     for name in names:
@@ -30,7 +37,10 @@ def content_digests(
 
 
 def size_digests(folders: DataFolders, patterns: Iterable[str]) -> dict[str, str]:
-    """sha256 of the names and sizes of what patterns find: for files too big to read for their identity."""
+    """Return the sha256 of the names and sizes of what each pattern finds, by pattern.
+
+    It is meant for files too big to read for their identity.
+    """
     digests = {}
     for pattern in patterns:
         found = [(name, folders.path(name).stat().st_size) for name in folders.matches(pattern)]
@@ -39,9 +49,9 @@ def size_digests(folders: DataFolders, patterns: Iterable[str]) -> dict[str, str
 
 
 def dataset_digests(spec: DatasetSpec, folders: DataFolders, cache: str | Path) -> dict[str, str]:
-    """Identity of everything that the builder of a dataset reads but pictures.
+    """Return the identity of everything that the builder of a dataset reads, except images.
 
-    ValueError, with the documented layout, when a file is missing.
+    A missing file is a wrong setting; the error shows the documented layout.
     """
     spec.check_files(folders)
     there = [name for name in spec.optional_files if folders.matches(name)]
@@ -54,9 +64,10 @@ def dataset_digests(spec: DatasetSpec, folders: DataFolders, cache: str | Path) 
 
 
 def image_list_digest(source: ImageSource, folders: DataFolders, cache: str | Path) -> str:
-    """sha256 of what `ImageSource.images` yields, remembered by the content of the files it reads.
+    """Return the sha256 of what `ImageSource.images` yields.
 
-    A changed box leaves it as it was, so a detector that sees only pixels has nothing to do again.
+    It is remembered by the content of the files that the list is read from. A changed box leaves it
+    as it was, so a detector that sees only pixels has nothing to do again.
     """
     listing = source.images(folders)  # raises when files are missing
 
@@ -66,14 +77,17 @@ def image_list_digest(source: ImageSource, folders: DataFolders, cache: str | Pa
             total.update(f"{item!r}\n".encode())
         return total.hexdigest()
 
-    if not source.files:
+    if not source.files:  # a list that is found by walking folders: nothing to remember it by
         return compute()
     state = [source.name, source.num_buckets, content_digests(folders, source.files, cache)]
     return _remembered(Path(cache), state, compute)
 
 
 def excluded_digest(name: str, folders: DataFolders, cache: str | Path) -> str:
-    """sha256 of the images of one benchmark list, twins included, remembered by the content of its files."""
+    """Return the sha256 of the images of one benchmark list, twins included.
+
+    It is remembered by the content of the list's files.
+    """
     files = [*benchmark_lists(folders)[name].files, *folders.matches(TWINS)]
 
     def compute() -> str:
@@ -86,7 +100,7 @@ def excluded_digest(name: str, folders: DataFolders, cache: str | Path) -> str:
 
 
 def _pattern_digest(folders: DataFolders, pattern: str, cache: Path) -> str:
-    """Digest of the contents of many small files, remembered as one."""
+    """Return the digest of the contents of many small files, remembered as one."""
     names = folders.matches(pattern)
     stats = [folders.path(name).stat() for name in names]
     state = [
@@ -106,11 +120,12 @@ def _pattern_digest(folders: DataFolders, pattern: str, cache: Path) -> str:
 
 
 def _remembered(cache: Path, state: object, compute: Callable[[], str]) -> str:
-    """What `compute` gives, kept in `cache` for the same state."""
+    """Return what `compute` gives, kept in `cache` for the same state."""
     cached = cache / f"{hashlib.sha256(repr(state).encode()).hexdigest()}.digest"
     if not cached.exists():
         text = compute()
         cached.parent.mkdir(parents=True, exist_ok=True)
+        # Beside and renamed: two commands may compute the same digest at once.
         beside = cached.with_suffix(f".{uuid.uuid4().hex}")
         beside.write_text(text)
         beside.replace(cached)

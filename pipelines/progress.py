@@ -8,13 +8,17 @@ from collections.abc import Callable
 from typing import TextIO
 
 LINE_EVERY_S = 5.0
+"""Seconds between the lines in a log."""
 REWRITE_EVERY_S = 0.1
+"""Seconds between the states of the line on a terminal."""
 
 
 class Progress:
-    """Counts units of work and prints one plain line: rewritten on a terminal, every few seconds in a log.
+    """A count of units of work, printed as one plain line.
 
-    ``propose coco_val/opn: 12/32 buckets, 431 rows, 36.2 rows/s, 40s left``
+    The line is rewritten on a terminal and printed every few seconds in a log::
+
+        propose coco_val/opn: 12/32 buckets, 431 rows, 36.2 rows/s, 40s left
     """
 
     def __init__(
@@ -26,7 +30,15 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """description: what runs. total: units expected, None when unknown. unit: what `total` counts."""
+        """Start the clock.
+
+        Args:
+            description: What runs.
+            total: Units expected, None when unknown.
+            unit: What `total` counts.
+            stream: Where lines go; None is standard error.
+            clock: Time in seconds, for tests.
+        """
         self._description, self._total, self._unit = description, total, unit
         self._stream = stream or sys.stderr
         self._clock = clock
@@ -49,7 +61,7 @@ class Progress:
             self._print(self.line(), end="" if self._rewrites else "\n")
 
     def close(self) -> None:
-        """Print the last line: what was done and how long it took."""
+        """Print the last line, which says what was done and how long it took."""
         seconds = self._clock() - self._start
         self._print(
             f"{self._description}: {self._counts(seconds)}, took {duration(seconds)}", end="\n"
@@ -80,7 +92,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """``40s``, ``3m20s`` or ``2h05m``."""
+    """Return seconds as ``40s``, ``3m20s`` or ``2h05m``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

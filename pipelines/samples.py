@@ -1,14 +1,14 @@
 """Graph: a builder over a dataset -> samples parquet by bucket, rejects counted.
 
-A builder is one stream in one process (annotation files are read front to back), but a bucket may come
-anywhere in it. So rows are spilled to a local file a bucket while the builder runs, and each bucket is
-then sorted and written. Memory holds `SPILL_ROWS` rows and one bucket. A killed run starts the stream
-again and writes unfinished buckets only.
+A builder is one stream in one process (annotation files are read front to back), but a bucket may
+come anywhere in it. So rows are spilled to a local file a bucket while the builder runs, and each
+bucket is then sorted and written. Memory holds `SPILL_ROWS` rows and one bucket. A killed run
+starts the stream again and writes unfinished buckets only.
 
 Files: ``part-00003.parquet`` (`SAMPLE_SCHEMA`, sorted by sample_id) and ``rejects-00003.parquet``
-(`REJECT_SCHEMA`; a reject goes to a bucket by a hash of its record id). The ledger of the manifest counts
-every record the builder read, over all units together and, nested, for each: ``image``, ``box``,
-``record``; and samples by task.
+(`REJECT_SCHEMA`; a reject goes to a bucket by a hash of its record id). The ledger of the manifest
+counts every record the builder read, over all units together and, nested, for each: ``image``,
+``box``, ``record``; and samples by task.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ from dataset_builders.validation import validate
 from pipelines.artifacts import Artifact, parquet_bytes, prepare
 from pipelines.bucket_spill import Spill
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.input_digests import dataset_digests
 from pipelines.progress import Progress
 from pipelines.row_accounting import entry
 
 VERSION = 2
-"""Raised when the same inputs would give other samples."""
+"""Version of this step; it is raised when the same inputs would give other samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +53,13 @@ class SamplesConfig:
     """Which dataset becomes samples, and how."""
 
     dataset: str
-    """Name in DATASETS."""
+    """Name of the dataset in DATASETS."""
     options: BuildOptions = field(default_factory=BuildOptions)
-    """What the builder may choose."""
+    """Choices that the builder leaves open."""
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
-            raise ValueError(
+            raise SettingError(
                 f"dataset={self.dataset!r} is unknown: use one of {', '.join(DATASETS)}"
             )
 
@@ -66,9 +67,15 @@ class SamplesConfig:
 def samples_inputs(
     config: SamplesConfig, folders: DataFolders, digest_cache: str | Path
 ) -> dict[str, str]:
-    """Identity of what samples are made from: the builder's version and its annotation files.
+    """Return the identity of what samples are made from, by name.
 
-    digest_cache: local folder that remembers file digests. ValueError naming a file that is not there.
+    That is the builder's version and its annotation files. A file that is not there is a wrong
+    setting; the error names it.
+
+    Args:
+        config: Which dataset, and how.
+        folders: Where the datasets lie.
+        digest_cache: Local folder that remembers file digests.
     """
     spec = DATASETS[config.dataset]
     return {"builder": str(spec.version), **dataset_digests(spec, folders, digest_cache)}
@@ -82,11 +89,21 @@ def build_samples(
     runtime: RuntimeConfig,
     inputs: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Build the samples of a dataset and return their manifest; go on where a killed run stopped.
+    """Build the samples of a dataset; go on where a killed run stopped.
 
-    folders: where the datasets lie. inputs: `samples_inputs`, which gave `output` its fingerprint.
-    Raises ValueError at once when the folder is wrong, and at the end when a unit lost more than
-    ``runtime.max_reject_fraction`` of its records; RuntimeError when the builder's own counts do not add up.
+    Args:
+        config: Which dataset, and how.
+        output: The artifact to make.
+        folders: Where the datasets lie; a wrong folder is refused at once.
+        runtime: How much may be rejected, and whether to begin anew.
+        inputs: What `samples_inputs` gave, and `output` has its fingerprint from.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        LedgerError: A unit lost more than ``runtime.max_reject_fraction`` of its records.
+        RuntimeError: The builder's own counts do not add up, or its samples break the rules.
     """
     done = prepare(output, version=VERSION, config=config, inputs=inputs, force=runtime.force)
     if done is not None:
@@ -142,7 +159,7 @@ def _stream(
 
 
 def _check_sample(sample: Sample, spec: DatasetSpec, sources: Collection[str]) -> None:
-    """Raise RuntimeError: a sample that breaks the rules is the builder's mistake, not the data's."""
+    """Raise RuntimeError for a sample that breaks the rules: it is the builder's mistake."""
     try:
         validate(sample)
     except BadRecord as error:
@@ -158,6 +175,7 @@ def _check_sample(sample: Sample, spec: DatasetSpec, sources: Collection[str]) -
 
 
 def _write_bucket(output: Artifact, bucket: int, spill: Spill) -> None:
+    """Sort and commit one bucket; its bytes do not depend on the order of the stream."""
     samples = sorted(spill.rows("samples", bucket), key=lambda row: row["sample_id"])
     for before, after in pairwise(samples):
         if before["sample_id"] == after["sample_id"]:

@@ -1,24 +1,39 @@
 """Rows that travel between the steps of the pipeline: proposals, region examples, predictions.
 
-Proposals, one row an image (``part-00003.parquet`` of a proposals artifact, sorted by image_id):
+**Proposals**, one row an image (``part-00003.parquet`` of a proposals artifact, sorted by
+image_id), written by `pipelines.proposals.generate`:
 
-========  ==============================  ==================================================================
-image_id  string                          join key with samples
-bucket    int32                           unit of work, a hash of image_id
-width     int32                           decoded width in px; 0 when the image could not be decoded
-height    int32                           decoded height in px; 0 when the image could not be decoded
-rotation  int32                           EXIF orientation that decoding undid, 1 to 8; 0 if not decoded
-boxes     list<float32[4]>                xyxy in original pixels, by descending score, stable
-scores    list<float32>                   the detector's confidence, aligned with boxes
-status    string                          ``ok`` or why there are no boxes: a reason such as ``missing_image``
-error     string, nullable                detail for a person; null when ok
-========  ==============================  ==================================================================
+========  =================  ======================================================================
+image_id  string             join key with samples
+bucket    int32              unit of work, a hash of image_id
+width     int32              decoded width in px; 0 when the image could not be decoded
+height    int32              decoded height in px; 0 when the image could not be decoded
+rotation  int32              EXIF orientation that decoding undid, 1 to 8; 0 if not decoded
+boxes     list<float32[4]>   xyxy in original pixels, by descending score, stable
+scores    list<float32>      the detector's confidence, aligned with boxes
+status    string             ``ok``, or the reason why there are no boxes, such as ``missing_image``
+error     string, nullable   detail for a person; null when ok
+========  =================  ======================================================================
 
-A **region example** is what a model trains on or is asked: a conversation in which regions have indices. In a
-tar it is two adjacent members, ``KEY.jpg`` (original bytes) and ``KEY.json`` (`RegionExample.to_json`);
-without image it is the second alone.
+A **region example** is what a model trains on or is asked: a conversation in which regions have
+indices. In a tar it is two adjacent members, ``KEY.jpg`` (original bytes) and ``KEY.json``
+(`RegionExample.to_json`); without image it is the second alone.
 
-Predictions: one row an example; columns documented at `PREDICTION_SCHEMA`.
+**Predictions**, one row an example (``part-00003.parquet`` of a predictions artifact), written by
+`pipelines.evaluation.predict`:
+
+===============  ===============================  =================================================
+sample_id        string                           id of the example
+image_id         string                           id of its image within its source
+task             string                           its task
+text             string                           the answer as decoded
+phrases          list<{text, regions}>            grounded phrases with the region ids each names
+regions          list<int32>                      region ids named anywhere, each once
+boxes            list<float32[4]>                 boxes of `regions`, xyxy in original pixels
+scores           list<float32>                    scores of `regions`, see ``PredictConfig.score``
+region_logprobs  list<float32>                    the model's log probabilities of `regions`
+problem          string, nullable                 why the answer cannot be read; null when it can
+===============  ===============================  =================================================
 """
 
 from __future__ import annotations
@@ -54,8 +69,8 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("task", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),  # the answer as decoded
-        pa.field(  # grounded phrases of the answer with the region ids each names
+        pa.field("text", pa.string(), nullable=False),
+        pa.field(
             "phrases",
             pa.list_(
                 pa.struct(
@@ -64,20 +79,18 @@ PREDICTION_SCHEMA = pa.schema(
             ),
             nullable=False,
         ),
-        pa.field("regions", pa.list_(pa.int32()), nullable=False),  # ids named anywhere, each once
-        pa.field("boxes", pa.list_(BOX), nullable=False),  # of `regions`, xyxy original px
-        pa.field(
-            "scores", pa.list_(pa.float32()), nullable=False
-        ),  # of `regions`, see PredictConfig.score
-        pa.field(
-            "region_logprobs", pa.list_(pa.float32()), nullable=False
-        ),  # the model's, of `regions`
-        pa.field("problem", pa.string()),  # null when the answer parsed cleanly
+        pa.field("regions", pa.list_(pa.int32()), nullable=False),
+        pa.field("boxes", pa.list_(BOX), nullable=False),
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("region_logprobs", pa.list_(pa.float32()), nullable=False),
+        pa.field("problem", pa.string()),
     ]
 )
 
 PROPOSAL = "proposal"
+"""Source of a box that a detector found (``box_sources`` of an example)."""
 GROUND_TRUTH = "gt"
+"""Source of a box that only the annotation has."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,43 +102,52 @@ class RegionExample:
     """
 
     sample_id: str
-    """Stable id of the sample it was made from."""
+    """Stable id of the sample that it was made from."""
     dataset: str
-    """Name in DATASETS."""
+    """Name of the dataset in DATASETS."""
     task: str
     """Task of the conversation; ``detection`` for boxes alone (OPN training)."""
     image_id: str
     """Id of the image within its source."""
     width: int
-    """Of the original image, in px; 0 for a conversation without image."""
+    """Width of the original image, in px; 0 for a conversation without image."""
     height: int
-    """Of the original image, in px; 0 for a conversation without image."""
+    """Height of the original image, in px; 0 for a conversation without image."""
     window: tuple[int, int, int, int] | None = None
-    """Part of the image that the example is about, xyxy in original pixels: the model sees it alone. None for
-    the whole image."""
+    """Part of the image that the example is about, xyxy in original pixels; None for the whole.
+
+    The model sees it alone.
+    """
     boxes: np.ndarray
-    """float32[N, 4]: xyxy in original pixels, inside the window."""
+    """Boxes of the regions, float32[N, 4], xyxy in original pixels, inside the window."""
     scores: tuple[float | None, ...]
     """Detector confidence of each box; None for a box that came from the annotation."""
     box_sources: tuple[str, ...]
-    """``proposal`` or ``gt`` for each box: who found it (a matched proposal may carry the annotated box)."""
+    """``proposal`` or ``gt`` for each box: who found it.
+
+    A matched proposal may carry the annotated box.
+    """
     messages: tuple[dict[str, str], ...] = ()
-    """``{"role", "content"}`` with index tokens; empty for OPN training."""
+    """Messages ``{"role", "content"}`` with index tokens; empty for OPN training."""
     targets: tuple[dict[str, Any], ...] = ()
     """What the last answer says: ``{"text", "regions": [int], "boxes": [[x1, y1, x2, y2]]}``.
 
-    The boxes are the annotated ones, also those that no region covers."""
+    The boxes are the annotated ones, also those that no region covers.
+    """
     ignore: tuple[bool, ...] | None = None
-    """OPN training only: which boxes are crowd or don't-care regions."""
+    """Which boxes are crowd or don't-care regions; for OPN training only."""
     complete: bool = True
-    """OPN training only: False where objects of the annotated kinds may be without a box (federated labels,
-    the objects of one expression)."""
+    """Whether all objects of the annotated kinds have a box; for OPN training only.
+
+    False with federated labels, or where only the objects of one expression are annotated.
+    """
 
     def __post_init__(self) -> None:
         num_boxes = len(self.boxes)
         if self.boxes.shape != (num_boxes, 4) or self.boxes.dtype != np.float32:
             raise ValueError(
-                f"{self.sample_id}: boxes are {self.boxes.dtype}{self.boxes.shape}, not float32[N, 4]"
+                f"{self.sample_id}: boxes are {self.boxes.dtype}{self.boxes.shape}, "
+                "not float32[N, 4]"
             )
         for name in ("scores", "box_sources", "ignore"):
             values = getattr(self, name)
@@ -133,7 +155,8 @@ class RegionExample:
                 raise ValueError(f"{self.sample_id}: {len(values)} {name} for {num_boxes} boxes")
 
     def to_json(self) -> bytes:
-        """Deterministic JSON; numbers are the shortest decimals that give the same float32 again."""
+        """Return deterministic JSON; numbers are the shortest decimals of the same float32."""
+        # By hand, member by member: json would print float32 as float64, with 17 digits.
         targets = (
             f'{{"text":{_text(target["text"])},"regions":{_text(target["regions"])},'
             f'"boxes":{_boxes_text(np.asarray(target["boxes"], np.float32).reshape(-1, 4))}}}'
@@ -163,7 +186,7 @@ class RegionExample:
 
     @classmethod
     def from_json(cls, data: bytes | str) -> RegionExample:
-        """Rebuild an example from `to_json`. KeyError or ValueError when it is not one."""
+        """Return the example whose `to_json` this is; KeyError or ValueError when it is none."""
         value: Mapping[str, Any] = json.loads(data)
         return cls(
             **{
@@ -185,29 +208,36 @@ _text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", "
 
 
 def _boxes_text(boxes: np.ndarray) -> str:
-    """JSON of float32[N, 4]."""
+    """Return the JSON of float32[N, 4]."""
     data = np.ascontiguousarray(boxes, np.float32).tobytes()
     return f"[{','.join(_box_text(data[at : at + 16]) for at in range(0, len(data), 16))}]"
 
 
 @lru_cache(1 << 15)  # the boxes of an image come again with each of its questions
 def _box_text(data: bytes) -> str:
-    """JSON of the float32[4] in these bytes."""
+    """Return the JSON of the float32[4] in these bytes."""
     return f"[{','.join(map(_short_text, np.frombuffer(data, np.float32).tolist()))}]"
 
 
 @lru_cache(1 << 15)
 def _short_text(value: float) -> str:
-    """JSON of the shortest decimal whose float32 is the given one. ValueError when it is not finite."""
+    """Return the shortest decimal of the same float32; ValueError when it is not finite."""
     if not math.isfinite(value):
         raise ValueError(f"{value} has no place in a box or a score")
     return repr(float(str(np.float32(value))))
 
 
 def proposals_by_image(table: pa.Table) -> dict[str, dict[str, Any]]:
-    """Rows of a proposals table by image_id, with boxes as float32[N, 4] and scores as float32[N].
+    """Return the rows of a proposals table by image_id.
 
-    ValueError when an image has two rows.
+    Args:
+        table: Table of `PROPOSALS_SCHEMA`.
+
+    Returns:
+        Rows with boxes as float32[N, 4], xyxy px, and scores as float32[N].
+
+    Raises:
+        ValueError: An image has two rows.
     """
     rows: dict[str, dict[str, Any]] = {}
     for row in table.to_pylist():

@@ -32,8 +32,9 @@ from PIL import Image
 from dataset_builders import DATASETS, BuildOptions, DataFolders
 from fo1_model.detectors import GroundTruthJitterConfig, Selection
 from pipelines import samples
-from pipelines.artifacts import Artifact, fingerprint
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.fingerprints import fingerprint
 from pipelines.proposals import generate
 from pipelines.shards import write
 from pipelines.shards.tar_format import ShardSet, tasks_of

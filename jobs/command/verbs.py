@@ -12,9 +12,9 @@ from jobs.chain import Chain, Step, chain
 from jobs.recipes.arguments import describe_arguments, parse_arguments
 from jobs.recipes.catalogue import RECIPES, find_recipe
 from jobs.recipes.recipe import Recipe
-from pipelines.artifacts import check_writable
 from pipelines.cluster import RuntimeConfig
 from pipelines.row_accounting import LedgerError
+from pipelines.storage import check_writable
 
 STEP_FAILURES: tuple[type[Exception], ...] = (LedgerError, OSError)
 """Failures of a step that a message explains; anything else is a defect and shows its traceback."""

@@ -18,11 +18,12 @@ import pyarrow as pa
 
 from dataset_builders.tasks.prompts import JOINER, TEMPLATES
 from pipelines.artifacts import Artifact, parquet_bytes, prepare
-from pipelines.cluster import RuntimeConfig, map_buckets
+from pipelines.cluster import RuntimeConfig
 from pipelines.example_image import view
 from pipelines.row_accounting import entry
 from pipelines.schemas import PREDICTION_SCHEMA, RegionExample
 from pipelines.shards.tar_format import ShardSet, decode_member
+from pipelines.worker_pools import map_buckets
 
 if TYPE_CHECKING:  # the model is imported in the workers: `fo1 plan` reads only the config
     from fo1_model.generation import Answer

@@ -1,7 +1,8 @@
-"""The stages that look at images: open them on CPUs, detect on whatever the model sits on, or both in one.
+"""The stages of a proposals run: load images on CPUs, detect where the model sits, or both in one.
 
-Tasks are slices of a bucket (`slices`). Between the stages a row is an image: its proposals so far, and what
-the detector needs of it (`Prepared`) as plain columns, so that pixels cross processes without being copied.
+Tasks are slices of a bucket (`slices`). Between the stages a row is an image: its proposals so far,
+and what the detector needs of it (`Prepared`) as plain columns, so that pixels cross processes
+without being copied.
 """
 
 from __future__ import annotations
@@ -30,31 +31,32 @@ from pipelines.artifacts import Artifact
 from pipelines.schemas import PROPOSALS_SCHEMA
 
 SLICE = 16
-"""Images of a task: a detector's batch, and what is done again when a process is lost."""
+"""Images of a task.
+
+It is a detector's batch, and what is done again when a process is lost.
+"""
 OK = "ok"
-"""Status of an image that was decoded and looked at."""
+"""Status of an image that was decoded and shown to the detector."""
 IMAGES_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("image_uri", pa.string(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
-        pa.field(
-            "status", pa.string(), nullable=False
-        ),  # why the list itself rejects the image, else ok
+        # Why the list itself rejects the image, else ok.
+        pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
-        pa.field(
-            "known_boxes", pa.list_(pa.float32())
-        ),  # flat xyxy px, null where nothing is known
+        # Flat xyxy px, null where nothing is known.
+        pa.field("known_boxes", pa.list_(pa.float32())),
         pa.field("known_scores", pa.list_(pa.float32())),
     ]
 )
-"""``images-00003.parquet``: the images of a bucket, by id, with what is known of each beforehand."""
-_OPENED_SCHEMA = pa.schema(
+"""Schema of ``images-00003.parquet``: the images of a bucket, by id, and what is known of each."""
+LOADED_SCHEMA = pa.schema(
     [
         *PROPOSALS_SCHEMA,
-        pa.field("start", pa.int32(), nullable=False),  # of its slice
-        pa.field("pixels", pa.large_binary()),  # null for an image that is not looked at
+        pa.field("start", pa.int32(), nullable=False),  # first image of its slice
+        pa.field("pixels", pa.large_binary()),  # null for an image that no detector sees
         pa.field("shape", pa.list_(pa.int32())),
         pa.field("dtype", pa.string()),
         pa.field("scale", pa.list_(pa.float64())),
@@ -62,26 +64,27 @@ _OPENED_SCHEMA = pa.schema(
         pa.field("known_scores", pa.list_(pa.float32())),
     ]
 )
+"""Schema of the table between the two stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class WorkerSettings:
     """What the workers of a run are told."""
 
     detector: DetectorConfig
-    """Whose boxes are wanted."""
+    """Detector whose boxes are wanted."""
     checkpoint: str | tuple[str | None, ...] | None
-    """Where its weights are."""
+    """Path of its weights, or one for each member of a union."""
     output: Artifact
-    """Holds the lists of images."""
+    """Artifact that is being made; it holds the lists of images."""
     folders: DataFolders
-    """Where the datasets lie."""
+    """Folders where the datasets lie."""
     device: str
-    """Of the model."""
+    """Device of the model, ``cpu`` or ``cuda``."""
 
 
 def slices(bucket: int, num_images: int) -> list[dict[str, int]]:
-    """Tasks of a bucket."""
+    """Return the tasks of a bucket: ``bucket``, ``start`` and ``stop`` of each slice."""
     starts = range(0, num_images, SLICE)
     return [
         {"bucket": bucket, "start": start, "stop": min(start + SLICE, num_images)}
@@ -90,34 +93,44 @@ def slices(bucket: int, num_images: int) -> list[dict[str, int]]:
 
 
 class ImageLoader:
-    """CPU stage: slices of a bucket -> its images, read, decoded, upright and prepared."""
+    """CPU stage: slices of buckets -> their images, read, decoded, upright and prepared."""
 
-    def __init__(self, look: Look) -> None:
-        self._prepare = preparation(look.detector, look.checkpoint)
-        self._look = look
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._prepare = preparation(settings.detector, settings.checkpoint)
+        self._settings = settings
         self._listed: tuple[int, pa.Table] | None = None
 
     def __call__(self, tasks: pa.Table) -> pa.Table:
-        """tasks: rows of `slices`."""
+        """Load the images of some tasks, rows of `slices`, into a table of `LOADED_SCHEMA`."""
         rows = [
             row | _packed(prepared) | {"start": task["start"]}
             for task in tasks.to_pylist()
-            for row, prepared in self.open(**task)
+            for row, prepared in self.load(**task)
         ]
-        return pa.Table.from_pylist(rows, schema=_OPENED_SCHEMA)
+        return pa.Table.from_pylist(rows, schema=LOADED_SCHEMA)
 
-    def open(
+    def load(
         self, bucket: int, start: int, stop: int
     ) -> list[tuple[dict[str, Any], Prepared | None]]:
-        """Images of a slice: the row of `PROPOSALS_SCHEMA`, without boxes, and what the detector gets."""
+        """Load the images of a slice.
+
+        Args:
+            bucket: Number of the bucket.
+            start: First image of the slice, in the order of the bucket's list.
+            stop: The one after its last.
+
+        Returns:
+            For each image the row of `PROPOSALS_SCHEMA`, without boxes yet, and what the detector
+            gets, None for an image that cannot be used.
+        """
         if self._listed is None or self._listed[0] != bucket:
-            self._listed = bucket, self._look.output.read_table(f"images-{bucket:05d}.parquet")
+            self._listed = bucket, self._settings.output.read_table(f"images-{bucket:05d}.parquet")
         return [
-            self._open(listed, bucket)
+            self._load(listed, bucket)
             for listed in self._listed[1].slice(start, stop - start).to_pylist()
         ]
 
-    def _open(
+    def _load(
         self, listed: Mapping[str, Any], bucket: int
     ) -> tuple[dict[str, Any], Prepared | None]:
         row: dict[str, Any] = {
@@ -125,8 +138,6 @@ class ImageLoader:
             "bucket": bucket,
             "width": 0,
             "height": 0,
-        }
-        row |= {
             "rotation": 0,
             "boxes": [],
             "scores": [],
@@ -136,7 +147,7 @@ class ImageLoader:
         if row["status"] != OK:
             return row, None
         try:
-            data = read_image_bytes(self._look.folders, listed["image_uri"])
+            data = read_image_bytes(self._settings.folders, listed["image_uri"])
             image = decode_image(data)
             row["width"], row["height"] = image.size
             row["rotation"] = exif_orientation(data)
@@ -153,29 +164,29 @@ class ImageLoader:
 
 
 class DetectorWorker:
-    """Detector stage: opened images -> rows of `PROPOSALS_SCHEMA`."""
+    """Detector stage: loaded images -> rows of `PROPOSALS_SCHEMA`."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, settings: WorkerSettings) -> None:
         import torch
 
-        torch.set_num_threads(
-            1
-        )  # the pool is the parallelism, and sums do not depend on a thread count
-        self._detector = build_detector(look.detector, look.checkpoint, look.device)
+        # The pool is the parallelism, and sums do not depend on a thread count.
+        torch.set_num_threads(1)
+        self._detector = build_detector(settings.detector, settings.checkpoint, settings.device)
 
-    def __call__(self, opened: pa.Table) -> pa.Table:
-        """opened: what `ImageLoader` gives.
+    def __call__(self, loaded: pa.Table) -> pa.Table:
+        """Detect in the images that `ImageLoader` gives.
 
-        A slice is a batch, however many slices there are: the last bits of a sum depend on its batch.
+        Ray may hand on several slices as one table. Each is a batch all the same: the last bits of
+        a sum depend on its batch.
         """
-        rows = opened.select([*PROPOSALS_SCHEMA.names, "start"]).to_pylist()
-        images = zip(rows, _unpacked(opened), strict=True)
+        rows = loaded.select([*PROPOSALS_SCHEMA.names, "start"]).to_pylist()
+        images = zip(rows, _unpacked(loaded), strict=True)
         parts = groupby(images, key=lambda image: (image[0]["bucket"], image[0]["start"]))
-        looked = [self.look(list(part)) for _, part in parts]
-        return pa.concat_tables([PROPOSALS_SCHEMA.empty_table(), *looked])
+        detected = [self.detect(list(part)) for _, part in parts]
+        return pa.concat_tables([PROPOSALS_SCHEMA.empty_table(), *detected])
 
-    def look(self, images: Sequence[tuple[dict[str, Any], Prepared | None]]) -> pa.Table:
-        """Fill in the boxes of the images that are looked at."""
+    def detect(self, images: Sequence[tuple[dict[str, Any], Prepared | None]]) -> pa.Table:
+        """Return the rows of a batch, with the boxes of the images that can be used filled in."""
         batch = [prepared for _, prepared in images if prepared is not None]
         found = iter(self._detector.detect(batch) if batch else [])
         for row, prepared in images:
@@ -185,16 +196,19 @@ class DetectorWorker:
         return pa.Table.from_pylist([row for row, _ in images], schema=PROPOSALS_SCHEMA)
 
 
-class LoadingDetectorWorker:
-    """Both stages in one process, for a detector on a CPU: handing pixels on costs more than it hides."""
+class LoadAndDetectWorker:
+    """Both stages in one process, for a detector on a CPU.
 
-    def __init__(self, look: Look) -> None:
-        self._images, self._detector = ImageLoader(look), DetectorWorker(look)
+    There handing pixels on costs more than it hides.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._images, self._detector = ImageLoader(settings), DetectorWorker(settings)
 
     def __call__(self, tasks: pa.Table) -> pa.Table:
-        """tasks: rows of `slices`."""
+        """Load and detect in the images of some tasks, rows of `slices`."""
         return pa.concat_tables(
-            self._detector.look(self._images.open(**task)) for task in tasks.to_pylist()
+            self._detector.detect(self._images.load(**task)) for task in tasks.to_pylist()
         )
 
 
@@ -218,10 +232,10 @@ def _packed(prepared: Prepared | None) -> dict[str, Any]:
     }
 
 
-def _unpacked(opened: pa.Table) -> Iterator[Prepared | None]:
-    """The prepared image of each row; its pixels are those of the table, not a copy."""
-    rows = opened.drop_columns(["pixels"]).to_pylist()
-    for row, data in zip(rows, _contents(opened["pixels"]), strict=True):
+def _unpacked(loaded: pa.Table) -> Iterator[Prepared | None]:
+    """Yield the prepared image of each row; its pixels are those of the table, not a copy."""
+    rows = loaded.drop_columns(["pixels"]).to_pylist()
+    for row, data in zip(rows, _contents(loaded["pixels"]), strict=True):
         if data is None:
             yield None
             continue
@@ -239,7 +253,10 @@ def _unpacked(opened: pa.Table) -> Iterator[Prepared | None]:
 
 
 def _contents(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
-    """What each row of a column of large_binary holds, where it lies; its scalars would be copies."""
+    """Yield what each row of a column of large_binary holds, where it lies.
+
+    Its scalars, the ordinary way to a row, would be copies.
+    """
     for chunk in column.chunks:
         if not len(chunk):
             continue

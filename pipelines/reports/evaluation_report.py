@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipelines.boxes import iou_matrix
 from pipelines.evaluation.metrics.cases import Answer, Case, as_boxes
 from pipelines.evaluation.metrics.counting import count_said_strictly
-from pipelines.evaluation.metrics.matching import greedy_pairs, iou_matrix
+from pipelines.evaluation.metrics.matching import greedy_pairs
 from pipelines.evaluation.metrics.regions import GROUNDED_TASKS, NAMING_TASKS, count_by_phrase
 from pipelines.evaluation.score import grounded_text
 from pipelines.reports.drawing import (

@@ -11,8 +11,8 @@ from dataset_builders import DataFolders
 from dataset_builders.images import bucket_of, decode_image, read_image_bytes
 from dataset_builders.records import BadRecord
 from pipelines.artifacts import Artifact
+from pipelines.boxes import iou_matrix
 from pipelines.evaluation.metrics.comparison import IOU, Difference
-from pipelines.evaluation.metrics.matching import iou_matrix
 from pipelines.reports.drawing import CROWD, Mark, draw_marks, picture_uri
 from pipelines.reports.html_page import Card, Cards, Line, Section
 from pipelines.reports.plots import PAIR

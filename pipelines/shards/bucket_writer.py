@@ -1,4 +1,7 @@
-"""What one bucket of shards is collected into: a tar and an index a task, rejects, counters."""
+"""What one bucket of shards is collected into: a tar and an index a task, rejects, counters.
+
+The counters are those of the ledger that `pipelines.shards.write` documents.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ _SIZES = ("text_chars", "region_tags", "pixels")
 
 
 class BucketWriter:
-    """Collects the tars, rejects and counters of one bucket in memory. `origin`: samples or rejection."""
+    """The tars, rejects and counters of one bucket, in memory.
+
+    Rows have one of two origins: ``samples``, or ``rejection`` for samples made of those.
+    """
 
     def __init__(self, max_side_px: int | None = None) -> None:
         self._max_side_px = max_side_px
@@ -35,11 +41,18 @@ class BucketWriter:
         self._counters = {**zeros, **by_task}
 
     def begin(self, origin: str, rows: int = 1) -> None:
-        """Count rows in; `add` or `reject` must follow."""
+        """Count rows in; `add` or `reject` must follow for each."""
         self._rows_in[origin] += rows
 
     def add(self, origin: str, example: RegionExample, image: bytes, rows: int = 1) -> None:
-        """Write an example made of so many rows; image: the bytes of its file, empty without one."""
+        """Write an example.
+
+        Args:
+            origin: ``samples`` or ``rejection``.
+            example: The example.
+            image: Bytes of its image file; empty for a conversation without image.
+            rows: Rows that it was made of.
+        """
         if self._max_side_px is not None and image:
             example, image = shrink(example, image, self._max_side_px)
         self._tars.setdefault(example.task, TarWriter()).add(example, image)
@@ -56,12 +69,12 @@ class BucketWriter:
         )
 
     def reject(self, origin: str, reject: Reject) -> None:
-        """Leave a row out."""
+        """Leave a row out, with its reason."""
         self._rejects.append(reject)
         self._reasons[origin].append(reject.reason)
 
     def is_new(self, view: object) -> bool:
-        """Whether an image or window comes for the first time."""
+        """Return whether an image or window comes for the first time."""
         new = view not in self._seen
         self._seen.add(view)
         return new
@@ -71,7 +84,7 @@ class BucketWriter:
         self._counters = add_ledgers(self._counters, counters)
 
     def ledger(self) -> dict[str, Any]:
-        """Ledger of the bucket; see the module."""
+        """Return the ledger of the bucket."""
         rows = {
             o: entry(self._rows_in[o], self._rows_out[o], reasons)
             for o, reasons in self._reasons.items()
@@ -79,7 +92,7 @@ class BucketWriter:
         return {**rows["samples"], "rejection": rows["rejection"], **self._counters}
 
     def files(self, bucket: int) -> tuple[dict[str, Content], dict[str, int]]:
-        """Contents of the bucket's files by name, and the number of rows of some."""
+        """Return the contents of the bucket's files by name, and the number of rows of some."""
         rejects = pa.Table.from_pylist(
             [reject_to_row(r) for r in self._rejects], schema=REJECT_SCHEMA
         )
@@ -94,7 +107,7 @@ class BucketWriter:
 
 
 def _size(example: RegionExample) -> dict[str, dict[str, int]]:
-    """What an example costs, by task: plain characters, tags of the region language, pixels seen."""
+    """Return what an example costs, by task: plain characters, region tags, pixels seen."""
     text = "".join(message["content"] for message in example.messages)
     plain, num_tags = _TAGS.subn("", text)
     x1, y1, x2, y2 = example.window or (0, 0, example.width, example.height)

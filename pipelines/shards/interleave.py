@@ -1,8 +1,8 @@
 """From a sample and its regions to messages with region indices. Pure.
 
-The first user message becomes ``<image>``, a newline, a line of ``<regionN><regionfeat>`` for every region
-(left out when there are none), and the question, as the release builds it (mm_utils.make_message_context). A
-sample without image is its conversation alone.
+The first user message becomes ``<image>``, a newline, a line of ``<regionN><regionfeat>`` for every
+region (left out when there are none), and the question, as the release builds it
+(mm_utils.make_message_context). A sample without image is its conversation alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.shards.assign import Assignment
 
 
 def referenced_objects(turns: Iterable[Turn], role: str | None = None) -> frozenset[int]:
-    """Objects that the conversation names, or that one role names."""
+    """Return the objects that the conversation names, or that one role names."""
     return frozenset(
         index
         for turn in turns
@@ -29,10 +29,13 @@ def referenced_objects(turns: Iterable[Turn], role: str | None = None) -> frozen
 
 
 def join_samples(samples: Sequence[Sample]) -> Sample:
-    """One conversation of several about the same image: the turns one after the other over shared objects.
+    """Return one conversation of several about the same image.
 
-    The first sample gives the id, with the number of samples joined to it behind a plus. Raises ValueError
-    for samples of different images, tasks or objects.
+    The turns come one after the other, over shared objects. The first sample gives the id, with the
+    number of samples joined to it behind a plus.
+
+    Raises:
+        ValueError: The samples are of different images, tasks or objects.
     """
     first = samples[0]
     for sample in samples[1:]:
@@ -53,13 +56,19 @@ def _shared(sample: Sample) -> tuple[object, ...]:
 def interleave(sample: Sample, assignment: Assignment, *, answer: bool = True) -> RegionExample:
     """Write the conversation of a sample with the regions of its assignment.
 
-    answer: True writes every turn, for training. False leaves the last answer out, for evaluation: its
-        objects need not all have a region then.
-    Targets describe the last answer: one entry a grounded phrase (equal phrases united, text "" for a bare
-    mention); an answer without objects is one entry with its whole text and no boxes.
+    Targets describe the last answer: one entry a grounded phrase (equal phrases united, text "" for
+    a bare mention); an answer without objects is one entry with its whole text and no boxes.
 
-    Raises BadRecord ``unsafe_text`` when a text holds a tag of the region language, and RuntimeError with the
-    sample id when an answer does not read back as its targets.
+    Args:
+        sample: The sample.
+        assignment: Its regions, and the objects that they stand for.
+        answer: True writes every turn, for training. False leaves the last answer out, for
+            evaluation: its objects need not all have a region then.
+
+    Raises:
+        BadRecord: ``unsafe_text`` when a text holds a tag of the region language, ``malformed``
+            when the conversation does not end with an answer.
+        RuntimeError: An answer does not read back as its targets; the message has the sample id.
     """
     if not sample.turns or sample.turns[-1].role != "assistant":
         raise BadRecord("malformed", "the conversation does not end with an answer")
@@ -92,6 +101,7 @@ def interleave(sample: Sample, assignment: Assignment, *, answer: bool = True) -
 
 
 def _render(sample_id: str, turn: Turn, region_of: dict[int, int]) -> str:
+    """Return the text of a turn, checked to mention its regions and nothing else."""
     _check_text(turn)
     parts = []
     for part in turn.parts:
@@ -126,7 +136,10 @@ def _check_text(turn: Turn) -> None:
 
 
 def _united(parts: Iterable[Part]) -> dict[str, list[int]]:
-    """Objects by phrase, equal phrases united, "" for bare mentions; in order of first mention."""
+    """Return objects by phrase, in order of first mention.
+
+    Equal phrases are united; bare mentions are those of the phrase "".
+    """
     phrases: dict[str, list[int]] = {}
     for part in parts:
         if part.objects:
@@ -152,7 +165,7 @@ def _targets(sample: Sample, turn: Turn, region_of: dict[int, int]) -> tuple[dic
 
 
 def _check_reads_back(sample_id: str, text: str, turn: Turn, assignment: Assignment) -> None:
-    """Invariant 4: every emitted answer parses back to what it was made from."""
+    """Check that the answer, like every one we emit, parses back to what it was made from."""
     parsed = grammar.parse(text, len(assignment.boxes))
     region_of = assignment.region_of
     expected = tuple(
@@ -162,5 +175,6 @@ def _check_reads_back(sample_id: str, text: str, turn: Turn, assignment: Assignm
     )
     if parsed.problem or parsed.phrases != expected:
         raise RuntimeError(
-            f"{sample_id}: {text!r} reads back as {parsed.phrases}, not {expected} ({parsed.problem})"
+            f"{sample_id}: {text!r} reads back as {parsed.phrases}, not {expected} "
+            f"({parsed.problem})"
         )

@@ -5,9 +5,9 @@
     KEY.jpg     the original bytes of the image, never encoded again (the suffix follows the format)
     KEY.json    `RegionExample.to_json`
 
-Members of a key are adjacent, owner and time are fixed, and keys have no dot, which is where webdataset
-splits. A conversation without image is its ``KEY.json`` alone. ``detection-00003.index.parquet`` has a row
-an example (`INDEX_SCHEMA`), in the order of the tar.
+Members of a key are adjacent, owner and time are fixed, and keys have no dot, which is where
+webdataset splits. A conversation without image is its ``KEY.json`` alone.
+``detection-00003.index.parquet`` has a row an example (`INDEX_SCHEMA`), in the order of the tar.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.artifacts import Artifact, parquet_bytes
+from pipelines.errors import SettingError
 from pipelines.schemas import RegionExample
 
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("image_name", pa.string(), nullable=False),
-        pa.field(
-            "image_offset", pa.int64(), nullable=False
-        ),  # of the first byte of content, in the tar
+        # Of the first byte of content, in the tar.
+        pa.field("image_offset", pa.int64(), nullable=False),
         pa.field("image_size", pa.int64(), nullable=False),  # in bytes
         pa.field("json_name", pa.string(), nullable=False),
         pa.field("json_offset", pa.int64(), nullable=False),
@@ -38,7 +38,10 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 OPEN_SHARDS = 16
-"""Tars, with their indices, that a `ShardSet` keeps open: as many as a plan shuffles together at most."""
+"""Tars, with their indices, that a `ShardSet` keeps open.
+
+They are as many as a plan shuffles together at most.
+"""
 _FORMATS = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG", "png"),
@@ -51,21 +54,24 @@ _FORMATS = (
 
 
 def key_of(sample_id: str) -> str:
-    """Member name of a sample without its suffix: readable, free of dots and slashes, unique by a hash."""
+    """Return the member name of a sample without its suffix.
+
+    It is readable, free of dots and slashes, and unique by a hash.
+    """
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", sample_id)[:64]
     return f"{readable}-{hashlib.sha256(sample_id.encode()).hexdigest()[:12]}"
 
 
 def image_suffix(data: bytes) -> str:
-    """Suffix that the first bytes of an image file call for; ``img`` for a format not known here."""
+    """Return the suffix that the first bytes of an image file call for; ``img`` if unknown."""
     return next((suffix for magic, suffix in _FORMATS if data.startswith(magic)), "img")
 
 
 class TarWriter:
-    """Builds one tar and its index in memory: a bucket's worth, some tens of MB.
+    """One tar and its index, built in memory: a bucket's worth, some tens of MB.
 
-    The tar is a list of pieces, headers and contents as they came, so that the bytes of pictures are copied
-    by nobody before they are written; questions about one picture share them.
+    The tar is a list of pieces, headers and contents as they came, so that the bytes of images are
+    copied by nobody before they are written; questions about one image share them.
     """
 
     def __init__(self) -> None:
@@ -77,7 +83,12 @@ class TarWriter:
         return len(self._rows)
 
     def add(self, example: RegionExample, image: bytes) -> None:
-        """Append an example; image: the bytes of its file as stored, empty for a conversation without one."""
+        """Append an example.
+
+        Args:
+            example: The example.
+            image: Bytes of its image file as stored; empty for a conversation without image.
+        """
         key = key_of(example.sample_id)
         image_name, json_name = f"{key}.{image_suffix(image)}" if image else "", f"{key}.json"
         image_offset, image_size = self._member(image_name, image) if image else (0, 0)
@@ -95,15 +106,21 @@ class TarWriter:
         )
 
     def finish(self) -> tuple[list[bytes], bytes]:
-        """Close the tar; return its pieces and its index's bytes. ValueError when a sample id came twice."""
+        """Close the tar.
+
+        Returns:
+            The pieces of the tar, and the bytes of its index.
+
+        Raises:
+            ValueError: A sample id came twice.
+        """
         ids = [row["sample_id"] for row in self._rows]
         if len(set(ids)) != len(ids):
             twice = next(name for name in ids if ids.count(name) > 1)
             raise ValueError(f"sample id {twice!r} comes twice in one shard")
         end = self._size + 2 * tarfile.BLOCKSIZE
-        padding = bytes(
-            2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE
-        )  # as tarfile closes an archive
+        # As tarfile closes an archive.
+        padding = bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE)
         return [*self._pieces, padding], parquet_bytes(
             pa.Table.from_pylist(self._rows, schema=INDEX_SCHEMA)
         )
@@ -121,11 +138,17 @@ class TarWriter:
 
 
 class ShardSet:
-    """The shards of one task of an artifact, read example by example at byte offsets. Safe to share by
-    threads."""
+    """The shards of one task of an artifact, read example by example at byte offsets.
+
+    Threads may share an instance; a pickled one opens its files anew.
+    """
 
     def __init__(self, artifact: Artifact, task: str) -> None:
-        """Read the manifest, and no shard yet. ValueError when the artifact has no shard of this task."""
+        """Read the manifest, and no shard yet.
+
+        Raises:
+            SettingError: The artifact has no shard of this task.
+        """
         self.artifact, self.task = artifact, task
         name_of_task = re.compile(re.escape(task) + r"-\d+\.tar")
         files = artifact.manifest()["files"]
@@ -136,7 +159,7 @@ class ShardSet:
         ]
         if not self.shards:
             have = ", ".join(tasks_of(artifact)) or "none at all"
-            raise ValueError(f"{artifact.path} has no shards of task {task!r}; it has {have}")
+            raise SettingError(f"{artifact.path} has no shards of task {task!r}; it has {have}")
         self._opened: OrderedDict[str, tuple[pa.NativeFile, dict[str, list[Any]]]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -145,19 +168,23 @@ class ShardSet:
 
     @property
     def num_examples(self) -> int:
-        """Number of examples in all shards."""
+        """Return the number of examples in all shards."""
         return sum(count for _, count in self.shards)
 
     @property
     def is_remote(self) -> bool:
-        """Whether the shards lie on object storage."""
+        """Return whether the shards lie on object storage."""
         return "://" in self.artifact.root
 
     def read(self, shard: int | str, index: int) -> dict[str, bytes]:
         """Return the members of an example, contents by suffix.
 
-        shard: position in `shards`, or the name there. index: position in the shard.
-        RuntimeError, naming the sample, when the tar is shorter than its index says.
+        Args:
+            shard: Position in `shards`, or the name there.
+            index: Position in the shard.
+
+        Raises:
+            RuntimeError: The tar is shorter than its index says; the message names the sample.
         """
         name = self._name(shard)
         stream, columns = self._open(name)
@@ -178,14 +205,14 @@ class ShardSet:
         return members
 
     def sample_ids(self, shard: int | str) -> list[str]:
-        """Sample ids of a shard in its order."""
+        """Return the sample ids of a shard in its order."""
         return list(self._open(self._name(shard))[1]["sample_id"])
 
     def _name(self, shard: int | str) -> str:
         return self.shards[shard][0] if isinstance(shard, int) else shard
 
     def _open(self, name: str) -> tuple[pa.NativeFile, dict[str, list[Any]]]:
-        """The tar, and the columns of its index."""
+        """Return the tar, and the columns of its index."""
         with self._lock:
             if name not in self._opened:
                 index = self.artifact.read_table(name.replace(".tar", ".index.parquet")).to_pydict()
@@ -204,15 +231,22 @@ class ShardSet:
 
 
 def tasks_of(artifact: Artifact) -> list[str]:
-    """Tasks that a finished shards artifact has examples of, sorted."""
+    """Return the tasks that a finished shards artifact has examples of, sorted."""
     names = (re.fullmatch(r"(.+)-\d+\.tar", name) for name in artifact.manifest()["files"])
     return sorted({match[1] for match in names if match})
 
 
 def decode_member(members: dict[str, bytes]) -> tuple[RegionExample, bytes]:
-    """Example and image bytes of what `ShardSet.read` or webdataset gives; no bytes for one without image.
+    """Return the example and the image bytes of what `ShardSet.read` or webdataset gives.
 
-    ValueError when there is no json, or more than one image.
+    Args:
+        members: Contents by suffix.
+
+    Returns:
+        The example, and the bytes of its image; none for a conversation without image.
+
+    Raises:
+        ValueError: There is no json, or more than one image.
     """
     images = [
         data for suffix, data in members.items() if suffix != "json" and not suffix.startswith("__")
@@ -222,6 +256,6 @@ def decode_member(members: dict[str, bytes]) -> tuple[RegionExample, bytes]:
     example = RegionExample.from_json(members["json"])
     if bool(images) != bool(example.width):
         raise ValueError(
-            f"{example.sample_id}: {len(images)} images for a picture {example.width} px wide"
+            f"{example.sample_id}: {len(images)} images where one is {example.width} px wide"
         )
     return example, images[0] if images else b""

@@ -20,7 +20,9 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from pipelines.artifacts import Artifact, filesystem_of, json_bytes
+from pipelines.artifacts import Artifact
+from pipelines.fingerprints import json_bytes
+from pipelines.storage import filesystem_of
 from pipelines.train_config import best_rule
 from pipelines.training.export import copy_export, write_export
 

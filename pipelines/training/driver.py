@@ -38,8 +38,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.artifacts import Artifact, json_bytes
+from pipelines.artifacts import Artifact
 from pipelines.cluster import Pools, RuntimeConfig, cluster_resources, pool_sizes
+from pipelines.fingerprints import json_bytes
 from pipelines.loading.loader import make_plan, open_sources
 from pipelines.loading.sample_plan import SamplePlan
 from pipelines.train_config import TrainConfig

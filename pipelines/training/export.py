@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from pipelines.artifacts import Artifact, filesystem_of, json_bytes
+from pipelines.artifacts import Artifact
+from pipelines.fingerprints import json_bytes
+from pipelines.storage import filesystem_of
 from pipelines.training.job import TrainJob
 from pipelines.training.learners import Trainee
 

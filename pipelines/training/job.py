@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import Artifact, canonical, fingerprint
+from pipelines.artifacts import Artifact
 from pipelines.evaluation.predict import VERSION as PREDICT_VERSION
 from pipelines.evaluation.predict import PredictConfig
+from pipelines.fingerprints import canonical, fingerprint
 from pipelines.loading.sample_plan import check_weights
 from pipelines.train_config import VALIDATION, TrainConfig, best_rule
 from pipelines.training.learners import Learner

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from pipelines.artifacts import Artifact, json_bytes
+from pipelines.artifacts import Artifact
+from pipelines.fingerprints import json_bytes
 from pipelines.loading.loader import Loader, make_plan, open_sources
 from pipelines.loading.micro_batches import num_micro_batches
 from pipelines.training.candidates import Candidates

@@ -38,8 +38,8 @@ from jobs.detector_arguments import (
 )
 from jobs.recipes.arguments import parse_arguments
 from jobs.recipes.catalogue import RECIPES
-from pipelines.artifacts import canonical
 from pipelines.cluster import RuntimeConfig
+from pipelines.fingerprints import canonical
 
 
 @pytest.fixture

@@ -18,10 +18,12 @@ from PIL import Image
 from dataset_builders import BuildOptions, DataFolders
 from fo1_model.detectors import GroundTruthJitterConfig, leaves
 from pipelines import samples
-from pipelines.artifacts import Artifact, fingerprint
-from pipelines.cluster import RuntimeConfig, map_buckets
+from pipelines.artifacts import Artifact
+from pipelines.cluster import RuntimeConfig
+from pipelines.fingerprints import fingerprint
 from pipelines.proposals import generate
 from pipelines.shards import write
+from pipelines.worker_pools import map_buckets
 
 CATEGORIES = ("red square", "blue square", "red disc", "green disc")
 SIZE = (96, 80)
@@ -30,7 +32,8 @@ SIZE = (96, 80)
 def write_world(root: Path, num_images: int = 12, *, broken: bool = False) -> Path:
     """Write the dataset below root/coco. Image 1 has no boxes, image 2 a crowd region.
 
-    broken: image 3 is cut short, image 4 is missing, image 5 has another size than annotated, one box is NaN.
+    broken: image 3 is cut short, image 4 is missing, image 5 has another size than annotated, one
+    box is NaN.
     """
     folder = root / "coco"
     (folder / "annotations").mkdir(parents=True)
@@ -164,7 +167,7 @@ class Steps:
 
 
 def run_and_die(step: str, data: Path, root: Path, name: str) -> None:
-    """Make one step, and SIGKILL this process when the file `name` is written but not yet renamed."""
+    """Make one step, and SIGKILL this process when file `name` is written but not yet renamed."""
     rename = Path.replace
 
     def replace(self: Path, target: str | Path) -> Path:
@@ -186,9 +189,10 @@ class SlowShardWorker(write.ShardWorker):
 
 
 def serve() -> None:
-    """Do `run_and_die` for each line of standard input in a fork of this process, which has torch in memory.
+    """Do `run_and_die` for each line of standard input, in a fork of this process.
 
-    Answers with the exit code. Importing torch for each would be most of the test's time.
+    Answers with the exit code. This process has torch in memory: importing it for each would be
+    most of the test's time.
     """
     import fo1_model.detectors.known_boxes  # noqa: F401
 

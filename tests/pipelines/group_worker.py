@@ -20,7 +20,10 @@ from pipelines.training.worker import LocalWorker, checkpoint_name
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> None:
-    """Run ``function(*args)`` on ranks of one gloo group; an error or exit of one ends all and is raised."""
+    """Run ``function(*args)`` on ranks of one gloo group.
+
+    An error or exit of one ends all and is raised.
+    """
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_rank, (world_size, f"{folder}/store", function, args), nprocs=world_size)
 

@@ -9,17 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.artifacts import (
-    Artifact,
-    canonical,
-    check_writable,
-    file_digest,
-    fingerprint,
-    json_bytes,
-    parquet_bytes,
-    prepare,
+from pipelines.artifacts import Artifact, parquet_bytes, prepare
+from pipelines.errors import SettingError
+from pipelines.fingerprints import canonical, file_digest, fingerprint, json_bytes
+from pipelines.row_accounting import (
+    LedgerError,
+    UnbalancedLedgerError,
+    add_ledgers,
+    check_rejects,
+    entry,
+    reconcile,
 )
-from pipelines.row_accounting import LedgerError, add_ledgers, check_rejects, entry, reconcile
+from pipelines.storage import check_writable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +133,10 @@ def test_half_written_file_is_never_seen(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_lost_rows_raise_with_the_place(tmp_path: Path) -> None:
     lost = {"rows_in": 3, "rows_out": 2, "rejects": 0, "rejects_by_reason": {}}
-    with pytest.raises(LedgerError, match=r"samples/coco bucket 4, units: 3 rows in, 2 out"):
+    message = r"samples/coco bucket 4, units: 3 rows in, 2 out"
+    with pytest.raises(UnbalancedLedgerError, match=message):
         artifact(tmp_path).commit_bucket(4, {}, {"units": lost})
-    with pytest.raises(LedgerError, match="here"):
+    with pytest.raises(UnbalancedLedgerError, match="here"):
         reconcile({**lost, "rejects": 1}, where="here")  # a reject without a reason
 
 
@@ -142,9 +144,29 @@ def test_too_many_rejects_name_reasons_and_counts() -> None:
     ledger = {"units": {"box": entry(10, 5, ["nan_box"] * 2 + ["empty_box"] * 3)}}
     check_rejects(ledger, 0.5, where="build")
     with pytest.raises(
-        ValueError, match=r"box: 5 of 10 rows rejected \(3 empty_box, 2 nan_box\).*=0.2"
+        LedgerError, match=r"box: 5 of 10 rows rejected \(3 empty_box, 2 nan_box\).*=0.2"
     ):
         check_rejects(ledger, 0.2, where="build")
+
+
+def test_a_step_that_lost_too_much_says_how_much_why_and_where(tmp_path: Path) -> None:
+    made = artifact(tmp_path)
+    made.commit_bucket(0, {}, entry(10, 6, ["empty_box"] * 3 + ["benchmark_image"]))
+    with pytest.raises(LedgerError) as error:
+        made.commit_buckets(
+            version=1, config=Left(), inputs={}, num_buckets=1, max_reject_fraction=0.2
+        )
+    assert str(error.value) == (
+        "samples/coco: 3 of 10 rows rejected (3 empty_box), more than max_reject_fraction=0.2 "
+        f"allows. The rejected rows, with details, lie in {made.path}/rejects-*.parquet. Mend the "
+        "data, or raise --max-reject-fraction, and run the command again"
+    )
+    assert made.status() == "partial"
+
+
+def test_a_lost_row_is_a_defect_and_no_fault_of_the_data(tmp_path: Path) -> None:
+    """The command tells a `LedgerError` in one line; this one must show its traceback."""
+    assert not issubclass(UnbalancedLedgerError, LedgerError)
 
 
 @given(
@@ -222,7 +244,7 @@ def test_prepare_checks_fingerprint_root_and_force(tmp_path: Path) -> None:
 
 def test_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"root=.*file/below.*cannot be written"):
+    with pytest.raises(SettingError, match=r"root=.*file/below.*cannot be written"):
         check_writable(str(tmp_path / "file" / "below"))
     check_writable(str(tmp_path / "new"))
     assert list((tmp_path / "new").iterdir()) == []

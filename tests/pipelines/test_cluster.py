@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import Pools, RuntimeConfig, map_buckets, pool_sizes
+from pipelines.available_cpus import available_cpus
+from pipelines.cluster import LEAST_LOCAL_CPUS, Pools, RuntimeConfig, pool_sizes
+from pipelines.errors import SettingError
 from pipelines.progress import Progress, duration
+from pipelines.worker_pools import map_buckets
 
 
 def doubler() -> type:
-    """Worker of the tests: says what it was given. Made here, so that it is pickled by value: Ray's workers
-    cannot import the modules of tests."""
+    """Worker of the tests, which says what it was given.
+
+    Made here, so that it is pickled by value: Ray's workers cannot import the modules of tests.
+    """
 
     class Doubler:
         def __init__(self, factor: int, broken: int | None = None) -> None:
@@ -51,11 +56,14 @@ def test_nothing_to_do_starts_nothing() -> None:
 
 def test_inline_does_not_import_ray() -> None:
     code = (
-        "import sys; from pipelines.cluster import *; import pipelines.shards.write, pipelines.samples\n"
+        "import sys; from pipelines.cluster import RuntimeConfig\n"
+        "from pipelines.worker_pools import map_buckets\n"
+        "import pipelines.shards.write, pipelines.samples\n"
         "class W:\n    def __call__(self, b): return {}\n"
         "runtime = RuntimeConfig(root='/tmp', data='/tmp', workers=0)\n"
         "list(map_buckets(W, {}, [1], runtime=runtime, description='t'))\n"
-        "assert not {'ray', 'torch', 'mlflow', 'webdataset'} & set(sys.modules), sorted(sys.modules)"
+        "heavy = {'ray', 'torch', 'mlflow', 'webdataset'} & set(sys.modules)\n"
+        "assert not heavy, sorted(heavy)"
     )
     subprocess.run(
         [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())}
@@ -67,7 +75,7 @@ def test_inline_does_not_import_ray() -> None:
     [{"workers": -1}, {"gpus_per_worker": -0.5}, {"max_reject_fraction": 1.5}, {"root": ""}],
 )
 def test_wrong_settings_name_the_field(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(SettingError, match=next(iter(wrong))):
         RuntimeConfig(**({"root": "/tmp", "data": "/tmp"} | wrong))
 
 
@@ -146,7 +154,7 @@ def test_pools_follow_the_cluster(cpus, gpus, workers, share, expected) -> None:
 )
 def test_a_pool_that_does_not_fit_is_refused(cpus, gpus, workers, share, message) -> None:
     asked = RuntimeConfig(root="/tmp", data="/tmp", workers=workers, gpus_per_worker=share)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         pool_sizes({"CPU": cpus, "GPU": gpus}, asked, with_helpers=True)
 
 
@@ -171,6 +179,6 @@ def test_on_ray_every_bucket_once_errors_as_raised_and_impossible_pools_refused(
             )
         )
 
-    cpus = max(4, os.cpu_count() or 1)
-    with pytest.raises(ValueError, match=rf"workers={cpus} at 1 CPU each.*--workers {cpus - 1}"):
+    cpus = max(LEAST_LOCAL_CPUS, available_cpus())
+    with pytest.raises(SettingError, match=rf"workers={cpus} at 1 CPU each.*--workers {cpus - 1}"):
         map_buckets(doubler(), {"factor": 1}, [1], runtime=runtime(cpus), description="test")

@@ -10,6 +10,8 @@ from dataset_builders.images import bucket_of
 from dataset_builders.records import Ledger, Reject, Sample, sample_from_row
 from dataset_builders.validation import validate
 from pipelines import samples
+from pipelines.errors import SettingError
+from pipelines.row_accounting import LedgerError
 from tests.pipelines.coco_world import Steps, write_world
 
 
@@ -114,7 +116,7 @@ def test_missing_file_names_it_and_the_layout(world: Path, tmp_path: Path) -> No
         ValueError, match=r"instances_train2017.json not found(.|\n)*layout(.|\n)*train2017/"
     ):
         _ = Steps(tmp_path / "empty", tmp_path).samples
-    with pytest.raises(ValueError, match=r"dataset='cocoo' is unknown.*drawn_train"):
+    with pytest.raises(SettingError, match=r"dataset='cocoo' is unknown.*drawn_train"):
         samples.SamplesConfig(dataset="cocoo")
 
 
@@ -125,7 +127,7 @@ def test_too_many_rejects_fail_with_reasons_and_a_higher_limit_finishes(
     items += [Ledger(read={"box": 10}, used={"box": 7})]
     fake_dataset(monkeypatch, items)
     with pytest.raises(
-        ValueError, match=r"3 of 10 rows rejected \(3 empty_box\).*max_reject_fraction=0.2"
+        LedgerError, match=r"3 of 10 rows rejected \(3 empty_box\).*max_reject_fraction=0.2"
     ):
         Steps(world, tmp_path).build()
     assert Steps(world, tmp_path).samples.status() == "partial"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.boxes import iou_matrix
 from pipelines.evaluation.metrics.cases import Scene
-from pipelines.evaluation.metrics.matching import greedy_pairs, iou_matrix
+from pipelines.evaluation.metrics.matching import greedy_pairs
 from pipelines.evaluation.metrics.proposals import Proposed
 
 IOU = 0.5

@@ -1,25 +1,8 @@
-"""Overlap of boxes and one-to-one pairing by it. Boxes are xyxy, pixels, float32[N, 4]."""
+"""One-to-one pairing of boxes by their overlap (`pipelines.boxes.iou_matrix`)."""
 
 from __future__ import annotations
 
 import numpy as np
-from pycocotools import mask
-
-
-def iou_matrix(
-    boxes: np.ndarray, others: np.ndarray, *, others_are_crowds: bool = False
-) -> np.ndarray:
-    """Compute IoU as float64[N, M] of float32[N, 4] and float32[M, 4], xyxy.
-
-    Against a crowd the denominator is the area of the first box alone, as COCO defines it.
-    """
-    if not len(boxes) or not len(others):
-        return np.zeros((len(boxes), len(others)))
-    first, second = (
-        np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], axis=1).astype(np.float64)
-        for b in (boxes, others)
-    )
-    return np.asarray(mask.iou(first, second, [int(others_are_crowds)] * len(others)))
 
 
 def greedy_pairs(overlap: np.ndarray, threshold: float) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.boxes import iou_matrix
 from pipelines.evaluation.metrics.cases import Scene
 from pipelines.evaluation.metrics.detection import (
     AREAS,
@@ -19,7 +20,6 @@ from pipelines.evaluation.metrics.detection import (
     detection,
     run_cocoeval,
 )
-from pipelines.evaluation.metrics.matching import iou_matrix
 
 BUDGETS = (10, 100, 300)
 

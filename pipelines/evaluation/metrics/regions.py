@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from pipelines.boxes import iou_matrix
 from pipelines.evaluation.metrics.cases import Case
-from pipelines.evaluation.metrics.matching import greedy_pairs, iou_matrix
+from pipelines.evaluation.metrics.matching import greedy_pairs
 
 GROUNDED_TASKS = ("detection", "referring", "counting", "rejection")
 """Tasks whose answer is a set of regions."""

@@ -18,8 +18,9 @@ from dataset_builders.records import (
     sample_to_row,
 )
 from fo1_model import grammar
-from pipelines.artifacts import Artifact, fingerprint, parquet_bytes
+from pipelines.artifacts import Artifact, parquet_bytes
 from pipelines.cluster import RuntimeConfig
+from pipelines.fingerprints import fingerprint
 from pipelines.row_accounting import entry
 from pipelines.schemas import PREDICTION_SCHEMA, PROPOSALS_SCHEMA, RegionExample
 from pipelines.shards.write import VERSION, ShardsConfig, shards_inputs, write_shards

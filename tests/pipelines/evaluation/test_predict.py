@@ -12,7 +12,7 @@ from fo1_model.checkpoint import new_model, save_model
 from fo1_model.config import SIZES
 from fo1_model.generation import Answer
 from fo1_model.grammar import parse
-from pipelines.artifacts import Artifact, fingerprint
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.evaluation.predict import (
     VERSION,
@@ -28,6 +28,7 @@ from pipelines.evaluation.predict import (
     region_score,
 )
 from pipelines.evaluation.score import evaluate, read_examples
+from pipelines.fingerprints import fingerprint
 from pipelines.reports.answer_image import question_for
 from pipelines.shards.tar_format import tasks_of
 from tests.pipelines.evaluation.small_evaluation import (

@@ -11,22 +11,22 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.proposals import generate
-from pipelines.proposals.workers import LoadingDetectorWorker, Look
+from pipelines.proposals.workers import LoadAndDetectWorker, WorkerSettings
 from tests.pipelines.coco_world import Steps
 
 SECONDS = 1.0
 """That a slice takes at least: time to kill something."""
 
 
-class SlowWorker(LoadingDetectorWorker):
+class SlowWorker(LoadAndDetectWorker):
     """Logs each slice with its process when it is done."""
 
-    def __init__(self, look: Look) -> None:
-        super().__init__(look)
-        self._log = Path(look.output.root).parent / "calls.log"
+    def __init__(self, settings: WorkerSettings) -> None:
+        super().__init__(settings)
+        self._log = Path(settings.output.root).parent / "calls.log"
 
     def __call__(self, tasks: pa.Table) -> pa.Table:
-        """See `LoadingDetectorWorker`."""
+        """See `LoadAndDetectWorker`."""
         found = super().__call__(tasks)
         time.sleep(SECONDS)
         with self._log.open("a") as stream:
@@ -37,7 +37,7 @@ class SlowWorker(LoadingDetectorWorker):
 
 def main(data: str, root: str, address: str, workers: str) -> None:
     """Make the proposals."""
-    generate.LoadingDetectorWorker = SlowWorker
+    generate.LoadAndDetectWorker = SlowWorker
     Steps(Path(data), Path(root), workers=int(workers), address=address).propose()
 
 

@@ -1,4 +1,4 @@
-"""Pictures that are broken, odd or turned: each gets a status and a reason, or boxes at the right place."""
+"""Images that are broken, odd or turned: each gets a status and a reason, or boxes in place."""
 
 import io
 import json
@@ -18,7 +18,8 @@ from fo1_model.detectors import GroundTruthJitterConfig, UntrainedOPNConfig
 from pipelines.artifacts import Artifact
 from pipelines.proposals import generate
 from pipelines.proposals.generate import ProposalsConfig
-from pipelines.proposals.workers import ImageLoader, Look, slices
+from pipelines.proposals.workers import ImageLoader, WorkerSettings, slices
+from pipelines.row_accounting import LedgerError
 from tests.pipelines.coco_world import Steps
 
 SIDES = (96, 64)
@@ -37,8 +38,11 @@ def upright() -> np.ndarray:
 
 
 def stored(orientation: int) -> np.ndarray:
-    """The upright picture as a camera stores it. By the definition in the EXIF standard: where the first row
-    and the first column of the stored picture belong."""
+    """The upright image as a camera stores it.
+
+    By the definition in the EXIF standard: where the first row and the first column of the stored
+    image belong.
+    """
     up = upright()
     return np.ascontiguousarray(
         {
@@ -107,7 +111,10 @@ def sixteen_bit_rgb() -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One file and what must become of it. size: as annotated; also as decoded, where the status is ok."""
+    """One file and what must become of it.
+
+    size: as annotated; also as decoded, where the status is ok.
+    """
 
     data: bytes | None = None
     suffix: str = "jpg"
@@ -267,7 +274,7 @@ def test_the_detector_sees_the_object_where_its_box_is(data: Path) -> None:
     """In every colour mode and every orientation: what OPN is given is the upright picture."""
     steps = steps_of(data, UntrainedOPNConfig())
     steps.propose()
-    look = Look(
+    settings = WorkerSettings(
         detector=steps.detector,
         checkpoint=None,
         output=steps.proposals,
@@ -278,10 +285,10 @@ def test_the_detector_sees_the_object_where_its_box_is(data: Path) -> None:
         steps.proposals.read_table(f"images-{bucket:05d}.parquet").num_rows for bucket in range(8)
     ]
     tasks = [task for bucket, count in enumerate(counts) for task in slices(bucket, count)]
-    opener = ImageLoader(look)
+    loader = ImageLoader(settings)
     names = {number: name for name, number in IDS.items()}
     seen = {
-        names[row["image_id"]]: prepared for task in tasks for row, prepared in opener.open(**task)
+        names[row["image_id"]]: prepared for task in tasks for row, prepared in loader.load(**task)
     }
     assert {name for name, prepared in seen.items() if prepared is not None} == {
         name for name, picture in PICTURES.items() if picture.status == "ok"
@@ -300,7 +307,7 @@ def test_the_detector_sees_the_object_where_its_box_is(data: Path) -> None:
         assert np.abs(outside - np.array(dark)[:, None, None]).max() < 14, name
     for orientation in range(2, 9):  # so their boxes are the same, too
         np.testing.assert_array_equal(seen[f"turned {orientation}"].pixels, seen["turned 1"].pixels)
-    table = opener(pa.Table.from_pylist(tasks))
+    table = loader(pa.Table.from_pylist(tasks))
     assert table["status"].to_pylist().count("ok") == len(PICTURES) - sum(REASONS.values())
 
 
@@ -318,11 +325,12 @@ def test_above_the_limit_the_run_fails_and_says_what_was_lost(
     strict.build()
     rejects = sum(REASONS.values())
     message = (
-        rf"proposals/coco/jitter: {rejects} of {len(PICTURES)} rows rejected \(5 undecodable_image, "
-        r"2 image_too_large, 2 missing_image, 1 size_mismatch, 1 unsafe_path\), more than "
-        r"max_reject_fraction=0\.2"
+        rf"proposals/coco/jitter: {rejects} of {len(PICTURES)} rows rejected "
+        r"\(5 undecodable_image, 2 image_too_large, 2 missing_image, 1 size_mismatch, "
+        r"1 unsafe_path\), more than "
+        r"max_reject_fraction=0\.2 allows\. .* lie in .*rejects-\*\.parquet and the rows of part"
     )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(LedgerError, match=message):
         strict.propose()
     assert strict.proposals.status() == "partial"
     assert sorted(strict.proposals.finished()) == list(range(8))

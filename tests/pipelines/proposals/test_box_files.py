@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_builders.records import BadRecord
+from pipelines.errors import SettingError
 from pipelines.proposals.box_files import BoxFile, open_box_file
 from pipelines.schemas import PROPOSALS_SCHEMA
 
@@ -158,7 +159,7 @@ def test_names_of_pictures_of_other_years_and_inside_containers(tmp_path: Path) 
 
 
 def test_a_number_is_an_id_where_ids_are_numbers(tmp_path: Path) -> None:
-    """Picture 2.jpg has id 1: boxes of image 2 are those of 3.jpg; 2.jpg, which no box names, has none."""
+    """Image 2.jpg has id 1: boxes of image 2 are those of 3.jpg; no box names 2.jpg."""
     path = coco_results(tmp_path, {"2": ([[0, 0, 9, 9]], [0.5]), "3": ([[1, 1, 8, 8]], [0.5])})
     images = [(str(number), f"own/{number + 1}.jpg") for number in (1, 2, 3)]
     with open_box_file(path) as file:
@@ -293,7 +294,9 @@ def test_names_without_an_image_are_counted(tmp_path: Path) -> None:
     for form in FORMS:
         with open_box_file(form(tmp_path, found)) as file:
             assert file.close_books(0) == 3
-            with pytest.raises(ValueError, match=r"names none of the 5 images \(it has '7', say\)"):
+            with pytest.raises(
+                SettingError, match=r"names none of the 5 images \(it has '7', say\)"
+            ):
                 file.close_books(5)
             file.claim("8", "coco/eight.jpg")
             assert file.close_books(5) == 2
@@ -353,6 +356,9 @@ def test_refused_parquet_and_bytes_that_are_no_text(tmp_path: Path) -> None:
     data[4:200] = b"\xff" * 196  # the first pages; the footer is whole
     path.write_bytes(data)
     assert "is not a parquet file" in refused(path)
+    strange = pa.array([b"\xff\xfe.jpg"]).view(pa.string())
+    pq.write_table(pa.table({"image": strange, "boxes": [[[1.0, 2.0, 3.0, 4.0]]]}), path)
+    assert "is not a parquet file: 'utf-8' codec can't decode" in refused(path)
     text = tmp_path / "boxes.jsonl"
     text.write_bytes(b'{"image": "\xff\xfe", "boxes": []}')
     assert "line 1 is not JSON" in refused(text)

@@ -18,6 +18,7 @@ from fo1_model.detectors import (
     UPNConfig,
 )
 from pipelines.artifacts import Artifact
+from pipelines.errors import SettingError
 from pipelines.proposals.detector_inputs import (
     check_supplies,
     checkpoints,
@@ -76,22 +77,24 @@ def test_each_detector_takes_what_it_needs(weights: Path, box_file: Path) -> Non
         if name in allowed:
             check_supplies(detector, (supply,))
         else:
-            with pytest.raises(ValueError, match=rf"^{type(detector).__name__} needs .* was given"):
+            with pytest.raises(
+                SettingError, match=rf"^{type(detector).__name__} needs .* was given"
+            ):
                 check_supplies(detector, (supply,))
 
 
 def test_errors_say_what_is_needed(tmp_path: Path) -> None:
     gone = str(tmp_path / "gone.jsonl")
     with pytest.raises(
-        ValueError, match=rf"BoxFileConfig: there is nothing at {gone}; give a file of boxes"
+        SettingError, match=rf"BoxFileConfig: there is nothing at {gone}; give a file of boxes"
     ):
         check_supplies(BoxFileConfig(), (gone,))
     union = UnionConfig(members=(UntrainedOPNConfig(), BoxFileConfig()))
-    with pytest.raises(ValueError, match="1 given for 2 detectors"):
+    with pytest.raises(SettingError, match="1 given for 2 detectors"):
         check_supplies(union, (None,))
-    with pytest.raises(ValueError, match=r"BoxFileConfig needs a file of boxes; None was given"):
+    with pytest.raises(SettingError, match=r"BoxFileConfig needs a file of boxes; None was given"):
         check_supplies(union, (None, None))
-    with pytest.raises(ValueError, match="UntrainedOPNConfig needs nothing"):
+    with pytest.raises(SettingError, match="UntrainedOPNConfig needs nothing"):
         check_supplies(union, (gone, gone))
 
 
@@ -108,7 +111,7 @@ def test_identity_of_one_detector(weights: Path, box_file: Path, cache: Path) ->
     assert supplied_inputs(BoxFileConfig(), (str(box_file),), cache) == {
         "boxes": content_digest(box_file, cache)
     }
-    with pytest.raises(ValueError, match="BoxFileConfig needs"):
+    with pytest.raises(SettingError, match="BoxFileConfig needs"):
         supplied_inputs(BoxFileConfig(), (None,), cache)
 
 
@@ -176,7 +179,7 @@ def test_a_byte_changed_in_place_is_seen_though_size_and_digests_are_remembered(
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "README.md").write_text("nothing here")
-    with pytest.raises(ValueError, match=r"the folder holds no weights \(\.bin, \.json, "):
+    with pytest.raises(SettingError, match=r"the folder holds no weights \(\.bin, \.json, "):
         supplied_inputs(ClosedSetConfig(), (str(tmp_path),), cache)
 
 
@@ -222,7 +225,9 @@ def test_weights_that_are_a_path(weights: Path, monkeypatch: pytest.MonkeyPatch)
         "a/b/c",
         "x.pth",
     ):
-        with pytest.raises(ValueError, match=rf"^weights={name}: there is no such folder or file$"):
+        with pytest.raises(
+            SettingError, match=rf"^weights={name}: there is no such folder or file$"
+        ):
             find_weights(name)
 
 
@@ -248,7 +253,7 @@ def test_weights_that_are_not_in_the_cache(
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
     fix = f"fetch it with `hf download {name}`, or give a folder"
     with pytest.raises(
-        ValueError, match=rf"^vlm={name}: there is no such folder, .*{fix}$"
+        SettingError, match=rf"^vlm={name}: there is no such folder, .*{fix}$"
     ) as raised:
         find_weights(name, "vlm")
     assert "\n" not in str(raised.value)

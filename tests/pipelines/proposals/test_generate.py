@@ -11,8 +11,11 @@ from fo1_model.detectors import (
     OPNDetectorConfig,
     Selection,
 )
+from pipelines.errors import SettingError
 from pipelines.input_digests import image_list_digest
-from pipelines.proposals.generate import ProposalsConfig, objects_by_image
+from pipelines.proposals.generate import ProposalsConfig
+from pipelines.proposals.image_lists import objects_by_image
+from pipelines.row_accounting import LedgerError
 from pipelines.schemas import PROPOSALS_SCHEMA, proposals_by_image
 from tests.pipelines.coco_world import Steps, write_world
 
@@ -71,7 +74,7 @@ def test_over_the_reject_limit_the_step_fails_with_counts(steps: Steps, tmp_path
     strict = Steps(Path(steps.runtime.data), tmp_path, max_reject_fraction=0.1)
     strict.build()
     with pytest.raises(
-        ValueError, match=r"3 of 12 rows rejected \(1 missing_image, 1 size_mismatch"
+        LedgerError, match=r"3 of 12 rows rejected \(1 missing_image, 1 size_mismatch"
     ):
         strict.propose()
 
@@ -102,7 +105,7 @@ def test_detector_settings_change_the_artifact_and_a_box_only_what_sees_it(tmp_p
     document = json.loads(path.read_text())
     document["annotations"][0]["bbox"][0] += 1
     path.write_text(json.dumps(document))
-    # A ground-truth detector sees the box; the list of images, all that others depend on, is what it was.
+    # A ground-truth detector sees the box; the list of images, all that others depend on, stays.
     assert steps.proposals.fingerprint != before[0]
     assert image_list_digest(source, steps.folders, steps.cache) == before[1]
     document["images"].pop()
@@ -119,25 +122,25 @@ def test_detector_settings_change_the_artifact_and_a_box_only_what_sees_it(tmp_p
 
 
 def test_what_a_detector_needs_is_checked_before_any_work(steps: Steps) -> None:
-    with pytest.raises(ValueError, match=r"image_source='nowhere' is unknown"):
+    with pytest.raises(SettingError, match=r"image_source='nowhere' is unknown"):
         ProposalsConfig(image_source="nowhere", detector=GroundTruthConfig())
     from pipelines.proposals.generate import propose
 
     common = {"folders": steps.folders, "runtime": steps.runtime, "inputs": {}}
-    with pytest.raises(ValueError, match="GroundTruthJitterConfig needs samples"):
+    with pytest.raises(SettingError, match="GroundTruthJitterConfig needs samples"):
         propose(steps.proposals_config, steps.proposals, **common, supplies=(None,))
     config = ProposalsConfig(image_source="coco", detector=OPNDetectorConfig())
-    with pytest.raises(ValueError, match="OPNDetectorConfig needs a finished training run"):
+    with pytest.raises(SettingError, match="OPNDetectorConfig needs a finished training run"):
         propose(config, steps.proposals, **common, supplies=(None,))
-    with pytest.raises(ValueError, match="OPNDetectorConfig needs a finished training run"):
+    with pytest.raises(SettingError, match="OPNDetectorConfig needs a finished training run"):
         propose(config, steps.proposals, **common, supplies=(steps.samples,))
-    with pytest.raises(ValueError, match="nothing at /nowhere"):
+    with pytest.raises(SettingError, match="nothing at /nowhere"):
         propose(config, steps.proposals, **common, supplies=("/nowhere",))
-    with pytest.raises(ValueError, match="0 given for 1 detectors"):
+    with pytest.raises(SettingError, match="0 given for 1 detectors"):
         propose(config, steps.proposals, **common, supplies=())
 
 
 def test_samples_must_be_there_first(tmp_path: Path) -> None:
     write_world(tmp_path / "data")
-    with pytest.raises(ValueError, match=r"is missing: make it before"):
+    with pytest.raises(SettingError, match=r"is missing: make it before"):
         Steps(tmp_path / "data", tmp_path).propose()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fo1_model.detectors import BoxFileConfig
+from pipelines.errors import SettingError
 from tests.pipelines.coco_world import SIZE, Steps, write_world
 from tests.pipelines.shards.test_kill import content
 
@@ -93,7 +94,7 @@ def test_a_file_about_other_pictures_fails_before_any_is_opened(
     steps.box_file = str(
         write_lines(tmp_path / "boxes.jsonl", [{"image": "elsewhere/1.jpg", "boxes": []}])
     )
-    with pytest.raises(ValueError, match=r"boxes\.jsonl names none of the 12 images"):
+    with pytest.raises(SettingError, match=r"boxes\.jsonl names none of the 12 images"):
         steps.propose()
     assert steps.proposals.finished() == {}
 

@@ -1,4 +1,4 @@
-"""Proposals on a cluster of two nodes: an actor, a node and the driver are killed, and nothing is lost."""
+"""Proposals on two nodes: an actor, a node and the driver are killed, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def cluster() -> Iterator[Any]:
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_an_actor_a_node_and_the_driver_are_killed(tmp_path: Path, cluster: Any) -> None:
-    """One row an image and the bytes of an undisturbed run; finished buckets are never looked at again."""
+    """One row an image, the bytes of an undisturbed run, and no finished bucket done again."""
     data = tmp_path / "data"
     write_world(data, num_images=NUM_IMAGES)
     whole = Steps(data, tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Opening and looking in one process, in two, and on Ray: the same rows; pixels cross without a copy."""
+"""Loading and detecting in one process, in two, and on Ray: the same rows, no pixel copied."""
 
 import time
 from pathlib import Path
@@ -20,20 +20,20 @@ from fo1_model.detectors import (
     UnionConfig,
     UntrainedOPNConfig,
 )
-from pipelines.cluster import Stage, run_stages
 from pipelines.proposals.detector_inputs import checkpoints
 from pipelines.proposals.workers import (
-    _OPENED_SCHEMA,
+    LOADED_SCHEMA,
     SLICE,
     DetectorWorker,
     ImageLoader,
-    LoadingDetectorWorker,
-    Look,
+    LoadAndDetectWorker,
+    WorkerSettings,
     _packed,
     _unpacked,
     slices,
 )
 from pipelines.schemas import PROPOSALS_SCHEMA
+from pipelines.worker_pools import Stage, run_stages
 from tests.pipelines.coco_world import Steps, write_world
 
 JITTER = GroundTruthJitterConfig(num_distractors=3, jitter=0.05, seed=3)
@@ -69,8 +69,8 @@ def proposed(world: Path, name: str) -> Steps:
     return steps
 
 
-def look_of(steps: Steps) -> Look:
-    return Look(
+def settings_of(steps: Steps) -> WorkerSettings:
+    return WorkerSettings(
         detector=steps.detector,
         checkpoint=checkpoints(steps.detector, steps.supplies),
         output=steps.proposals,
@@ -101,15 +101,15 @@ def through_bytes(table: pa.Table) -> pa.Table:
 @pytest.mark.parametrize("name", DETECTORS)
 def test_two_stages_give_what_one_gives(name: str, world: Path) -> None:
     steps = proposed(world, name)
-    opener, looker = ImageLoader(look_of(steps)), DetectorWorker(look_of(steps))
+    loader, detector = ImageLoader(settings_of(steps)), DetectorWorker(settings_of(steps))
     rows, boxes = [], 0
     for number, task in enumerate(tasks_of(steps)):
-        opened = opener(pa.Table.from_pylist([task]))
-        assert opened.schema.equals(_OPENED_SCHEMA)
-        looked = looker(opened if number % 2 else through_bytes(opened))
-        assert looked.schema.equals(PROPOSALS_SCHEMA)
-        rows += looked.to_pylist()
-        boxes += sum(len(row["boxes"]) for row in looked.to_pylist())
+        loaded = loader(pa.Table.from_pylist([task]))
+        assert loaded.schema.equals(LOADED_SCHEMA)
+        detected = detector(loaded if number % 2 else through_bytes(loaded))
+        assert detected.schema.equals(PROPOSALS_SCHEMA)
+        rows += detected.to_pylist()
+        boxes += sum(len(row["boxes"]) for row in detected.to_pylist())
     assert rows == made(steps)
     assert boxes > NUM_IMAGES
     statuses = {row["image_id"]: row["status"] for row in rows if row["status"] != "ok"}
@@ -125,24 +125,24 @@ def test_several_tasks_at_once_and_a_table_in_pieces(world: Path) -> None:
     """Ray may hand on several slices as one block, or a block in chunks."""
     steps = proposed(world, "union")
     tasks = tasks_of(steps)
-    opener, looker = ImageLoader(look_of(steps)), DetectorWorker(look_of(steps))
-    both = opener(pa.Table.from_pylist(tasks))
-    assert looker(both).to_pylist() == made(steps)
+    loader, detector = ImageLoader(settings_of(steps)), DetectorWorker(settings_of(steps))
+    both = loader(pa.Table.from_pylist(tasks))
+    assert detector(both).to_pylist() == made(steps)
     pieces = pa.concat_tables([both.slice(0, 7), through_bytes(both.slice(7, 1)), both.slice(8)])
     assert pieces["pixels"].num_chunks == 3
-    assert looker(pieces).to_pylist() == made(steps)
-    assert LoadingDetectorWorker(look_of(steps))(pa.Table.from_pylist(tasks)).to_pylist() == made(
+    assert detector(pieces).to_pylist() == made(steps)
+    assert LoadAndDetectWorker(settings_of(steps))(pa.Table.from_pylist(tasks)).to_pylist() == made(
         steps
     )
-    assert looker(both.slice(0, 0)).num_rows == 0
+    assert detector(both.slice(0, 0)).num_rows == 0
 
 
 def test_what_is_known_is_each_images_own(world: Path) -> None:
     """The annotated boxes that were listed for it, none for an image that is not looked at."""
     steps = proposed(world, "ground_truth_jitter")
-    opened = ImageLoader(look_of(steps))(pa.Table.from_pylist(tasks_of(steps)))
+    loaded = ImageLoader(settings_of(steps))(pa.Table.from_pylist(tasks_of(steps)))
     known = dict(
-        zip(opened["image_id"].to_pylist(), opened["known_boxes"].to_pylist(), strict=True)
+        zip(loaded["image_id"].to_pylist(), loaded["known_boxes"].to_pylist(), strict=True)
     )
     lists = [steps.proposals.read_table(f"images-{bucket:05d}.parquet") for bucket in range(8)]
     listed = [row for table in lists for row in table.to_pylist()]
@@ -155,10 +155,10 @@ def test_what_is_known_is_each_images_own(world: Path) -> None:
 
 def test_pixels_are_those_of_the_table(world: Path) -> None:
     steps = proposed(world, "opn_untrained")
-    opened = through_bytes(ImageLoader(look_of(steps))(pa.Table.from_pylist(tasks_of(steps))))
-    whole = np.frombuffer(opened["pixels"].chunk(0).buffers()[2], np.uint8)
+    loaded = through_bytes(ImageLoader(settings_of(steps))(pa.Table.from_pylist(tasks_of(steps))))
+    whole = np.frombuffer(loaded["pixels"].chunk(0).buffers()[2], np.uint8)
     looked_at = 0
-    for prepared in _unpacked(opened):
+    for prepared in _unpacked(loaded):
         if prepared is None:
             continue
         looked_at += 1
@@ -201,7 +201,7 @@ def test_a_prepared_image_survives_the_table(images: list[Prepared | None]) -> N
         if image is not None:
             of_image = {name: getattr(image, name) for name in of_image}
         rows.append(blank | of_image | _packed(image))
-    table = through_bytes(pa.Table.from_pylist(rows, schema=_OPENED_SCHEMA))
+    table = through_bytes(pa.Table.from_pylist(rows, schema=LOADED_SCHEMA))
     for found, image in zip(_unpacked(table), images, strict=True):
         if image is None or found is None:
             assert image is found
@@ -261,7 +261,10 @@ def test_stages_in_this_process_work_row_by_row(world: Path) -> None:
 
 
 def failing_stage() -> type:
-    """Made here, so that it is pickled by value: Ray's workers cannot import the modules of tests."""
+    """A stage that raises.
+
+    Made here, so that it is pickled by value: Ray's workers cannot import the modules of tests.
+    """
 
     class Failing:
         def __init__(self, when: str) -> None:
@@ -279,12 +282,12 @@ def failing_stage() -> type:
 
 @pytest.mark.cluster
 def test_two_pools_on_ray(world: Path) -> None:
-    """The rows of one process; and an error of either stage arrives as it was raised, before long."""
+    """The rows of one process; an error of either stage arrives as it was raised, before long."""
     steps, on_ray = proposed(world, "union"), Steps(world / "data", world, workers=2)
-    look = look_of(steps)
+    told = {"settings": settings_of(steps)}
     stages = [
-        Stage(worker=ImageLoader, kwargs={"look": look}, size=1),
-        Stage(worker=DetectorWorker, kwargs={"look": look}, size=1, num_gpus=0),
+        Stage(worker=ImageLoader, kwargs=told, size=1),
+        Stage(worker=DetectorWorker, kwargs=told, size=1, num_gpus=0),
     ]
     tasks = tasks_of(steps)
     tables = list(run_stages(stages, tasks, runtime=on_ray.runtime))

@@ -6,16 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_builders.records import BadRecord
-from pipelines.boxes import iou
-from pipelines.shards.assign import (
-    AssignConfig,
-    Assignment,
-    _merge,
-    assign,
-    evaluation_config,
-    match,
-    meet,
-)
+from pipelines.boxes import iou_matrix
+from pipelines.errors import SettingError
+from pipelines.shards.assign import Assignment, assign
+from pipelines.shards.config import AssignConfig, evaluation_config
+from pipelines.shards.matching import _merge, match, match_image
 
 WIDTH, HEIGHT = 200, 100
 
@@ -38,7 +33,7 @@ def run(
     frame=(0, 0, WIDTH, HEIGHT),
 ):
     config = config or AssignConfig(p_ground_truth=0.0, order="score")
-    met = meet(
+    matching = match_image(
         frame=frame,
         proposals=boxes(*proposals),
         scores=np.array(scores, np.float32),
@@ -47,7 +42,7 @@ def run(
         config=config,
     )
     return assign(
-        met,
+        matching,
         sample_id=sample,
         referenced=set(referenced),
         pointed_at=set(pointed_at),
@@ -79,14 +74,6 @@ def test_matching_is_the_best_of_all_pairings(rows: int, columns: int, seed: int
     assert sum(overlap[r, c] for r, c in found.items()) == pytest.approx(
         slow_best_match(overlap, 0.4)
     )
-
-
-def test_iou_by_hand() -> None:
-    left, right = (
-        boxes([0, 0, 10, 10]),
-        boxes([5, 0, 15, 10], [20, 20, 30, 30], [0, 0, 10, 10], [4, 4, 4, 9]),
-    )
-    np.testing.assert_allclose(iou(left, right), [[1 / 3, 0, 1, 0]])
 
 
 def test_two_people_never_share_a_region() -> None:
@@ -284,12 +271,12 @@ def test_invariants(
     else:
         assert None not in made.scores
     for index, region in made.region_of.items():
-        assert iou(objects[[index]], made.boxes[[region]])[0, 0] >= 0.5 - 1e-6
+        assert iou_matrix(objects[[index]], made.boxes[[region]])[0, 0] >= 0.5 - 1e-6
     owners: dict[int, list[int]] = {}
     for index, region in made.region_of.items():
         owners.setdefault(region, []).append(index)
     assert all(
-        len(group) == 1 or iou(objects[group], objects[group]).min() > 0.8
+        len(group) == 1 or iou_matrix(objects[group], objects[group]).min() > 0.8
         for group in owners.values()
     )
 
@@ -298,5 +285,5 @@ def test_invariants(
     "wrong", [{"match_iou": 0.0}, {"p_ground_truth": 1.5}, {"max_regions": 0}, {"merge_iou": 2.0}]
 )
 def test_wrong_settings_name_the_field(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(SettingError, match=next(iter(wrong))):
         AssignConfig(**wrong)

@@ -1,4 +1,4 @@
-"""build, propose and shard, killed half-way and run again, end in the bytes of an undisturbed run."""
+"""Each data step, killed half-way and run again, ends in the bytes of an undisturbed run."""
 
 import json
 import os

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from dataset_builders.records import Object, Part, Sample, Turn
 from dataset_builders.validation import validate
+from pipelines.errors import SettingError
 from pipelines.shards.rejection import RejectionConfig, choose, quotas, rejection_sample
 
 LABELS = [
@@ -148,5 +149,5 @@ def test_image_without_objects_gets_a_pure_question() -> None:
 
 @pytest.mark.parametrize("wrong", [{"pure_share": 2.0}, {"max_absent": 0}, {"share": 1.0}])
 def test_wrong_settings_name_the_field(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(SettingError, match=next(iter(wrong))):
         RejectionConfig(**wrong)

@@ -1,5 +1,8 @@
-"""Forms of examples beyond the usual: windows into crowded pictures, texts without picture, smaller pictures,
-pictures of benchmarks, several image sources. Samples and proposals are written by hand."""
+"""Forms of examples beyond the usual.
+
+Windows into crowded images, texts without image, smaller images, images of benchmarks, several
+image sources. Samples and proposals are written by hand.
+"""
 
 import io
 from collections.abc import Sequence
@@ -14,9 +17,11 @@ from PIL import Image
 from dataset_builders import DATASETS, IMAGE_SOURCES, DataFolders, ImageSource
 from dataset_builders.images import bucket_of, decode_image
 from dataset_builders.records import SAMPLE_SCHEMA, Object, Part, Sample, Turn, sample_to_row
-from pipelines.artifacts import Artifact, fingerprint, parquet_bytes
+from pipelines.artifacts import Artifact, parquet_bytes
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.example_image import shrink, view
+from pipelines.fingerprints import fingerprint
 from pipelines.row_accounting import entry
 from pipelines.schemas import PROPOSALS_SCHEMA, RegionExample
 from pipelines.shards.rejection import RejectionConfig
@@ -36,7 +41,7 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sample(number: int, *, source: str = "left", task: str = "detection", **changes) -> Sample:
-    """Two boxes in a picture of 100 x 60: a cat on the left, a dog on the right, which is asked for."""
+    """Two boxes in an image of 100 x 60: a cat on the left, a dog on the right, asked for."""
     made = Sample(
         sample_id=f"d/{source}/{number}/{task}/0",
         dataset="d",
@@ -319,8 +324,8 @@ def test_a_quota_that_cannot_be_met_says_so(tmp_path: Path, sources: None) -> No
 
 def test_wrong_settings_name_the_field() -> None:
     for wrong in ({"max_side_px": 5}, {"plain_with_regions": 2.0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+        with pytest.raises(SettingError, match=next(iter(wrong))):
             ShardsConfig(**wrong)
-    with pytest.raises(ValueError, match="neither `exclude` nor"):
+    with pytest.raises(SettingError, match="neither `exclude` nor"):
         ShardsConfig(regions="proposals_scored", exclude=("coco_val",))
     assert "coco" in DATASETS

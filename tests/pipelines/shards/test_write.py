@@ -12,11 +12,19 @@ import pytest
 from dataset_builders.records import sample_from_row
 from fo1_model import grammar
 from pipelines.artifacts import Artifact
-from pipelines.boxes import iou
+from pipelines.boxes import iou_matrix
+from pipelines.errors import SettingError
 from pipelines.schemas import RegionExample
 from pipelines.shards.rejection import RejectionConfig
-from pipelines.shards.tar_format import TarWriter, image_suffix, key_of
-from pipelines.shards.write import ShardsConfig, ShardSet, decode_member, tasks_of
+from pipelines.shards.tar_format import (
+    ShardSet,
+    TarWriter,
+    decode_member,
+    image_suffix,
+    key_of,
+    tasks_of,
+)
+from pipelines.shards.write import ShardsConfig
 from tests.pipelines.coco_world import Steps, write_world
 
 
@@ -62,7 +70,7 @@ def test_training_examples_keep_the_invariants(steps: Steps) -> None:
             assert target["regions"] == sorted(set(target["regions"]))
             for box in target["boxes"]:  # each annotated box has a region of the answer on it
                 regions = example.boxes[target["regions"]]
-                assert iou(np.array([box], np.float32), regions).max() >= 0.5
+                assert iou_matrix(np.array([box], np.float32), regions).max() >= 0.5
 
 
 def test_image_bytes_are_the_original_ones(steps: Steps) -> None:
@@ -219,25 +227,25 @@ def test_shard_set_reads_by_position_survives_pickling_and_names_what_is_there(
     copy = pickle.loads(pickle.dumps(source))  # as Ray hands it to a worker
     assert copy.read(1, 0) == source.read(1, 0)
     assert copy.sample_ids(0)[0] == decode_member(source.read(0, 0))[0].sample_id
-    with pytest.raises(ValueError, match=r"no shards of task 'ocr'; it has counting, detection"):
+    with pytest.raises(SettingError, match=r"no shards of task 'ocr'; it has counting, detection"):
         ShardSet(made, "ocr")
 
 
 def test_wrong_inputs_are_refused_before_any_work(steps: Steps, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="regions='boxes'"):
+    with pytest.raises(SettingError, match="regions='boxes'"):
         ShardsConfig(regions="boxes")
     from pipelines.shards.write import write_shards
 
     common = {"folders": steps.folders, "runtime": steps.runtime, "inputs": {}}
-    with pytest.raises(ValueError, match="needs proposals"):
+    with pytest.raises(SettingError, match="needs proposals"):
         write_shards(ShardsConfig(), steps.samples, {}, steps.shards, **common)
     found = {"coco": steps.proposals}
-    with pytest.raises(ValueError, match="takes no proposals"):
+    with pytest.raises(SettingError, match="takes no proposals"):
         write_shards(
             ShardsConfig(regions="ground_truth"), steps.samples, found, steps.shards, **common
         )
     fresh = Steps(Path(steps.runtime.data), tmp_path)
-    with pytest.raises(ValueError, match="is missing: make it"):
+    with pytest.raises(SettingError, match="is missing: make it"):
         fresh.shard()
 
 
@@ -307,5 +315,5 @@ def test_questions_about_one_picture_share_its_regions(steps: Steps) -> None:
 
 
 def test_joined_questions_are_for_training_only() -> None:
-    with pytest.raises(ValueError, match="turns=2: use 1"):
+    with pytest.raises(SettingError, match="turns=2: use 1"):
         ShardsConfig(regions="proposals_scored", turns=2)

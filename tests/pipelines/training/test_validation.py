@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fo1_model.config import SIZES
-from pipelines.artifacts import Artifact, filesystem_of, fingerprint
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig, pool_sizes
 from pipelines.evaluation.predict import VERSION, PredictConfig, predict, predict_inputs
 from pipelines.evaluation.score import evaluate
+from pipelines.fingerprints import fingerprint
+from pipelines.storage import filesystem_of
 from pipelines.train_config import TrainConfig
 from pipelines.training import validation
 from pipelines.training.candidates import Candidates, best_step, read_figures, write_figures
