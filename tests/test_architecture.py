@@ -20,7 +20,7 @@ MAY_IMPORT = {  # package -> packages of ours it may import
     "jobs": {"jobs", "pipelines", "dataset_builders", "fo1_model"},
 }
 ONLY_IN = {  # library -> the files that may import it
-    "ray": {"pipelines/cluster.py", "pipelines/training/driver.py", "jobs/submit.py"},
+    "ray": {"pipelines/cluster.py", "pipelines/training/ray_workers.py", "jobs/submit.py"},
     "deepspeed": {"pipelines/training/deepspeed_engine.py"},
     "mlflow": {"pipelines/training/mlflow_tracking.py"},
     "webdataset": {"pipelines/shards/write.py", "pipelines/loading/loader.py"},

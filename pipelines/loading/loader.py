@@ -9,7 +9,6 @@ and reading leave Python's lock, and tokenising in part.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
-
-import numpy as np
 
 from pipelines.artifacts import Artifact
 from pipelines.loading.collators import Collator, Example
@@ -31,8 +28,9 @@ from pipelines.loading.sample_plan import (
     capped_weights,
     rank_positions,
 )
-from pipelines.schemas import RegionExample
+from pipelines.seeds import seed_of
 from pipelines.shards.tar_format import ShardSet, decode_member
+from pipelines.shuffled_regions import shuffle_regions
 from pipelines.train_config import TrainConfig
 
 READERS = 8
@@ -172,7 +170,7 @@ class Loader:
             )
             raise
         if self._shuffled_regions:
-            record = permute_regions(record)
+            record = shuffle_regions(record)
         seed = seed_of("augment", self._plan.seed, draw.position)
         return Example(record=record, image=image, seed=seed)
 
@@ -256,25 +254,3 @@ def make_plan(sources: Mapping[str, Source], mix: Mix, config: TrainConfig) -> S
             max_repeats=config.max_repeats,
         )
     return SamplePlan(sizes, mix, seed=config.seed, shuffle_shards=config.shuffle_shards)
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from a hash of the parts, the same in every process."""
-    digest = hashlib.sha256("|".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def permute_regions(record: RegionExample) -> RegionExample:
-    """The control: boxes permuted among the indices, conversation unchanged, by a seed from the sample id.
-
-    Whatever a model scores on such examples it does not get from looking at the right regions.
-    """
-    generator = np.random.Generator(np.random.PCG64(seed_of("permute regions", record.sample_id)))
-    order = generator.permutation(len(record.boxes))
-    return dataclasses.replace(
-        record,
-        boxes=record.boxes[order],
-        scores=tuple(record.scores[i] for i in order),
-        box_sources=tuple(record.box_sources[i] for i in order),
-        ignore=None if record.ignore is None else tuple(record.ignore[i] for i in order),
-    )

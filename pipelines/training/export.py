@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 
 from pipelines.artifacts import Artifact, filesystem_of, json_bytes
 from pipelines.training.job import TrainJob
-from pipelines.training.learners import Trainee
+from pipelines.training.trainees import Trainee
 
 OUTCOME = "outcome.json"
 """File of a run that says which steps were skipped, and at its end which step was exported."""
@@ -19,7 +19,7 @@ OUTCOME = "outcome.json"
 
 @contextlib.contextmanager
 def local_export(run: Artifact | None) -> Iterator[Path | None]:
-    """The model folder of a run as a local folder; None without a run."""
+    """Yield the model folder of a run as a local folder; None without a run."""
     if run is None:
         yield None
         return
@@ -29,7 +29,7 @@ def local_export(run: Artifact | None) -> Iterator[Path | None]:
 
 @contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
-    """The folder at `uri` itself where it is local, else a copy for the time of the block."""
+    """Yield the folder at `uri` itself where it is local, else a copy for the time of the block."""
     filesystem, path = filesystem_of(uri)
     if isinstance(filesystem, pafs.LocalFileSystem):
         yield Path(path)
@@ -40,7 +40,12 @@ def local_folder(uri: str) -> Iterator[Path]:
 
 
 def write_export(export: Callable[[Path], None], uri: str) -> None:
-    """Write what `export` puts into a folder to `uri`, replacing what is there."""
+    """Write what `export` puts into a folder to `uri`, replacing what is there.
+
+    Args:
+        export: Writes a model into a local folder.
+        uri: Path or URI of the folder to write.
+    """
     with tempfile.TemporaryDirectory() as folder:
         export(Path(folder))
         filesystem, path = _empty(uri)
@@ -49,7 +54,7 @@ def write_export(export: Callable[[Path], None], uri: str) -> None:
 
 
 def build_trainee(job: TrainJob) -> Trainee:
-    """What a job trains, as it is before the first step."""
+    """Return what a job trains, as it is before the first step."""
     config = job.config
     with local_export(job.parent) as parent:
         return job.learner.build(
@@ -72,7 +77,7 @@ def copy_export(source: str, uri: str) -> None:
 
 
 def _empty(uri: str) -> tuple[pafs.FileSystem, str]:
-    """An empty folder at `uri`."""
+    """Make an empty folder at `uri`; return its filesystem and path."""
     filesystem, path = filesystem_of(uri)
     if filesystem.get_file_info(path).type == pafs.FileType.Directory:
         filesystem.delete_dir(path)

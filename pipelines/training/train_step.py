@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
-from pipelines.loading.loader import MicroBatch, StepData, seed_of
+from pipelines.loading.loader import MicroBatch, StepData
+from pipelines.seeds import seed_of
 from pipelines.train_config import TrainConfig
 from pipelines.training.deepspeed_engine import Engine
-from pipelines.training.learners import Trainee
 from pipelines.training.run_state import RunState
 from pipelines.training.throughput import StepCost
+from pipelines.training.trainees import Trainee
 
 
 @dataclass(frozen=True, kw_only=True)

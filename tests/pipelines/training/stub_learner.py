@@ -18,12 +18,13 @@ from torch import nn
 
 from pipelines.artifacts import Artifact
 from pipelines.loading.collators import Example, batch_of
-from pipelines.loading.loader import make_plan, open_sources, seed_of
+from pipelines.loading.loader import make_plan, open_sources
 from pipelines.schemas import RegionExample
+from pipelines.seeds import seed_of
 from pipelines.shards.tar_format import TarWriter
 from pipelines.train_config import TrainConfig
 from pipelines.training.job import TrainJob
-from pipelines.training.learners import BatchLoss
+from pipelines.training.trainees import BatchLoss
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class StubLearner:
             module.load_state_dict(torch.load(parent / "model.pt", weights_only=True))
         return StubTrainee(module, self)
 
-    def judge(self, folder: Path, device: str) -> StubEvaluator:
+    def evaluator(self, folder: Path, device: str) -> StubEvaluator:
         module = StubModule(self.dropout)
         module.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
         return StubEvaluator(module.to(device).eval(), device)
@@ -202,7 +203,7 @@ class StubEvaluator:
         self._module, self._device = module, device
 
     @torch.no_grad()
-    def figures(self, examples: Iterable[Example]) -> dict[str, float]:
+    def metrics(self, examples: Iterable[Example]) -> dict[str, float]:
         right = []
         for example in examples:
             batch = batch_of(StubTrainee.collator, [example]).to(self._device)

@@ -94,16 +94,16 @@ def test_opn_learns_and_exports(tmp_path: Path) -> None:
         assert torch.equal(value, exported[name]), name
 
 
-def test_opn_is_judged_picture_by_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opn_is_evaluated_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many are looked at side by side changes nothing; ignored boxes are no misses."""
     TINY_OPN.build(None, seed=3).export(tmp_path)
-    judge = TINY_OPN.judge(tmp_path, "cpu")
+    evaluator = TINY_OPN.evaluator(tmp_path, "cpu")
     examples = [example(seed, boxes=seed % 3) for seed in range(5)]
-    together = judge.figures(examples)
+    together = evaluator.metrics(examples)
     assert {"ar@10", "r50@100", "r75@300", "oracle_ap"} <= set(together)
-    monkeypatch.setattr(evaluators, "PICTURES", 2)
-    assert judge.figures(iter(examples)) == pytest.approx(together)
-    assert judge.figures([example(0, ignore=(True, True))]) == {}
+    monkeypatch.setattr(evaluators, "IMAGES_AT_ONCE", 2)
+    assert evaluator.metrics(iter(examples)) == pytest.approx(together)
+    assert evaluator.metrics([example(0, ignore=(True, True))]) == {}
 
 
 def test_the_loss_of_held_out_conversations_is_that_of_one_batch(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_loss_of_held_out_conversations_is_that_of_one_batch(tmp_path: Path)
     trainee.module.eval()
     with torch.no_grad():
         output = trainee.module(batch_of(trainee.collator, examples))
-    found = DEBUG.judge(tmp_path, "cpu").figures(iter(examples))
+    found = DEBUG.evaluator(tmp_path, "cpu").metrics(iter(examples))
     assert found == {"loss": pytest.approx(float(output.loss_sum / output.num_tokens), rel=1e-5)}
 
 

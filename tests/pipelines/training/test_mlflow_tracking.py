@@ -139,7 +139,7 @@ def test_where_things_lie_and_what_they_are_for(output: Artifact) -> None:
     assert contexts["shards/drawn"] == {"train"}
 
 
-def test_figures_of_earlier_steps_are_logged_once_in_any_order(output: Artifact) -> None:
+def test_metrics_of_earlier_steps_are_logged_once_in_any_order(output: Artifact) -> None:
     first = open_tracker(output)
     first.log(records(1, 2, 3))
     first.log_at(2, {"validation/ar@100": 0.5, "validation/r50@100": 0.7})

@@ -25,7 +25,7 @@ from pipelines.cluster import RuntimeConfig
 from pipelines.evaluation.predict import PredictConfig
 from pipelines.train_config import TrainConfig
 from pipelines.training import driver
-from pipelines.training.candidates import read_figures
+from pipelines.training.candidates import read_metrics
 from pipelines.training.driver import train
 from pipelines.training.job import Questions, TrainJob
 from pipelines.training.mlflow_tracking import local_uri
@@ -130,8 +130,8 @@ def test_trains_exports_and_logs(root: Path, capfd: pytest.CaptureFixture[str]) 
     assert tags["lineage.shards/drawn"] == "0123456789abcdef"
     assert re.fullmatch("[0-9a-f]{40}|unknown", tags["code.commit"])
     speed = json.loads(output.read_bytes("speed.json"))
-    assert {25, 50, 60} <= {figures["step"] for figures in speed}
-    assert all(0 <= figures["data_wait_share"] <= 1 for figures in speed)
+    assert {25, 50, 60} <= {metrics["step"] for metrics in speed}
+    assert all(0 <= metrics["data_wait_share"] <= 1 for metrics in speed)
     assert not any("speed" in name or "second" in name for name in history[0])
     assert train(job, output, runtime(root)) == manifest
     assert len(mlflow_runs(root)) == 1
@@ -173,7 +173,7 @@ def test_an_interrupted_run_ends_as_if_it_was_not(
     runs = mlflow_runs(root)
     assert [r.info.status for r in runs] == ["FINISHED"] * 2
     assert [steps_in_mlflow(root, r.info.run_id) for r in runs] == [list(range(1, 13))] * 2
-    speed = [figures["step"] for figures in json.loads(resumed.read_bytes("speed.json"))]
+    speed = [metrics["step"] for metrics in json.loads(resumed.read_bytes("speed.json"))]
     assert speed == sorted(set(speed))
     assert {5, 10, 12} <= set(speed)  # those of before the restart too
 
@@ -200,7 +200,7 @@ def test_a_resumed_run_logs_what_the_killed_driver_had_not(
     assert steps_in_mlflow(root, logged.info.run_id) == list(range(1, 13))
 
 
-def test_held_out_examples_are_judged_by_the_averaged_weights(root: Path) -> None:
+def test_held_out_examples_are_evaluated_by_the_averaged_weights(root: Path) -> None:
     """Every 5 steps and at the end; interrupted and resumed it is the same, the average included."""
     shards = write_stub_shards(root)
     held_out = {"drawn/counting": shards}
@@ -208,19 +208,19 @@ def test_held_out_examples_are_judged_by_the_averaged_weights(root: Path) -> Non
         shards, validation=held_out, ema_decay=0.9, validate_every=5, validation_examples=10
     )
     whole = run(replace(job, name="whole"), root)
-    judged = read_figures(whole)
-    assert list(judged) == [5, 10, 12]
+    evaluated = read_metrics(whole)
+    assert list(evaluated) == [5, 10, 12]
     # 15 examples, of which every second one is 8: at most 10, spread over the shards.
-    assert {r["validation/examples"] for r in judged.values()} == {8.0}
+    assert {r["validation/examples"] for r in evaluated.values()} == {8.0}
     (logged,) = mlflow_runs(root)
-    assert logged.data.metrics["validation/accuracy"] == judged[12]["validation/accuracy"]
-    assert whole.manifest()["metrics"] == history_of(whole)[-1] | judged[12]
-    # The average is what was judged, and is exported.
-    assert float(weights_of(whole)["head.weight"][0, 0]) == judged[12]["validation/weight"]
+    assert logged.data.metrics["validation/accuracy"] == evaluated[12]["validation/accuracy"]
+    assert whole.manifest()["metrics"] == history_of(whole)[-1] | evaluated[12]
+    # The average is what was evaluated, and is exported.
+    assert float(weights_of(whole)["head.weight"][0, 0]) == evaluated[12]["validation/weight"]
 
     plain = run(replace(stub_job(shards), name="plain"), root)
     assert not torch.equal(weights_of(plain)["head.weight"], weights_of(whole)["head.weight"])
-    assert history_of(whole) == history_of(plain)  # judging and averaging change no step
+    assert history_of(whole) == history_of(plain)  # evaluating and averaging change no step
 
     loss = StubTrainee.loss
 
@@ -235,7 +235,7 @@ def test_held_out_examples_are_judged_by_the_averaged_weights(root: Path) -> Non
             run(job, root)
     resumed = run(job, root)
     assert_same_result(whole, resumed)
-    assert read_figures(resumed) == judged
+    assert read_metrics(resumed) == evaluated
     client = MlflowClient(tracking_uri=local_uri(str(root)))
     run_of = {r.info.run_name[:5]: r.info.run_id for r in mlflow_runs(root)}["stub-"]
     assert [m.step for m in client.get_metric_history(run_of, "validation/accuracy")] == [5, 10, 12]
@@ -383,7 +383,7 @@ def test_recipes_can_be_read_without_torch_and_ray() -> None:
 def test_two_workers_equal_one(root: Path) -> None:
     """Losses and gradients are normalised over all ranks: the world size changes the last bits only.
 
-    Three examples in passes of one: the rank with one example fills its second pass. Candidates are judged
+    Three examples in passes of one: the rank with one example fills its second pass. Candidates are evaluated
     by tasks beside the two, and the best is exported.
     """
     shards = write_stub_shards(root)
@@ -397,15 +397,15 @@ def test_two_workers_equal_one(root: Path) -> None:
         keep_best="max:validation/weight",
     )
     alone = run(job, root)
-    history, weights, judged = history_of(alone), weights_of(alone), read_figures(alone)
+    history, weights, evaluated = history_of(alone), weights_of(alone), read_metrics(alone)
     kept = alone.manifest()["exported_step"]
     alone.delete()
     together = run(job, root, workers=2)
     assert together.manifest()["exported_step"] == kept
     assert not together.exists("candidates")
-    for step, figures in read_figures(together).items():
-        assert figures == pytest.approx(judged[step], rel=1e-4)
-    assert list(judged) == [4, 8, 12]
+    for step, metrics in read_metrics(together).items():
+        assert metrics == pytest.approx(evaluated[step], rel=1e-4)
+    assert list(evaluated) == [4, 8, 12]
     for one, two in zip(history, history_of(together), strict=True):
         assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
     for name, value in weights_of(together).items():

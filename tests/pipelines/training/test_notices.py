@@ -1,0 +1,230 @@
+"""A run hears that it is to stop, whatever its tracking server does and however often it reports."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.cloudpickle
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from pipelines.artifacts import Artifact
+from pipelines.cluster import RuntimeConfig
+from pipelines.training import driver, loop
+from pipelines.training.driver import STOPPED, train
+from pipelines.training.job import TrainJob
+from pipelines.training.mlflow_tracking import Tracker, local_uri
+from pipelines.training.run_monitor import RunMonitor
+from pipelines.training.worker import LocalWorker, committed_by_ray, committed_here
+from tests.pipelines.training import stub_learner
+from tests.pipelines.training.stub_learner import (
+    StubLearner,
+    StubTrainee,
+    history_of,
+    stub_job,
+    write_stub_shards,
+)
+
+# Workers cannot import a module from the tests' folder; they get its code with the job.
+ray.cloudpickle.register_pickle_by_value(stub_learner)
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables: making them takes seconds."""
+    root = tmp_path_factory.mktemp("mlflow")
+    MlflowClient(tracking_uri=local_uri(str(root))).search_experiments()
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def root(migrated: Path, tmp_path: Path) -> Path:
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def run(job: TrainJob, root: Path, workers: int = 0) -> Artifact:
+    output = job.artifact(str(root))
+    train(job, output, RuntimeConfig(root=str(root), data=str(root), workers=workers))
+    return output
+
+
+def logged_steps(root: Path) -> list[int]:
+    client = MlflowClient(tracking_uri=local_uri(str(root)))
+    (found,) = client.search_runs([client.get_experiment_by_name("fo1").experiment_id])
+    return [metric.step for metric in client.get_metric_history(found.info.run_id, "loss")]
+
+
+def break_tracking(monkeypatch: pytest.MonkeyPatch, failures: int) -> list[int]:
+    """Let the first calls to the tracking server fail; returns the steps of each attempt."""
+    log, attempts, calls = Tracker.log, list[int](), iter(range(10**9))
+
+    def failing(self: Tracker, records: Any) -> None:
+        records = list(records)
+        attempts.extend(int(record["step"]) for record in records)
+        if next(calls) < failures:
+            raise MlflowException("the server is gone")
+        log(self, records)
+
+    monkeypatch.setattr(Tracker, "log", failing)
+    return attempts
+
+
+# The look at the outside.
+
+
+class DeafWorker(LocalWorker):
+    """A worker that learns of a notice only when it looks, as those of Ray do."""
+
+    def noticed(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("often", [{"checkpoint_every": 1}, {"validate_every": 1}])
+def test_a_run_that_reports_often_hears_the_stop(
+    root: Path, monkeypatch: pytest.MonkeyPatch, often: dict[str, int]
+) -> None:
+    """Reports come less than `REPORT_EVERY_S` apart, and the timer alone would never look."""
+    monkeypatch.setattr(driver, "LocalWorker", DeafWorker)
+    monkeypatch.setattr(loop, "REPORT_EVERY_S", 3600.0)
+    shards = write_stub_shards(root)
+    held_out = {"drawn/counting": shards} if "validate_every" in often else {}
+    job = stub_job(shards, validation=held_out, **{"checkpoint_every": 100, **often})
+    loss = StubTrainee.loss
+
+    def signalled(self: StubTrainee, forward: Any, batch: Any) -> Any:
+        if self._calls == 17:  # in step 5: four passes a step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, forward, batch)
+
+    monkeypatch.setattr(StubTrainee, "loss", signalled)
+    with pytest.raises(SystemExit) as ended:
+        run(job, root)
+    assert ended.value.code == STOPPED
+    output = job.artifact(str(root))
+    checkpoint = committed_here(output)
+    assert checkpoint is not None
+    assert checkpoint.name == "checkpoint_000000005"
+    assert output.status() == "partial"
+    monkeypatch.setattr(StubTrainee, "loss", loss)
+    assert [record["step"] for record in history_of(run(job, root))] == list(range(1, 13))
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+def test_a_stop_is_heard_on_ray_with_a_checkpoint_a_step_and_no_tracking_server(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was not logged is logged by the start that goes on."""
+    monkeypatch.setattr("pipelines.training.tracking_queue.STOP_GRACE_S", 1.0, raising=False)
+    control = root / "control"
+    control.mkdir()
+    learner = StubLearner(control=str(control))
+    job = stub_job(write_stub_shards(root), learner=learner, checkpoint_every=1, steps=40)
+    (control / "slow").write_text("0.1")
+
+    def terminate() -> None:
+        while not list(control.glob("seen-*")):
+            time.sleep(0.1)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as broken:
+        attempts = break_tracking(broken, 1000)
+        thread = threading.Thread(target=terminate, daemon=True)
+        thread.start()
+        with pytest.raises(SystemExit) as ended:
+            run(job, root, workers=2)
+        thread.join()
+        time.sleep(0.2)
+    assert ended.value.code == STOPPED
+    assert attempts
+    assert [r.message for r in caplog.records if "the server is gone" in r.message]
+    output = job.artifact(str(root))
+    checkpoint = committed_by_ray(output)
+    assert checkpoint is not None
+    assert "checkpoint_000000001" <= checkpoint.name < "checkpoint_000000040"
+    (control / "slow").unlink()
+    run(job, root)
+    assert logged_steps(root) == list(range(1, 41))
+
+
+# The driver's listener.
+
+
+class Silent:
+    """A log that takes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.fail
+
+    def fail(self, *arguments: Any) -> None:
+        raise OSError("no such server")
+
+
+def test_the_listener_survives_what_a_report_raises(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so at once, has the run stopped, and raises the error when the run is over."""
+    monitor = RunMonitor(stub_job(write_stub_shards(root)), Silent())  # type: ignore[arg-type]
+    stopped = threading.Event()
+    report = loop._report(1, records=[{"step": 1, "loss": 1.0}], messages=[])
+    with (
+        pytest.raises(OSError, match="no such server"),
+        monitor.report_file(threading.Event(), stopped.set) as path,
+    ):
+        add_line(path, report)
+        assert stopped.wait(10)
+        assert "no such server" in caplog.text
+        assert caplog.records[0].levelno >= logging.WARNING
+
+
+def test_a_stop_that_cannot_be_passed_on_is_tried_again(root: Path) -> None:
+    monitor = RunMonitor(stub_job(write_stub_shards(root)), Silent())  # type: ignore[arg-type]
+    stop, passed, attempts = threading.Event(), threading.Event(), []
+
+    def on_stop() -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise OSError("the storage is slow")
+        passed.set()
+
+    stop.set()
+    with monitor.report_file(stop, on_stop):
+        assert passed.wait(10)
+    assert len(attempts) == 2
+
+
+def add_line(path: Path, report: dict[str, Any]) -> None:
+    with path.open("a") as stream:
+        stream.write(json.dumps(report) + "\n")
+
+
+# A tracking server that fails.
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_records_are_kept_and_sent_in_order_when_tracking_works_again(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failures: int,
+) -> None:
+    monkeypatch.setattr("pipelines.training.tracking_queue.RETRY_EVERY_S", 0.1, raising=False)
+    break_tracking(monkeypatch, failures)
+    job = replace(stub_job(write_stub_shards(root)), name="whole")
+    output = run(job, root)
+    assert output.status() == "done"
+    assert logged_steps(root) == list(range(1, 13))
+    told = [r for r in caplog.records if "the server is gone" in r.message]
+    assert [(r.name, r.levelno) for r in told] == [("pipelines", logging.WARNING)]
