@@ -162,8 +162,8 @@ class Validator:
             raise self._refused
         for step, error in sorted(self._failed.items()):
             raise RuntimeError(
-                f"the candidate of step {step} could not be evaluated: {_words(error)}; mend the cause and "
-                "start the run again, which evaluates what is left"
+                f"the candidate of step {step} could not be evaluated: {_words(error)}; mend the "
+                "cause and start the run again, which evaluates what is left"
             ) from error
         missing = sorted({*_steps(self._job.config)} - set(self._evaluated))
         if missing and not self._stop.is_set():

@@ -15,6 +15,7 @@ from fo1_model.opn.config import OPN_SIZES, AugmentationConfig
 from fo1_model.opn.network import load_opn
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.loading.collators import Example, batch_of
 from pipelines.schemas import RegionExample
 from pipelines.shards.tar_format import TarWriter
@@ -22,7 +23,8 @@ from pipelines.train_config import TrainConfig
 from pipelines.training import evaluators
 from pipelines.training.driver import train
 from pipelines.training.job import TrainJob
-from pipelines.training.learners import FO1Learner, OPNLearner, Trainee
+from pipelines.training.learners import FO1Learner, OPNLearner
+from pipelines.training.trainees import Trainee
 
 CONFIG = TrainConfig(steps=2, batch_size=2, learning_rate=1e-3, weight_decay=0.1)
 DEBUG = FO1Learner(stage="stage1", model=SIZES["debug"]())
@@ -207,13 +209,13 @@ def test_stage_one_trains_its_parts_alone_and_weighs_tokens(tmp_path: Path) -> N
 def test_contradictions_are_refused(
     learner: FO1Learner, has_parent: bool, weights: list[str], words: str
 ) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(SettingError, match=words):
         learner.check(has_parent=has_parent, weights=weights)
 
 
 def test_the_base_is_an_input_by_its_content(tmp_path: Path) -> None:
     assert DEBUG.inputs() == TINY_OPN.inputs() == {}
-    with pytest.raises(ValueError, match="huge_base"):
+    with pytest.raises(SettingError, match="huge_base"):
         FO1Learner(stage="stage1", base="huge").inputs()
 
 

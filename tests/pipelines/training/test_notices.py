@@ -1,4 +1,4 @@
-"""A run hears that it is to stop, whatever its tracking server does and however often it reports."""
+"""A run hears that it is to stop, whatever its tracking server does and often it reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
-from pipelines.training import driver, loop
+from pipelines.training import driver, loop, tracking_queue
 from pipelines.training.driver import STOPPED, train
 from pipelines.training.job import TrainJob
 from pipelines.training.mlflow_tracking import Tracker, local_uri
@@ -126,7 +126,7 @@ def test_a_stop_is_heard_on_ray_with_a_checkpoint_a_step_and_no_tracking_server(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What was not logged is logged by the start that goes on."""
-    monkeypatch.setattr("pipelines.training.tracking_queue.STOP_GRACE_S", 1.0, raising=False)
+    monkeypatch.setattr(tracking_queue, "STOP_GRACE_S", 1.0)
     control = root / "control"
     control.mkdir()
     learner = StubLearner(control=str(control))
@@ -179,14 +179,16 @@ def test_the_listener_survives_what_a_report_raises(
     monitor = RunMonitor(stub_job(write_stub_shards(root)), Silent())  # type: ignore[arg-type]
     stopped = threading.Event()
     report = loop._report(1, records=[{"step": 1, "loss": 1.0}], messages=[])
-    with (
-        pytest.raises(OSError, match="no such server"),
-        monitor.report_file(threading.Event(), stopped.set) as path,
-    ):
-        add_line(path, report)
-        assert stopped.wait(10)
-        assert "no such server" in caplog.text
-        assert caplog.records[0].levelno >= logging.WARNING
+
+    def listen() -> None:
+        with monitor.report_file(threading.Event(), stopped.set) as path:
+            add_line(path, report)
+            assert stopped.wait(10)
+            assert "no such server" in caplog.text
+
+    with pytest.raises(OSError, match="no such server"):
+        listen()
+    assert caplog.records[0].levelno >= logging.WARNING
 
 
 def test_a_stop_that_cannot_be_passed_on_is_tried_again(root: Path) -> None:
@@ -220,7 +222,7 @@ def test_records_are_kept_and_sent_in_order_when_tracking_works_again(
     caplog: pytest.LogCaptureFixture,
     failures: int,
 ) -> None:
-    monkeypatch.setattr("pipelines.training.tracking_queue.RETRY_EVERY_S", 0.1, raising=False)
+    monkeypatch.setattr(tracking_queue, "RETRY_EVERY_S", 0.1)
     break_tracking(monkeypatch, failures)
     job = replace(stub_job(write_stub_shards(root)), name="whole")
     output = run(job, root)

@@ -1,4 +1,4 @@
-"""Steps left out, weights kept, notices to stop, and another number of workers, in runs without Ray."""
+"""Steps left out, weights kept, notices to stop, other numbers of workers; runs without Ray."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.loading.loader import Loader, make_plan, open_sources
 from pipelines.training.candidates import Candidates, read_metrics, write_metrics
 from pipelines.training.driver import STOPPED, train
@@ -183,7 +184,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float], attempts: lis
 def test_the_best_weights_are_exported_interrupted_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    """Candidates after steps 3, 6, 9 and 12, of which 6 is the first best; checkpoints after 5, 10 and 12."""
+    """Candidates after steps 3, 6, 9, 12, of which 6 is best; checkpoints after 5, 10, 12."""
     shards = write_stub_shards(tmp_path)
     loss = StubTrainee.loss
     attempts: list[float] = []
@@ -271,7 +272,7 @@ def test_a_metric_that_is_not_there_ends_the_run_at_once(tmp_path: Path) -> None
         keep_best="min:validation/loss",
     )
     with pytest.raises(
-        ValueError, match=r"held-out metrics are validation/accuracy, validation/examples"
+        SettingError, match=r"held-out metrics are validation/accuracy, validation/examples"
     ):
         run(job, tmp_path)
     assert committed_here(job.artifact(str(tmp_path))).name < "checkpoint_000000008"  # type: ignore[union-attr]
@@ -292,7 +293,7 @@ def signal_in_pass(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def test_a_stop_while_candidates_wait_leaves_them_for_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told to stop in the last step: what is left is evaluated later, by a run that trains no step."""
+    """Told to stop in the last step: the rest is evaluated later, by a run of no step."""
     shards = write_stub_shards(tmp_path)
     job = stub_job(shards, validation={"drawn/counting": shards}, validate_every=6)
     signal_in_pass(monkeypatch, 47)
@@ -346,7 +347,7 @@ def test_a_signal_in_the_last_step_ends_a_finished_run(
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainJob]:
-    """A run on two ranks whose second dies in step 8, three steps after a checkpoint; and a whole one."""
+    """A run of two ranks whose second dies in step 8, after a checkpoint at 5; and a whole one."""
     root = tmp_path_factory.mktemp("interrupted")
     control = root / "control"
     control.mkdir()

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.evaluation.predict import PredictConfig
 from pipelines.train_config import TrainConfig
 from pipelines.training import driver
@@ -201,7 +202,7 @@ def test_a_resumed_run_logs_what_the_killed_driver_had_not(
 
 
 def test_held_out_examples_are_evaluated_by_the_averaged_weights(root: Path) -> None:
-    """Every 5 steps and at the end; interrupted and resumed it is the same, the average included."""
+    """Every 5 steps and at the end; resumed it is the same, the average included."""
     shards = write_stub_shards(root)
     held_out = {"drawn/counting": shards}
     job = stub_job(
@@ -242,7 +243,7 @@ def test_held_out_examples_are_evaluated_by_the_averaged_weights(root: Path) -> 
 
 
 def test_how_a_batch_is_cut_does_not_matter(root: Path) -> None:
-    """The loss is divided by the weight of the whole step, so four passes of two equal one of eight."""
+    """The loss is divided by the weight of the whole step: four passes of two equal one of eight."""
     shards = write_stub_shards(root)
     cut = run(stub_job(shards, learner=StubLearner(dropout=0.0), micro_batch_size=2), root)
     uncut = run(stub_job(shards, learner=StubLearner(dropout=0.0), micro_batch_size=8), root)
@@ -266,33 +267,33 @@ def test_settings_are_refused_before_anything_starts(
 ) -> None:
     shards = write_stub_shards(root)
     job = stub_job(shards)
-    with pytest.raises(ValueError, match="batch_size=8 is less than the 9 workers"):
+    with pytest.raises(SettingError, match="batch_size=8 is less than the 9 workers"):
         run(job, root, workers=9)
     with pytest.raises(ValueError, match=r"no shards of task 'ocr'.*counting, detection"):
         run(replace(job, mix={"drawn/ocr": 1.0}), root)
-    with pytest.raises(ValueError, match="whose shards are not given"):
+    with pytest.raises(SettingError, match="whose shards are not given"):
         replace(job, mix={"coco/detection": 1.0})
-    with pytest.raises(ValueError, match="validate_every=5: give `validation` shards"):
+    with pytest.raises(SettingError, match="validate_every=5: give `validation` shards"):
         stub_job(shards, validate_every=5)
-    with pytest.raises(ValueError, match=r"set TrainConfig\.validate_every"):
+    with pytest.raises(SettingError, match=r"set TrainConfig\.validate_every"):
         replace(job, validation={"drawn/detection": shards})
     asked = Questions(
         shards=shards, samples=shards, config=PredictConfig(tasks=("detection",)), coco=False
     )
     validated = stub_job(shards, validation={"drawn/detection": shards}, validate_every=5)
-    with pytest.raises(ValueError, match="asks coco, but this learner answers no questions"):
+    with pytest.raises(SettingError, match="asks coco, but this learner answers no questions"):
         replace(validated, benchmarks={"coco": asked})
     with pytest.raises(
-        ValueError, match=r"keep_best='max:validation/coco.f1': the run validates on .* none"
+        SettingError, match=r"keep_best='max:validation/coco.f1': the run validates on .* none"
     ):
         replace(validated, config=replace(validated.config, keep_best="max:validation/coco.f1"))
     with pytest.raises(ValueError, match=r"no shards of task 'ocr'"):
         run(replace(validated, validation={"drawn/ocr": shards}), root)
     unmade = replace(shards, fingerprint="f" * 16)
-    with pytest.raises(ValueError, match="shards/drawn is stale: make it first, with fo1 shard"):
+    with pytest.raises(SettingError, match="shards/drawn is stale: make it first, with fo1 shard"):
         run(replace(job, shards={"drawn": unmade}), root)
     parent = Artifact(root=str(root), kind="runs", name="stage1", fingerprint="1" * 16)
-    with pytest.raises(ValueError, match="runs/stage1 is missing: make it first, with fo1 train"):
+    with pytest.raises(SettingError, match="runs/stage1 is missing: make it first, with fo1 train"):
         run(replace(job, parent=parent), root)
     monkeypatch.setattr(driver, "cluster_resources", lambda _: {"CPU": 3.0})
     with pytest.raises(
@@ -301,10 +302,10 @@ def test_settings_are_refused_before_anything_starts(
         run(job, root, workers=4)
     assert not job.artifact(str(root)).exists("")
     with pytest.raises(
-        ValueError, match="activation_checkpointing names language; this learner has none"
+        SettingError, match="activation_checkpointing names language; this learner has none"
     ):
         stub_job(shards, activation_checkpointing=("language",))
-    with pytest.raises(ValueError, match="no layers to compile"):
+    with pytest.raises(SettingError, match="no layers to compile"):
         stub_job(shards, compile=True)
 
 
@@ -334,12 +335,12 @@ def test_settings_are_refused_before_anything_starts(
     ],
 )
 def test_bad_configs(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(SettingError, match=words):
         TrainConfig(**{"steps": 10, "batch_size": 2, "learning_rate": 1.0, **change})
 
 
 def test_schedule() -> None:
-    """Warm-up reaches the peak in its last step; the cosine is half way in the middle, then at its floor."""
+    """Warm-up peaks in its last step; the cosine is half way in the middle, then at its floor."""
     config = TrainConfig(
         steps=14, batch_size=1, learning_rate=1.0, warmup_steps=4, final_learning_rate=0.2
     )
@@ -370,7 +371,8 @@ def test_the_fingerprint_follows_what_changes_the_result(tmp_path: Path) -> None
 def test_recipes_can_be_read_without_torch_and_ray() -> None:
     code = (
         "import sys, pipelines.training.driver, pipelines.training.learners\n"
-        "print([m for m in ('torch', 'ray', 'mlflow', 'deepspeed', 'transformers') if m in sys.modules])"
+        "heavy = ('torch', 'ray', 'mlflow', 'deepspeed', 'transformers')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
@@ -381,10 +383,10 @@ def test_recipes_can_be_read_without_torch_and_ray() -> None:
 
 @pytest.mark.cluster
 def test_two_workers_equal_one(root: Path) -> None:
-    """Losses and gradients are normalised over all ranks: the world size changes the last bits only.
+    """Losses and gradients are normalised over all ranks: a world size changes the last bits.
 
-    Three examples in passes of one: the rank with one example fills its second pass. Candidates are evaluated
-    by tasks beside the two, and the best is exported.
+    Three examples in passes of one: the rank with one example fills its second pass. Candidates are
+    evaluated by tasks beside the two, and the best is exported.
     """
     shards = write_stub_shards(root)
     job = stub_job(

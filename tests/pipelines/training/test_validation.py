@@ -1,4 +1,4 @@
-"""Candidates are whole or not there, evaluated once each where there is room, and the best is exported."""
+"""Candidates are whole or not there, evaluated once where there is room; the best is exported."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fo1_model.config import SIZES
 from pipelines.artifacts import Artifact, filesystem_of, fingerprint
 from pipelines.cluster import RuntimeConfig, pool_sizes
+from pipelines.errors import SettingError
 from pipelines.evaluation.predict import VERSION, PredictConfig, predict, predict_inputs
 from pipelines.evaluation.score import evaluate
 from pipelines.train_config import TrainConfig
@@ -73,7 +74,7 @@ def test_a_candidate_is_whole_or_not_there(tmp_path: Path) -> None:
 
 
 def test_what_is_there_or_was_evaluated_is_not_written_again(tmp_path: Path) -> None:
-    """A run that went back may do a step again while its candidate is read, or after it was removed."""
+    """A run that went back may do a step again while its candidate is read, or is gone."""
     output = artifact(tmp_path)
     candidates = Candidates(output)
     candidates.write(3, text("first"))
@@ -117,7 +118,7 @@ def test_the_best_is_the_first_of_equals() -> None:
     assert best_step({6: {NAME: None}}, f"max:{NAME}") is None
     assert best_step({}, f"max:{NAME}") is None
     with pytest.raises(
-        ValueError, match=r"keep_best='max:validation/x': held-out metrics are validation/sc"
+        SettingError, match=r"keep_best='max:validation/x': held-out metrics are validation/sc"
     ):
         best_step(evaluated, "max:validation/x")
 
@@ -128,7 +129,7 @@ STEPS = range(2, 13, 2)
 
 
 class World:
-    """A run of twelve steps, a candidate after every second; its tasks end when the test says so."""
+    """A run of twelve steps, a candidate after every second; tasks end when the test says so."""
 
     def __init__(self, folder: Path, scores: Mapping[int, float | None] | None = None) -> None:
         self.output, self.scores = artifact(folder), scores or {step: float(step) for step in STEPS}
@@ -220,7 +221,7 @@ def test_without_room_all_wait_for_the_end(
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_the_export_depends_on_the_metrics_alone(data: st.DataObject) -> None:
-    """Tasks end in any order, drivers end at any moment, the run goes back to any step it was at before."""
+    """Tasks end in any order, drivers at any moment, the run goes back to any step before."""
     score = st.sampled_from([None, 0.0, 1.0, 2.0])
     scores = {step: data.draw(score, label=f"score of {step}") for step in STEPS}
     rule = data.draw(st.sampled_from([f"max:{NAME}", f"min:{NAME}"]))
@@ -307,10 +308,10 @@ def test_a_metric_that_is_not_there_stops_the_run(tmp_path: Path) -> None:
     validator.receive({"candidate": None})
     assert world.stop.is_set()
     with pytest.raises(
-        ValueError, match="keep_best='min:validation/loss': held-out metrics are validation/sc"
+        SettingError, match="keep_best='min:validation/loss': held-out metrics are validation/sc"
     ):
         validator.finish()
-    with pytest.raises(ValueError, match="held-out metrics are"):  # a new driver starts no worker
+    with pytest.raises(SettingError, match="held-out metrics are"):  # a new driver starts no worker
         world.validator(keep_best="min:validation/loss")
 
 
