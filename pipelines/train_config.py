@@ -199,7 +199,7 @@ class TrainConfig:
                 f"{self.validation_examples}: use at least 0 and 1"
             )
         if self.keep_best:
-            best_rule(self.keep_best)
+            best_rule(self.keep_best)  # refuses another form
             if not self.validate_every:
                 raise SettingError(
                     f"TrainConfig.keep_best={self.keep_best!r}: set validate_every too"
@@ -216,6 +216,7 @@ class TrainConfig:
         """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
+        # At least one, for a run may be all warm-up.
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         cosine = (1 + math.cos(math.pi * progress)) / 2
         return self.final_learning_rate + (1 - self.final_learning_rate) * cosine

@@ -149,6 +149,7 @@ class Loader:
             arriving = load_in_processes(self.load, range(start, stop), self._processes)
         else:
             arriving = self._load_in_thread(range(start, stop))
+        # Measured here: who loads a step does not know how long it was waited for.
         asked = time.perf_counter()
         for data in arriving:
             yield dataclasses.replace(data, wait_s=time.perf_counter() - asked)
@@ -173,7 +174,7 @@ class Loader:
         shard = source.shards[draw.shard][0]
         try:
             record, image = decode_member(source.read(shard, draw.index))
-        except Exception as error:
+        except Exception as error:  # keeps its type, and says where it happened
             error.add_note(
                 f"example {draw.index} of {shard} of {draw.source}, position {draw.position}"
             )
@@ -191,6 +192,7 @@ class Loader:
         lengths = [self._collator.length(item) for item in encoded]
         pieces: Sequence[Sequence[int]]
         if self._max_tokens is None:
+            # From sizes alone, and so as many passes on every rank.
             pieces = split(
                 len(examples),
                 num_micro_batches(self._batch_size, self._micro_batch_size, self._world_size),
@@ -240,6 +242,7 @@ class Loader:
                     ahead.extend(thread.submit(self.load, step) for step in islice(coming, 1))
                     yield data
             finally:
+                # Who stops early must not wait for steps that nobody will take.
                 for future in ahead:
                     future.cancel()
 

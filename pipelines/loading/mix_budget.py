@@ -79,6 +79,7 @@ def amounts(
         mix = capped_weights(
             mix, available, num_positions=num_positions, max_repeats=config.max_repeats
         )
+    # Counts depend on the weights alone, so one shard a source does; a plan takes no empty one.
     plan = SamplePlan(
         {source: [max(1, available[source])] for source in mix}, mix, seed=config.seed
     )

@@ -129,7 +129,7 @@ class SamplePlan:
             "sizes": [sizes.tolist() for sizes in self._sizes],
             "slots": self._slots,
         }
-        if self._window > 1:
+        if self._window > 1:  # one is how plans were before there was a choice
             content["shuffle_shards"] = self._window
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -146,6 +146,7 @@ class SamplePlan:
         taken = cycle * self._slots[source] + int(self._rank_in_cycle[place])
         epoch, rest = divmod(taken, int(self._sizes[source].sum()))
         order, ends = self._epoch_layout(source, epoch)
+        # The window that holds it, and its place among the window's examples.
         turn = int(np.searchsorted(ends, rest, side="right"))
         first = turn - turn % self._window
         start = int(ends[first - 1]) if first else 0
@@ -170,9 +171,11 @@ class SamplePlan:
         return {s: Consumed(n, n / sizes[s], -(-n // sizes[s])) for s, n in taken.items()}
 
     def _keep_layouts(self) -> None:
+        # Two of each source, for the ranks of a step may stand on both sides of an epoch's end.
         self._epoch_layout = lru_cache(maxsize=2 * len(self.sources))(self._lay_out_epoch)
 
     def __getstate__(self) -> dict[str, Any]:
+        # A cache does not pickle; every process makes its own.
         return {name: value for name, value in self.__dict__.items() if name != "_epoch_layout"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -261,6 +264,7 @@ def capped_weights(
         )
     shares: dict[str, Fraction] = {}
     free = {source: Fraction(repr(float(weight))) for source, weight in weights.items()}
+    # What a capped source gives up may put another over its cap.
     while free:
         room = 1 - sum(shares.values())
         total = sum(free.values())
@@ -274,6 +278,7 @@ def capped_weights(
 
 def _whole_slots(weights: Sequence[float], sources: Sequence[str]) -> list[int]:
     """Return each source's slots in a cycle: exact where the decimal weights allow it."""
+    # By way of the text: 0.1 is one tenth, and not the binary number next to it.
     exact = [Fraction(repr(weight)) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))
     slots = [int(weight * scale) for weight in exact]
@@ -284,6 +289,7 @@ def _whole_slots(weights: Sequence[float], sources: Sequence[str]) -> list[int]:
     total = sum(exact)
     ideal = [weight * MAX_CYCLE / total for weight in exact]
     slots = [int(value) for value in ideal]
+    # Largest remainders first, of equals in the order of the sources.
     by_remainder = sorted(range(len(slots)), key=lambda i: (slots[i] - ideal[i], i))
     for i in by_remainder[: MAX_CYCLE - sum(slots)]:
         slots[i] += 1

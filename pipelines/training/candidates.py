@@ -85,6 +85,7 @@ class Candidates:
     def _stored(self) -> list[tuple[int, bool]]:
         """Return the step of each entry of the folder, and whether it marks a complete one."""
         filesystem, path = filesystem_of(self._output.uri(FOLDER))
+        # Entries of other names are what a write left that was cut off.
         infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         found = [_STORED.fullmatch(info.base_name) for info in infos]
         return [(int(match[1]), match[2] is not None) for match in found if match]

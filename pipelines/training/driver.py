@@ -85,6 +85,7 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
         return output.manifest()
     plan = _check(job, output, runtime)
     pools = _pools(job, runtime)
+    # Only now: a setting that is refused removes no run.
     if runtime.force:
         output.delete()
     from pipelines.training.mlflow_tracking import Tracker
@@ -97,8 +98,9 @@ def train(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> dict[str, 
         inputs=job.inputs(),
         tags=_provenance(job),
     )
+    # From here on nothing waits for the tracking server, and none of its errors ends the run.
     tracking = TrackingQueue(tracker, job.name)
-    status: Status = "FAILED"
+    status: Status = "FAILED"  # until the run proves otherwise
     try:
         with stop_on_sigterm() as stop:
             validator = make_validator(
@@ -140,6 +142,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Export the weights that are kept; write outcome, speed and manifest of a run that ended."""
     history = json.loads(output.read_bytes("history.json"))
+    # All of it: a driver that died may have left out records; known steps are not repeated.
     tracking.log(history)
     exported = validator.publish() if validator else job.config.steps
     tracking.link("export", output.uri("export"))

@@ -31,6 +31,7 @@ class WeightAverage:
         """
         self._decay = decay
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        # In float32: at 0.9999 the share of a step is below the resolution of bf16.
         self._average = {name: p.detach().float().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
@@ -50,6 +51,7 @@ class WeightAverage:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the module has the average as its weights; then its own again, bit for bit."""
+        # Copies, for arithmetic would not bring the same bits back.
         own = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._copy(self._average)
         try:

@@ -86,6 +86,7 @@ class OPNEvaluator:
                 scores[row],
                 width=shown.image.width,
                 height=shown.image.height,
+                # In order of score, so that a smaller budget is a prefix.
                 selection=Selection(max_boxes=max(BUDGETS)),
             )
             name = example.record.sample_id
@@ -105,6 +106,7 @@ class FO1Evaluator:
         """Return ``loss``, the mean over the supervised tokens."""
         collator = FO1Collator(self._processor)
         loss, weight = 0.0, 0.0
+        # One example a pass: beside others its last bits would depend on theirs.
         for example in examples:
             batch = batch_of(collator, [example])
             loss += float(self._model(batch.to(self._device)).loss_sum)

@@ -80,6 +80,7 @@ def _empty(uri: str) -> tuple[pafs.FileSystem, str]:
     """Make an empty folder at `uri`; return its filesystem and path."""
     filesystem, path = filesystem_of(uri)
     if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+        # Or files of the old model that the new one does not have would stay.
         filesystem.delete_dir(path)
     filesystem.create_dir(path)
     return filesystem, path

@@ -95,6 +95,7 @@ class TrainJob:
     """
 
     def __post_init__(self) -> None:
+        # All that is known without files is checked here, so that `fo1 plan` refuses it too.
         if self.config.steps:
             check_weights(self.mix)
         if unknown := sorted({source.split("/")[0] for source in self.mix} - set(self.shards)):

@@ -33,7 +33,7 @@ def upstream(artifacts: Iterable[Artifact]) -> dict[str, str]:
         key = f"{artifact.kind}/{artifact.name}"
         if found.get(key, artifact.fingerprint) != artifact.fingerprint:
             key = f"{key}:{artifact.fingerprint}"
-        if key in found:
+        if key in found:  # reached on another way
             continue
         found[key] = artifact.fingerprint
         if not artifact.exists("manifest.json"):
@@ -77,7 +77,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
             command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return None
+        return None  # no reason to fail a run for
     return said.stdout.strip()
 
 

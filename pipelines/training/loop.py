@@ -207,11 +207,13 @@ class _Run:
             self._output.write_bytes("history.json", json_bytes(self._state.history))
 
     def _is_due(self) -> bool:
+        # The clocks of ranks differ: one decides, and `take_step` tells the others.
         is_time = self._worker.rank == 0 and self._meter.seconds > REPORT_EVERY_S
         return is_time or self._worker.noticed()
 
     def _notice(self) -> Notice:
         """Return the largest notice that a rank has."""
+        # A notice may reach one rank before another, and ranks that disagreed would hang.
         notice = torch.tensor([int(self._worker.notice())], device=self._engine.device)
         dist.all_reduce(notice, op=dist.ReduceOp.MAX)
         return Notice(int(notice))

@@ -43,6 +43,7 @@ SPEED = "speed/"
 """Prefix of the names of metrics of speed."""
 SPEED_KEY = f"{SPEED}step_seconds"
 """Metric that every report of speed has; its last step says which reports are in."""
+# What MLflow's servers take in one call.
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 _TAGS_PER_CALL = 100
@@ -77,6 +78,7 @@ class Tracker:
         Raises:
             SettingError: There is no `uri` and the root is not a local folder.
         """
+        # A new database would tell each of its migrations.
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._client = MlflowClient(tracking_uri=uri or local_uri(output.root))

@@ -43,6 +43,7 @@ class RunState:
         if not math.isfinite(loss):
             return f"loss is {loss}"
         if spike_factor and len(self.recent) >= FEWEST:
+            # A median and not a mean: a spike that was let through must not raise the bar.
             median = statistics.median(self.recent)
             if loss > spike_factor * median:
                 return (

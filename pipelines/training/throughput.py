@@ -83,6 +83,7 @@ class SpeedMeter:
         ``memory_allocated_gib`` and ``memory_reserved_gib`` of a GPU, at the highest so far, or
         ``memory_resident_gib`` of a process.
         """
+        # The clock may not have moved since the interval began.
         seconds, steps = max(self.seconds, 1e-9), len(self._costs)
         flops = sum(cost.flops for cost in self._costs) / seconds / dist.get_world_size()
         metrics = {

@@ -64,6 +64,8 @@ def take_step(
     rates = engine.set_learning_rate(config.schedule(data.step))
     micro_batches = data.micro_batches
     flops = sum(trainee.flops(micro.batch) or 0.0 for micro in micro_batches if not micro.filler)
+    # Before the passes: the loss is divided by the weight of all ranks, and they must agree on
+    # whether to look up after the step.
     weight, due, tokens, flops, wait_s = _over_ranks(
         [sum(m.weight for m in micro_batches), float(is_due), data.num_tokens, flops, data.wait_s],
         engine.device,
@@ -126,6 +128,7 @@ def _passes(
         engine.ends_step(is_last)
         result = trainee.loss(engine, micro.batch.to(engine.device))
         loss = result.total / total
+        # Times zero instead of left out: every rank does the collectives of each pass.
         engine.backward(loss * 0.0 if micro.filler else loss)
         if not is_last:
             engine.micro_step()
@@ -162,6 +165,7 @@ def _most(count: int, device: torch.device) -> int:
 
 def _over_ranks(values: Iterable[float | torch.Tensor], device: torch.device) -> list[float]:
     """Return each value summed over all ranks, float64 in one collective."""
+    # All in one collective, whose time is its latency; float64 keeps sums of counts exact.
     shared = torch.stack(
         [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
     )

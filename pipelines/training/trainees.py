@@ -84,6 +84,7 @@ class OPNTrainee:
 
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         """Return two groups of all parameters: matrices, and vectors, which do not decay."""
+        # Norms and biases are vectors; decay has no meaning for them.
         matrices = [p for p in self.module.parameters() if p.ndim > 1]
         vectors = [p for p in self.module.parameters() if p.ndim <= 1]
         return [
@@ -129,6 +130,7 @@ class FO1Trainee:
         from fo1_model.acceleration import accelerate
         from fo1_model.stages import parameter_groups
 
+        # Here, while the module is still on the CPU, as `accelerate` needs it.
         accelerate(
             self.module,
             recomputed=config.activation_checkpointing,

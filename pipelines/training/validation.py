@@ -133,7 +133,7 @@ class Validator:
         if report["candidate"] is not None:
             self._queue([report["candidate"]])
         self._advance(self._beside)
-        if len(self._waiting) > self._told:
+        if len(self._waiting) > self._told:  # said again only when more wait than ever
             self._told = len(self._waiting)
             room = (
                 f"{self._beside} at a time"
@@ -196,7 +196,7 @@ class Validator:
         while self._waiting and len(self._running) < most and not self._stop.is_set():
             step = self._waiting.pop(0)
             self._running[step] = self._start(step)
-            self._collect()
+            self._collect()  # in this process a task is done when it was started
 
     def _collect(self) -> None:
         for step in [step for step, task in self._running.items() if task.done()]:
@@ -294,6 +294,7 @@ def _spread(shards: Mapping[str, Artifact], most: int) -> Iterator[Example]:
     for source, artifact in shards.items():
         opened = ShardSet(artifact, source.split("/")[1])
         every = [(name, row) for name, count in opened.shards for row in range(count)]
+        # Spread evenly, instead of the first ones: neighbours in a shard are alike.
         for name, row in every[:: -(-len(every) // most)]:
             record, image = decode_member(opened.read(name, row))
             yield Example(record=record, image=image, seed=0)

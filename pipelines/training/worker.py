@@ -105,6 +105,7 @@ class LocalWorker:
             arrived = self._folder / checkpoint_name(report["step"])
             for folder in (arriving, arrived):  # of a run that was killed here, or went back
                 shutil.rmtree(folder, ignore_errors=True)
+            # Copied beside and renamed: a folder of this name is always complete.
             shutil.copytree(checkpoint, arriving)
             arriving.rename(arrived)
             shutil.rmtree(checkpoint)
@@ -133,7 +134,7 @@ def checkpoint_name(step: int) -> str:
 
 def committed_here(output: Artifact) -> Path | None:
     """Return the newest checkpoint of a run without Ray, or None."""
-    if "://" in output.root:
+    if "://" in output.root:  # such a run is always on Ray
         return None
     return newest(list(Path(output.path, "train", LOCAL).glob("checkpoint_*")))
 

@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import ray.cloudpickle
+import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.training import driver, loop, tracking_queue
+from pipelines.training.candidates import read_metrics
 from pipelines.training.driver import STOPPED, train
 from pipelines.training.job import TrainJob
 from pipelines.training.mlflow_tracking import Tracker, local_uri
@@ -32,6 +34,7 @@ from tests.pipelines.training.stub_learner import (
     StubTrainee,
     history_of,
     stub_job,
+    weights_of,
     write_stub_shards,
 )
 
@@ -80,6 +83,70 @@ def break_tracking(monkeypatch: pytest.MonkeyPatch, failures: int) -> list[int]:
     return attempts
 
 
+# SIGTERM.
+
+
+def signal_in_pass(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """SIGTERM to this process before a pass (from 1; four a step)."""
+    loss = StubTrainee.loss
+
+    def signalled(self: StubTrainee, forward: Any, batch: Any) -> Any:
+        if self._calls == number - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, forward, batch)
+
+    monkeypatch.setattr(StubTrainee, "loss", signalled)
+
+
+def test_a_stop_while_candidates_wait_leaves_them_for_the_next_start(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to stop in the last step: the rest is evaluated later, by a run of no step."""
+    shards = write_stub_shards(root)
+    job = stub_job(shards, validation={"drawn/counting": shards}, validate_every=6)
+    signal_in_pass(monkeypatch, 47)
+    with pytest.raises(SystemExit) as ended:
+        run(job, root)
+    assert ended.value.code == STOPPED
+    output = job.artifact(str(root))
+    assert list(read_metrics(output)) == [6]
+    monkeypatch.setattr(StubTrainee, "loss", None)
+    run(job, root)
+    assert list(read_metrics(output)) == [6, 12]
+
+
+def test_sigterm_checkpoints_first_and_the_run_goes_on_later(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = stub_job(write_stub_shards(root), checkpoint_every=100)
+    whole = run(replace(job, name="whole"), root)
+    loss, before = StubTrainee.loss, signal.getsignal(signal.SIGTERM)
+    signal_in_pass(monkeypatch, 18)  # in step 5
+    with pytest.raises(SystemExit) as ended:
+        run(job, root)
+    assert ended.value.code == STOPPED
+    assert signal.getsignal(signal.SIGTERM) is before
+    output = job.artifact(str(root))
+    checkpoint = committed_here(output)
+    # Looked at before the passes of a step: the signal in step 5 ends the run after step 6.
+    assert checkpoint is not None
+    assert checkpoint.name == "checkpoint_000000006"
+    assert output.status() == "partial"
+    assert "told to stop; a checkpoint at step 6 is written" in caplog.text
+    monkeypatch.setattr(StubTrainee, "loss", loss)
+    run(job, root)
+    assert history_of(output) == history_of(whole)
+    for name, value in weights_of(output).items():
+        assert torch.equal(value, weights_of(whole)[name])
+
+
+def test_a_signal_in_the_last_step_ends_a_finished_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal_in_pass(monkeypatch, 43)
+    assert run(stub_job(write_stub_shards(root)), root).status() == "done"
+
+
 # The look at the outside.
 
 
@@ -101,13 +168,7 @@ def test_a_run_that_reports_often_hears_the_stop(
     held_out = {"drawn/counting": shards} if "validate_every" in often else {}
     job = stub_job(shards, validation=held_out, **{"checkpoint_every": 100, **often})
     loss = StubTrainee.loss
-
-    def signalled(self: StubTrainee, forward: Any, batch: Any) -> Any:
-        if self._calls == 17:  # in step 5: four passes a step
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, forward, batch)
-
-    monkeypatch.setattr(StubTrainee, "loss", signalled)
+    signal_in_pass(monkeypatch, 18)  # in step 5
     with pytest.raises(SystemExit) as ended:
         run(job, root)
     assert ended.value.code == STOPPED

@@ -1,11 +1,9 @@
-"""Steps left out, weights kept, notices to stop, other numbers of workers; runs without Ray."""
+"""Steps left out, weights kept, other numbers of workers, in runs without Ray."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
 from pipelines.loading.loader import Loader, make_plan, open_sources
 from pipelines.training.candidates import Candidates, read_metrics, write_metrics
-from pipelines.training.driver import STOPPED, train
+from pipelines.training.driver import train
 from pipelines.training.job import TrainJob
 from pipelines.training.mlflow_tracking import local_uri
 from pipelines.training.run_state import FEWEST, WINDOW, RunState
@@ -276,70 +274,6 @@ def test_a_metric_that_is_not_there_ends_the_run_at_once(tmp_path: Path) -> None
     ):
         run(job, tmp_path)
     assert committed_here(job.artifact(str(tmp_path))).name < "checkpoint_000000008"  # type: ignore[union-attr]
-
-
-def signal_in_pass(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """SIGTERM to this process before a pass (from 1; four a step)."""
-    loss = StubTrainee.loss
-
-    def signalled(self: StubTrainee, forward: Any, batch: Any) -> Any:
-        if self._calls == number - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, forward, batch)
-
-    monkeypatch.setattr(StubTrainee, "loss", signalled)
-
-
-def test_a_stop_while_candidates_wait_leaves_them_for_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Told to stop in the last step: the rest is evaluated later, by a run of no step."""
-    shards = write_stub_shards(tmp_path)
-    job = stub_job(shards, validation={"drawn/counting": shards}, validate_every=6)
-    signal_in_pass(monkeypatch, 47)
-    with pytest.raises(SystemExit) as ended:
-        run(job, tmp_path)
-    assert ended.value.code == STOPPED
-    output = job.artifact(str(tmp_path))
-    assert list(read_metrics(output)) == [6]
-    monkeypatch.setattr(StubTrainee, "loss", None)
-    run(job, tmp_path)
-    assert list(read_metrics(output)) == [6, 12]
-
-
-# Notices.
-
-
-def test_sigterm_checkpoints_first_and_the_run_goes_on_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    job = stub_job(write_stub_shards(tmp_path), checkpoint_every=100)
-    whole = run(replace(job, name="whole"), tmp_path)
-    loss, before = StubTrainee.loss, signal.getsignal(signal.SIGTERM)
-    signal_in_pass(monkeypatch, 18)  # in step 5
-    with pytest.raises(SystemExit) as ended:
-        run(job, tmp_path)
-    assert ended.value.code == STOPPED
-    assert signal.getsignal(signal.SIGTERM) is before
-    output = job.artifact(str(tmp_path))
-    checkpoint = committed_here(output)
-    # Looked at before the passes of a step: the signal in step 5 ends the run after step 6.
-    assert checkpoint is not None
-    assert checkpoint.name == "checkpoint_000000006"
-    assert output.status() == "partial"
-    assert "told to stop; a checkpoint at step 6 is written" in caplog.text
-    monkeypatch.setattr(StubTrainee, "loss", loss)
-    run(job, tmp_path)
-    assert history_of(output) == history_of(whole)
-    for name, value in weights_of(output).items():
-        assert torch.equal(value, weights_of(whole)[name])
-
-
-def test_a_signal_in_the_last_step_ends_a_finished_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signal_in_pass(monkeypatch, 43)
-    assert run(stub_job(write_stub_shards(tmp_path)), tmp_path).status() == "done"
 
 
 # Other numbers of workers.

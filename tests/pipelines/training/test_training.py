@@ -243,7 +243,7 @@ def test_held_out_examples_are_evaluated_by_the_averaged_weights(root: Path) -> 
 
 
 def test_how_a_batch_is_cut_does_not_matter(root: Path) -> None:
-    """The loss is divided by the weight of the whole step: four passes of two equal one of eight."""
+    """The loss is divided by the weight of the whole step: four passes of two are one of eight."""
     shards = write_stub_shards(root)
     cut = run(stub_job(shards, learner=StubLearner(dropout=0.0), micro_batch_size=2), root)
     uncut = run(stub_job(shards, learner=StubLearner(dropout=0.0), micro_batch_size=8), root)

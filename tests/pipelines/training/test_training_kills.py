@@ -1,4 +1,4 @@
-"""Training on two Ray workers under kills of workers and drivers: the run ends as if undisturbed."""
+"""Training on two Ray workers under kills of workers and drivers: it ends as if undisturbed."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def job_of(root: Path, name: str, kind: str) -> TrainJob:
 
 
 def survives(root: Path, kind: str, kills: Sequence[str]) -> Artifact:
-    """Train under these kills, with a new driver for each killed one; compare with a run left alone.
+    """Train under these kills, a new driver for each killed one; compare with a run left alone.
 
     That one has two ranks too, and no Ray, whose starts are what takes time here.
     """
