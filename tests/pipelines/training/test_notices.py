@@ -27,7 +27,7 @@ from pipelines.training.driver import STOPPED, train
 from pipelines.training.job import TrainJob
 from pipelines.training.mlflow_tracking import Tracker, local_uri
 from pipelines.training.run_monitor import RunMonitor
-from pipelines.training.worker import LocalWorker, committed_by_ray, committed_here
+from pipelines.training.worker import LocalWorker, Notice, committed_by_ray, committed_here
 from tests.pipelines.training import stub_learner
 from tests.pipelines.training.stub_learner import (
     StubLearner,
@@ -179,6 +179,34 @@ def test_a_run_that_reports_often_hears_the_stop(
     assert output.status() == "partial"
     monkeypatch.setattr(StubTrainee, "loss", loss)
     assert [record["step"] for record in history_of(run(job, root))] == list(range(1, 13))
+
+
+def test_a_run_that_reports_often_hears_of_a_preemption(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It checkpoints at the report after the notice, and goes on."""
+
+    class Preempted(DeafWorker):
+        looks = 0
+
+        def notice(self) -> Notice:
+            self.looks += 1
+            return Notice.SAVE if self.looks == 3 else Notice.NONE
+
+    monkeypatch.setattr(driver, "LocalWorker", Preempted)
+    monkeypatch.setattr(loop, "REPORT_EVERY_S", 3600.0)
+    shards = write_stub_shards(root)
+    job = stub_job(
+        shards,
+        validation={"drawn/counting": shards},
+        validate_every=1,
+        checkpoint_every=100,
+        keep_last=9,
+    )
+    output = run(job, root)
+    assert output.status() == "done"
+    kept = sorted(folder.name for folder in Path(output.path, "train", "local").iterdir())
+    assert kept == ["checkpoint_000000003", "checkpoint_000000012"]
 
 
 @pytest.mark.cluster

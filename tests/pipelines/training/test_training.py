@@ -24,7 +24,6 @@ from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
 from pipelines.evaluation.predict import PredictConfig
-from pipelines.train_config import TrainConfig
 from pipelines.training import driver
 from pipelines.training.candidates import read_metrics
 from pipelines.training.driver import train
@@ -307,46 +306,6 @@ def test_settings_are_refused_before_anything_starts(
         stub_job(shards, activation_checkpointing=("language",))
     with pytest.raises(SettingError, match="no layers to compile"):
         stub_job(shards, compile=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"steps": -1}, "steps=-1"),
-        ({"warmup_steps": 11}, "warmup_steps=11"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan"),
-        ({"precision": "fp16"}, "precision='fp16'"),
-        ({"zero_stage": 4}, "zero_stage=4"),
-        ({"gradient_clip": -1.0}, "gradient_clip"),
-        ({"ema_decay": 1.0}, "ema_decay=1.0"),
-        ({"ema_decay": 0.9, "zero_stage": 3}, "zero_stage 0, 1 or 2"),
-        ({"validate_every": -1}, "validate_every=-1"),
-        ({"precision": "bf16", "zero_stage": 0}, "use zero_stage 1"),
-        (
-            {"offload_optimizer": True, "zero_stage": 0},
-            "offload_optimizer: use zero_stage 1, 2 or 3",
-        ),
-        ({"keep_last": 0}, "keep_last=0"),
-        ({"keep_best": "loss", "validate_every": 5}, "use min:NAME or max:NAME"),
-        ({"keep_best": "min:loss", "validate_every": 5}, "such as min:validation/loss"),
-        ({"keep_best": "min:validation/loss"}, "set validate_every too"),
-        ({"max_skipped_steps": -1}, "max_skipped_steps=-1"),
-        ({"spike_factor": 1.0}, "spike_factor=1.0: use more than 1"),
-    ],
-)
-def test_bad_configs(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(SettingError, match=words):
-        TrainConfig(**{"steps": 10, "batch_size": 2, "learning_rate": 1.0, **change})
-
-
-def test_schedule() -> None:
-    """Warm-up peaks in its last step; the cosine is half way in the middle, then at its floor."""
-    config = TrainConfig(
-        steps=14, batch_size=1, learning_rate=1.0, warmup_steps=4, final_learning_rate=0.2
-    )
-    assert [config.schedule(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert config.schedule(9) == pytest.approx(0.6)
-    assert config.schedule(14) == pytest.approx(0.2)
 
 
 def test_the_fingerprint_follows_what_changes_the_result(tmp_path: Path) -> None:
