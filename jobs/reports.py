@@ -11,7 +11,7 @@ from jobs.benchmarks import BENCHMARKS
 from jobs.chain import Chain, Evaluated, Step
 from pipelines.storage import filesystem_of
 from pipelines.train_config import VALIDATION
-from pipelines.training.candidates import read_figures
+from pipelines.training.candidates import read_metrics
 from pipelines.training.job import SPEED_FILE
 
 
@@ -135,7 +135,7 @@ def facts_of(step: Step, *, name: str | None = None) -> Any:
         gradient_norm=series_of(history, "gradient_norm").get("", ()),
         speed=series_of(speed, ""),
         validation=series_of(
-            [{"step": step, **figures} for step, figures in read_figures(artifact).items()],
+            [{"step": step, **figures} for step, figures in read_metrics(artifact).items()],
             VALIDATION,
         ),
     )
@@ -158,7 +158,7 @@ def series_of(
 
 def log_answers(made: Chain, item: Evaluated, figures: dict[str, float]) -> None:
     """Log the figures of a benchmark to the MLflow run of the model that answered."""
-    from pipelines.training.mlflow_tracking import log_figures
+    from pipelines.training.mlflow_tracking import log_metrics
 
     named = {f"{item.benchmark}.{name}": value for name, value in figures.items()}
-    log_figures(item.run.artifact, named, uri=made.runtime.tracking_uri)
+    log_metrics(item.run.artifact, named, uri=made.runtime.tracking_uri)

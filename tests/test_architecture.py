@@ -23,7 +23,7 @@ ONLY_IN = {  # library -> the files that may import it
     "ray": {
         "pipelines/cluster.py",
         "pipelines/worker_pools.py",
-        "pipelines/training/driver.py",
+        "pipelines/training/ray_workers.py",
         "jobs/submit.py",
     },
     "deepspeed": {"pipelines/training/deepspeed_engine.py"},

@@ -6,14 +6,12 @@ gap: figures over fewer questions than were asked are no figures.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from dataset_builders.tasks.prompts import JOINER, TEMPLATES
@@ -23,6 +21,7 @@ from pipelines.example_image import view
 from pipelines.row_accounting import entry
 from pipelines.schemas import PREDICTION_SCHEMA, RegionExample
 from pipelines.shards.tar_format import ShardSet, decode_member
+from pipelines.shuffled_regions import derangement
 from pipelines.worker_pools import map_buckets
 
 if TYPE_CHECKING:  # the model is imported in the workers: `fo1 plan` reads only the config
@@ -229,15 +228,6 @@ def encode_question(
     return processor.encode(
         picture, boxes, messages, for_generation=True, sample_id=example.sample_id
     )
-
-
-def derangement(count: int, seed: str) -> np.ndarray:
-    """Return int64[count], a seeded order in which nothing keeps its place (from two items on)."""
-    digest = hashlib.sha256(f"shuffled regions/{seed}".encode()).digest()
-    order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(count)
-    moved = np.empty(count, dtype=np.int64)
-    moved[order] = np.roll(order, 1)  # one cycle through all of them
-    return moved
 
 
 def prediction_row(

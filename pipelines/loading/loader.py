@@ -1,15 +1,15 @@
-"""From plan to batches on one rank: read the examples of each step, encode and collate them, work ahead.
+"""From plan to batches on one rank: read each step's examples, encode and collate them, work ahead.
 
-The state of a loader is one integer, the next step: everything else follows from `pipelines.loading.sample_plan`. The
-coming steps are read and encoded while the model works on the present one, by a thread or by processes of
-their own (`pipelines.loading.worker_processes`): a thread suffices where the model is the slow part, for decoding
-and reading leave Python's lock, and tokenising in part.
+The state of a loader is one integer, the next step: everything else follows from
+`pipelines.loading.sample_plan`. The coming steps are read and encoded while the model works on the
+present one, by a thread or by processes of their own (`pipelines.loading.worker_processes`): a
+thread suffices where the model is the slow part, for decoding and reading leave Python's lock, and
+tokenising in part.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
-
-import numpy as np
 
 from pipelines.artifacts import Artifact
 from pipelines.loading.collators import Collator, Example
@@ -31,8 +29,9 @@ from pipelines.loading.sample_plan import (
     capped_weights,
     rank_positions,
 )
-from pipelines.schemas import RegionExample
+from pipelines.seeds import seed_of
 from pipelines.shards.tar_format import ShardSet, decode_member
+from pipelines.shuffled_regions import shuffle_regions
 from pipelines.train_config import TrainConfig
 
 READERS = 8
@@ -51,7 +50,7 @@ class Source(Protocol):
         """Whether it lies on object storage: then several threads read at a time."""
 
     def read(self, shard: str, index: int) -> dict[str, bytes]:
-        """Members of one example."""
+        """Return the members of one example, by their extension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +60,11 @@ class MicroBatch:
     batch: Any
     """What the learner's collator made."""
     weight: float
-    """Its share in the normalisation of the loss; 0 for a filler."""
+    """Its share in the normalisation of the loss (`Collator.weigh`); 0 for a filler."""
     sources: tuple[str, ...] = ()
     """Source in the mix of each example, in the batch's order; none for a filler."""
     filler: bool = False
-    """Whether it only keeps this rank in step with the others, and its loss does not count."""
+    """Whether it only keeps this rank in step with the others; its loss does not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +76,24 @@ class StepData:
     micro_batches: list[MicroBatch]
     """The same number on every rank, unless they are grouped by tokens: then see `padded`."""
     sample_ids: list[str]
-    """Of the examples, in plan order."""
+    """Ids of the examples, in plan order."""
     num_tokens: int
-    """Of the examples, padding left out."""
+    """Tokens of the examples, padding left out."""
     wait_s: float = 0.0
     """Seconds the training loop waited for these data."""
 
     def padded(self, count: int) -> list[MicroBatch]:
-        """The micro-batches, and fillers up to `count`: the most that any rank has, so that all take part in
-        each other's collectives."""
+        """Return the micro-batches, and fillers up to `count`.
+
+        Args:
+            count: The most that any rank has, so that all take part in each other's collectives.
+        """
         filler = dataclasses.replace(self.micro_batches[-1], weight=0.0, sources=(), filler=True)
         return self.micro_batches + [filler] * (count - len(self.micro_batches))
 
 
 class Loader:
-    """Reads the micro-batches of each step for one rank. Picklable: every process opens files of its own."""
+    """The reader of one rank's micro-batches. Picklable: every process opens files of its own."""
 
     def __init__(
         self,
@@ -110,13 +112,18 @@ class Loader:
     ) -> None:
         """Open nothing yet.
 
-        sources: the shards of every source in the plan.
-        collator: of the learner.
-        batch_size: examples a step over all ranks. micro_batch_size: most examples in one forward pass.
-        max_tokens: most tokens in one forward pass, padding included; None cuts by number alone.
-        shuffled_regions: the control experiment of `permute_regions`.
-        prefetch_steps: steps that the thread reads ahead; 0 reads in the calling thread.
-        processes: processes that load steps instead of the thread; 0 for the thread.
+        Args:
+            plan: The order of examples of the run.
+            sources: The shards of every source in the plan.
+            collator: Of the learner.
+            batch_size: Examples a step over all ranks.
+            micro_batch_size: Most examples in one forward pass.
+            max_tokens: Most tokens in one forward pass, padding included; None: by number alone.
+            rank: Number of this rank, from 0.
+            world_size: Number of ranks.
+            shuffled_regions: Whether to do the control experiment of `pipelines.shuffled_regions`.
+            prefetch_steps: Steps that the thread reads ahead; 0 reads in the calling thread.
+            processes: Processes that load steps instead of the thread; 0 for the thread.
         """
         self._plan, self._sources = plan, sources
         self._collator = collator
@@ -131,7 +138,7 @@ class Loader:
         return self._plan.sources
 
     def consumed(self, steps: int) -> dict[str, Consumed]:
-        """What the first `steps` take of each source, on all ranks."""
+        """Return what the first `steps` take of each source, on all ranks."""
         return self._plan.consumed(steps * self._batch_size)
 
     def steps(self, start: int, stop: int) -> Iterator[StepData]:
@@ -142,20 +149,21 @@ class Loader:
             arriving = load_in_processes(self.load, range(start, stop), self._processes)
         else:
             arriving = self._load_in_thread(range(start, stop))
+        # Measured here: who loads a step does not know how long it was waited for.
         asked = time.perf_counter()
         for data in arriving:
             yield dataclasses.replace(data, wait_s=time.perf_counter() - asked)
             asked = time.perf_counter()
 
     def draws(self, step: int) -> list[Draw]:
-        """Positions of the plan that this rank takes in `step`, in plan order."""
+        """Return the positions of the plan that this rank takes in `step`, in plan order."""
         positions = rank_positions(
             step, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size
         )
         return [self._plan[position] for position in positions]
 
     def read(self, draws: Sequence[Draw]) -> list[Example]:
-        """The examples at these positions."""
+        """Return the examples at these positions."""
         if not any(source.is_remote for source in self._sources.values()):
             return [self._read_one(draw) for draw in draws]
         with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as threads:
@@ -166,24 +174,25 @@ class Loader:
         shard = source.shards[draw.shard][0]
         try:
             record, image = decode_member(source.read(shard, draw.index))
-        except Exception as error:
+        except Exception as error:  # keeps its type, and says where it happened
             error.add_note(
                 f"example {draw.index} of {shard} of {draw.source}, position {draw.position}"
             )
             raise
         if self._shuffled_regions:
-            record = permute_regions(record)
+            record = shuffle_regions(record)
         seed = seed_of("augment", self._plan.seed, draw.position)
         return Example(record=record, image=image, seed=seed)
 
     def load(self, step: int) -> StepData:
-        """Micro-batches of this rank in `step`."""
+        """Return the micro-batches of this rank in `step`."""
         draws = self.draws(step)
         examples = self.read(draws)
         encoded = [self._encode(example) for example in examples]
         lengths = [self._collator.length(item) for item in encoded]
         pieces: Sequence[Sequence[int]]
         if self._max_tokens is None:
+            # From sizes alone, and so as many passes on every rank.
             pieces = split(
                 len(examples),
                 num_micro_batches(self._batch_size, self._micro_batch_size, self._world_size),
@@ -197,7 +206,7 @@ class Loader:
             )
         micro_batches = []
         for piece in pieces:
-            # A rank that is an example short still joins every collective, with a filler that does not count.
+            # A rank that is an example short joins every collective all the same, with a filler.
             batch = self._collator.collate([encoded[i] for i in piece or range(1)])
             weight = float(self._collator.weigh(batch)) if piece else 0.0
             sources = tuple(draws[i].source for i in piece)
@@ -233,19 +242,31 @@ class Loader:
                     ahead.extend(thread.submit(self.load, step) for step in islice(coming, 1))
                     yield data
             finally:
+                # Who stops early must not wait for steps that nobody will take.
                 for future in ahead:
                     future.cancel()
 
 
 def open_sources(shards: Mapping[str, Artifact], mix: Mix) -> dict[str, ShardSet]:
-    """Open every source ``dataset/task`` of a mix. shards: the artifact of each dataset."""
+    """Open every source ``dataset/task`` of a mix.
+
+    Args:
+        shards: The artifact of each dataset.
+        mix: Its sources are opened.
+    """
     return {source: ShardSet(shards[source.split("/")[0]], source.split("/")[1]) for source in mix}
 
 
 def make_plan(sources: Mapping[str, Source], mix: Mix, config: TrainConfig) -> SamplePlan:
-    """Plan of a mix over opened sources, with no source repeated more than ``config.max_repeats`` times.
+    """Return the plan of a mix over opened sources, under the cap of ``config.max_repeats``.
 
-    ValueError for a source of the mix that is not among them, and for sources too small for the cap.
+    Args:
+        sources: Opened sources, by name.
+        mix: Weight of each source.
+        config: Of the run.
+
+    Raises:
+        SettingError: A source of the mix is not among them, or all are too small for the cap.
     """
     sizes = {name: [n for _, n in source.shards] for name, source in sources.items()}
     if config.max_repeats is not None:
@@ -256,25 +277,3 @@ def make_plan(sources: Mapping[str, Source], mix: Mix, config: TrainConfig) -> S
             max_repeats=config.max_repeats,
         )
     return SamplePlan(sizes, mix, seed=config.seed, shuffle_shards=config.shuffle_shards)
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from a hash of the parts, the same in every process."""
-    digest = hashlib.sha256("|".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def permute_regions(record: RegionExample) -> RegionExample:
-    """The control: boxes permuted among the indices, conversation unchanged, by a seed from the sample id.
-
-    Whatever a model scores on such examples it does not get from looking at the right regions.
-    """
-    generator = np.random.Generator(np.random.PCG64(seed_of("permute regions", record.sample_id)))
-    order = generator.permutation(len(record.boxes))
-    return dataclasses.replace(
-        record,
-        boxes=record.boxes[order],
-        scores=tuple(record.scores[i] for i in order),
-        box_sources=tuple(record.box_sources[i] for i in order),
-        ignore=None if record.ignore is None else tuple(record.ignore[i] for i in order),
-    )

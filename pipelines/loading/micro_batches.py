@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def num_micro_batches(batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Forward passes of each rank in a step, so that none holds more than `micro_batch_size` examples."""
+    """Return the forward passes of each rank in a step, of at most `micro_batch_size` examples."""
     largest_rank = -(-batch_size // world_size)
     return -(-largest_rank // micro_batch_size)
 
@@ -21,10 +21,17 @@ def group_by_tokens(
 ) -> list[list[int]]:
     """Group examples of like length so that no group has over `max_tokens` tokens.
 
-    lengths: tokens of each example. max_examples: most examples in a group. packed: a group has the sum of
-    its examples' tokens; else each is padded to the longest.
-    Returns the groups, longest examples first, each with its examples in the given order: a function of the
-    arguments alone. An example that is longer than `max_tokens` is a group of its own, for it cannot be cut.
+    Args:
+        lengths: Tokens of each example.
+        max_examples: Most examples in a group.
+        max_tokens: Most tokens in a group. An example that is longer is a group of its own, for it
+            cannot be cut.
+        packed: Whether a group has the sum of its examples' tokens; else each is padded to the
+            longest.
+
+    Returns:
+        The groups as indices into `lengths`, longest examples first, each in the given order: a
+        function of the arguments alone.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -1,4 +1,4 @@
-"""What a mix amounts to before anything is trained: examples, repeats and tokens of every source. Pure."""
+"""What a mix amounts to before anything is trained: examples, repeats, tokens of sources. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pipelines.loading.sample_plan import Mix, SamplePlan, capped_weights
 from pipelines.train_config import TrainConfig
 
 CHARS_PER_TOKEN = 4.0
-"""Of English text with the tokenizers of the supported base models, roughly."""
+"""Characters of English text a token, roughly, with the tokenizers of the supported models."""
 PIXELS_PER_TOKEN = 28 * 28
 """Pixels of one image token of Qwen2.5-VL (14-px patches, merged 2 x 2)."""
 NOMINAL_TOKENS = 640 * 480 // PIXELS_PER_TOKEN + 2 * 60
-"""Tokens of an example of which nothing is known yet, without its text: a VGA picture, 60 regions of two
-tokens."""
+"""Tokens of an example of which nothing is known yet, without its text.
+
+A VGA image, and 60 regions of two tokens.
+"""
 NOMINAL_TEXT_TOKENS = {
     "grounding": 90,
     "reasoning": 350,
@@ -23,11 +25,11 @@ NOMINAL_TEXT_TOKENS = {
     "instruction": 300,
     "ocr": 40,
 }
-"""Tokens of its text by task; 60 for the others. ours"""
+"""Tokens of the text of such an example by task; 60 for the others. ours"""
 
 
 def nominal_tokens(task: str) -> float:
-    """Tokens of an example of a task of which nothing is known yet."""
+    """Return the tokens of an example of a task of which nothing is known yet."""
     return float(NOMINAL_TOKENS + NOMINAL_TEXT_TOKENS.get(task, 60))
 
 
@@ -36,11 +38,11 @@ class Amount:
     """What a run takes from one source."""
 
     source: str
-    """``dataset/task``."""
+    """Name of the source, ``dataset/task``."""
     share: float
-    """Of the run's examples, after the cap on repeats."""
+    """Share of the run's examples, after the cap on repeats."""
     available: int
-    """Examples that there are; 0: unknown."""
+    """Examples that there are; 0 where unknown."""
     drawn: int
     """Examples that the run takes."""
     tokens_each: float
@@ -60,16 +62,24 @@ class Amount:
 def amounts(
     mix: Mix, config: TrainConfig, available: Mapping[str, int], tokens_each: Mapping[str, float]
 ) -> list[Amount]:
-    """What a run of `config` takes from each source of its mix, exactly as its sample plan will.
+    """Return what a run of `config` takes from each source, exactly as its sample plan will.
 
-    available: examples of each source, 0 where unknown. tokens_each: tokens of an example of each source.
-    ValueError when the sources are too small for ``config.max_repeats``; the cap waits until all are known.
+    Args:
+        mix: Weight of each source.
+        config: Of the run.
+        available: Examples of each source, 0 where unknown.
+        tokens_each: Tokens of an example of each source.
+
+    Raises:
+        SettingError: The sources are too small for ``config.max_repeats``; the cap waits until all
+            are known.
     """
     num_positions = config.steps * config.batch_size
     if config.max_repeats is not None and all(available[source] for source in mix):
         mix = capped_weights(
             mix, available, num_positions=num_positions, max_repeats=config.max_repeats
         )
+    # Counts depend on the weights alone, so one shard a source does; a plan takes no empty one.
     plan = SamplePlan(
         {source: [max(1, available[source])] for source in mix}, mix, seed=config.seed
     )
@@ -87,7 +97,12 @@ def amounts(
 
 
 def tokens_of(ledger: Mapping[str, Any], task: str) -> float:
-    """Mean tokens of an example of a task, estimated from the ledger of finished shards."""
+    """Return the mean tokens of an example of a task, estimated from finished shards.
+
+    Args:
+        ledger: Of the shards' manifest.
+        task: One of the shards' tasks.
+    """
     examples = ledger.get("examples", {}).get(task, 0)
     if not examples:
         return nominal_tokens(task)
@@ -100,7 +115,10 @@ def tokens_of(ledger: Mapping[str, Any], task: str) -> float:
 def budget_table(found: Sequence[Amount], *, nominal: Mapping[str, bool]) -> str:
     """Lay the amounts out as text, a line a source, with their sum.
 
-    nominal: whether what is said of a source is published counts rather than what was built; marked with ~.
+    Args:
+        found: Of each source.
+        nominal: Whether what is said of a source comes from published counts rather than from what
+            was built; marked with ~.
     """
     header = ["source", "share", "examples", "drawn", "epochs", "tokens each", "tokens"]
     rows = []
@@ -148,7 +166,7 @@ def budget_table(found: Sequence[Amount], *, nominal: Mapping[str, bool]) -> str
 
 
 def short(number: float) -> str:
-    """12345 as 12.3k."""
+    """Return 12345 as 12.3k."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= limit:
             scale = limit if unit != "k" else 1e3

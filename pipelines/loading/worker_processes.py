@@ -1,8 +1,8 @@
 """Steps loaded by processes of their own, in order, through torch's DataLoader.
 
-A step crosses from process to process as a short pickle and one block of shared memory that holds all its
-tensors. So however many small tensors a step has, it takes one file handle, and none of them is copied on
-arrival.
+A step crosses from process to process as a short pickle and one block of shared memory that holds
+all its tensors. So however many small tensors a step has, it takes one file handle, and none of
+them is copied on arrival.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ T = TypeVar("T")
 STEPS_AHEAD = 2
 """Steps that each process works ahead."""
 _ALIGNMENT = 64
-"""Of each tensor in the block, in bytes: what vector instructions like, and every dtype's own."""
+"""Alignment of each tensor in the block, in bytes: fits vector instructions and every dtype."""
 
 
 class Packed:
     """A value with its tensors taken out.
 
-    The tensors are copied when this is pickled. A queue pickles in a thread of its own, so a process copies
-    one step while it loads the next. What may fail, the value's own pickle and the allocation, is done
-    before: an error in that thread would reach no one.
+    The tensors are copied when this is pickled. A queue pickles in a thread of its own, so a
+    process copies one step while it loads the next. What may fail, the value's own pickle and the
+    allocation, is done before: an error in that thread would reach no one.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ def pack(value: Any) -> Packed:
 
 
 def unpack(packed: Packed) -> Any:
-    """What `pack` was given; the tensors are views of the block."""
+    """Return what `pack` was given; the tensors are views of the block."""
 
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, place: Any) -> Tensor:
@@ -92,9 +92,16 @@ class _Steps(Dataset[Packed], Generic[T]):
 def load_in_processes(load: Callable[[int], T], steps: range, processes: int) -> Iterator[T]:
     """Yield ``load(step)`` of each step in order, worked out ahead by so many processes.
 
-    load: picklable; its result depends on the step alone. What it raises is raised here, as the same type
-    where that takes a message alone, with the traceback of the process in the message. RuntimeError, naming
-    the step that was waited for, when a process died.
+    What `load` raises is raised here, as the same type where that takes a message alone, with the
+    traceback of the process in the message.
+
+    Args:
+        load: Picklable; its result depends on the step alone.
+        steps: In order.
+        processes: Number of processes.
+
+    Raises:
+        RuntimeError: A process died; the message names the step that was waited for.
     """
     arriving = iter(
         DataLoader(
@@ -104,7 +111,7 @@ def load_in_processes(load: Callable[[int], T], steps: range, processes: int) ->
             collate_fn=_as_it_is,
             num_workers=processes,
             prefetch_factor=STEPS_AHEAD,
-            # A fork would copy the threads' locks of Ray, of the tokenizer and of CUDA in whatever state.
+            # A fork would copy the locks of Ray, of the tokenizer and of CUDA in whatever state.
             multiprocessing_context="spawn",
             # Its own, or the training's random numbers would move on.
             generator=torch.Generator(),
@@ -116,8 +123,9 @@ def load_in_processes(load: Callable[[int], T], steps: range, processes: int) ->
         except RuntimeError as error:
             if "exited unexpectedly" in str(error):
                 raise RuntimeError(
-                    f"a loader process died while step {step} was waited for ({error}): it ran out of "
-                    "memory, or crashed in a library; a run without loader processes shows where"
+                    f"a loader process died while step {step} was waited for ({error}): it ran "
+                    "out of memory, or crashed in a library; a run without loader processes shows "
+                    "where"
                 ) from error
             raise
         yield unpack(packed)

@@ -1,14 +1,15 @@
-"""Candidates of a run: model folders that wait to be judged, and the figures of those that were.
+"""Candidates of a run: model folders that wait to be evaluated, and the metrics of those that were.
 
 Below a run, while it goes on::
 
     candidates/step_000000200/        the model folder after step 200, as it would be exported
     candidates/step_000000200.json    written when the folder is complete
-    validation.json                   one record for each judged step: ``step`` and the figures
+    validation.json                   one record for each evaluated step: ``step`` and the metrics
 
-The training loop writes candidates and the driver judges and removes them, possibly after a restart, at the
-same time. A step is in ``validation.json`` before its candidate is removed, and a step that is there or whose
-candidate is complete is not written again: the figures are always those of the folder that was judged.
+The training loop writes candidates while the driver, possibly after a restart, evaluates and
+removes them. A step is in ``validation.json`` before its candidate is removed, and a step that is
+there or whose candidate is complete is not written again: the metrics are always those of the
+folder that was evaluated.
 """
 
 from __future__ import annotations
@@ -20,49 +21,53 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from pipelines.artifacts import Artifact
+from pipelines.artifacts import Artifact, filesystem_of, json_bytes
+from pipelines.errors import SettingError
 from pipelines.fingerprints import json_bytes
 from pipelines.storage import filesystem_of
 from pipelines.train_config import best_rule
 from pipelines.training.export import copy_export, write_export
 
 FOLDER = "candidates"
-FIGURES = "validation.json"
+METRICS_FILE = "validation.json"
 _STORED = re.compile(r"step_(\d{9})(\.json)?")
 
-Figures = Mapping[str, float | None]
-"""Held-out figures by name; None for one that is not finite."""
+Metrics = Mapping[str, float | None]
+"""Metrics of held-out examples by name; None for one that is not finite."""
 
 
 class Candidates:
-    """The candidates of one run."""
+    """The folder of candidates of one run."""
 
     def __init__(self, output: Artifact) -> None:
         self._output = output
 
     def write(self, step: int, export: Callable[[Path], None]) -> None:
-        """Write the candidate of `step`, unless it is there or was judged.
+        """Write the candidate of `step`, unless it is there or was evaluated.
 
-        export: writes the model into a folder.
+        Args:
+            step: Steps done.
+            export: Writes the model into a folder.
         """
-        # In this order: the driver may be removing the candidate, and then its figures are there already.
-        if self._output.exists(f"{_name(step)}.json") or step in read_figures(self._output):
+        # In this order: where the driver is removing the candidate, its metrics are there already.
+        if self._output.exists(f"{_name(step)}.json") or step in read_metrics(self._output):
             return
         write_export(export, self.uri(step))
         self._output.write_bytes(f"{_name(step)}.json", json_bytes({"step": step}))
 
     def complete(self) -> list[int]:
-        """Steps of the candidates that are complete, in order."""
+        """Return the steps of the candidates that are complete, in order."""
         return sorted(step for step, is_marker in self._stored() if is_marker)
 
     def uri(self, step: int) -> str:
-        """Path or URI of the model folder of a candidate."""
+        """Return the path or URI of the model folder of a candidate."""
         return self._output.uri(_name(step))
 
-    def prune(self, judged: Collection[int], kept: int) -> None:
-        """Remove the candidates of judged steps but `kept`, also one whose removal was cut off."""
+    def prune(self, evaluated: Collection[int], kept: int) -> None:
+        """Remove the candidates of evaluated steps but `kept`, and what a cut-off removal left."""
+        # Markers first: a folder without one is incomplete, a marker without its folder would lie.
         for step, is_marker in sorted(self._stored(), key=lambda entry: not entry[1]):
-            if step in judged and step != kept:
+            if step in evaluated and step != kept:
                 filesystem, path = filesystem_of(self.uri(step))
                 if is_marker:
                     filesystem.delete_file(f"{path}.json")
@@ -80,40 +85,45 @@ class Candidates:
             filesystem.delete_dir(path)
 
     def _stored(self) -> list[tuple[int, bool]]:
-        """Step of each entry of the folder, and whether it is the file that says it is complete."""
+        """Return the step of each entry of the folder, and whether it marks a complete one."""
         filesystem, path = filesystem_of(self._output.uri(FOLDER))
+        # Entries of other names are what a write left that was cut off.
         infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         found = [_STORED.fullmatch(info.base_name) for info in infos]
         return [(int(match[1]), match[2] is not None) for match in found if match]
 
 
-def read_figures(output: Artifact) -> dict[int, Figures]:
-    """Figures of the judged steps, in their order; nothing for a run that has none."""
-    if not output.exists(FIGURES):
+def read_metrics(output: Artifact) -> dict[int, Metrics]:
+    """Return the metrics of the evaluated steps, in their order; none for a run without any."""
+    if not output.exists(METRICS_FILE):
         return {}
-    records = json.loads(output.read_bytes(FIGURES))
+    records = json.loads(output.read_bytes(METRICS_FILE))
     return {record["step"]: {k: v for k, v in record.items() if k != "step"} for record in records}
 
 
-def write_figures(output: Artifact, judged: Mapping[int, Figures]) -> None:
-    """Write the figures of the judged steps."""
-    output.write_bytes(
-        FIGURES, json_bytes([{"step": step, **judged[step]} for step in sorted(judged)])
-    )
+def write_metrics(output: Artifact, evaluated: Mapping[int, Metrics]) -> None:
+    """Write the metrics of the evaluated steps."""
+    records = [{"step": step, **evaluated[step]} for step in sorted(evaluated)]
+    output.write_bytes(METRICS_FILE, json_bytes(records))
 
 
-def best_step(judged: Mapping[int, Figures], keep_best: str) -> int | None:
-    """Step with the best figure, of equals the first; None where none is finite.
+def best_step(evaluated: Mapping[int, Metrics], keep_best: str) -> int | None:
+    """Return the step with the best value of a metric, of equals the first; None if none is finite.
 
-    keep_best: see ``TrainConfig.keep_best``. ValueError when a step has no figure of that name.
+    Args:
+        evaluated: Metrics of the evaluated steps.
+        keep_best: The metric and its direction, see ``TrainConfig.keep_best``.
+
+    Raises:
+        SettingError: A step has no metric of that name.
     """
     sign, name = best_rule(keep_best)
     best: tuple[float, int] | None = None
-    for step, figures in judged.items():
-        if name not in figures:
-            known = ", ".join(sorted(figures)) or "none"
-            raise ValueError(f"TrainConfig.keep_best={keep_best!r}: held-out figures are {known}")
-        value = figures[name]
+    for step, metrics in evaluated.items():
+        if name not in metrics:
+            known = ", ".join(sorted(metrics)) or "none"
+            raise SettingError(f"TrainConfig.keep_best={keep_best!r}: held-out metrics are {known}")
+        value = metrics[name]
         if value is not None:
             best = max(best or (sign * value, -step), (sign * value, -step))
     return None if best is None else -best[1]

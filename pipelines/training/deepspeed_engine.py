@@ -1,8 +1,8 @@
-"""DeepSpeed, and nothing else: an engine made from a `TrainConfig`, its steps and its sharded checkpoints.
+"""DeepSpeed, and nothing else: an engine made from a `TrainConfig`, its steps and checkpoints.
 
-This is the only file that imports DeepSpeed. Its configuration is derived here from the fields of the run's
-own config; there is no second one. The optimizer is torch's AdamW, so that no kernel is compiled when a run
-starts.
+This is the only file that imports DeepSpeed. Its configuration is derived here from the fields of
+the run's own config; there is no second one. The optimizer is torch's AdamW, so that no kernel is
+compiled when a run starts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-# Decide before the import, so that the presence of a GPU does not change a run that is asked to use none.
+# Before the import, so that the presence of a GPU does not change a run that is to use none.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 TAG = "state"
 """Folder of DeepSpeed's files inside a checkpoint."""
 STATE_FILE = "state.json"
-"""What belongs to the run rather than to a rank: step, history, and what a checkpoint fits."""
+"""File of what belongs to the run rather than to a rank: step, history, what a checkpoint fits."""
 
 
 class Engine:
@@ -57,8 +57,13 @@ class Engine:
     ) -> None:
         """Hand the module to DeepSpeed; torch.distributed must be initialised.
 
-        groups: torch optimizer groups, each with ``lr``; ``weight_decay`` and a ``name`` where they differ.
-        num_micro_batches: backward passes before a step.
+        Args:
+            module: What is trained, on the CPU.
+            groups: torch optimizer groups, each with ``lr``; ``weight_decay`` and a ``name`` where
+                they differ.
+            config: Of the run.
+            num_micro_batches: Backward passes before a step.
+            micro_batch_size: Most examples of a pass.
         """
         for name, parameter in module.named_parameters():
             if parameter.ndim == 0:
@@ -77,8 +82,8 @@ class Engine:
         )
         self._discards = False
         self._update = self._adamw.step
-        # Whatever the ZeRO stage, DeepSpeed reduces, clips and clears gradients around this call and copies
-        # the weights that it leaves: without an update nothing else of a step has to be undone.
+        # Whatever the ZeRO stage, DeepSpeed reduces, clips and clears gradients around this call
+        # and copies the weights that it leaves: without an update nothing else has to be undone.
         setattr(self._adamw, "step", lambda: None if self._discards else self._update())  # noqa: B010
         self._engine, *_ = deepspeed.initialize(
             model=module,
@@ -97,11 +102,11 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        """Where batches must be."""
+        """Device on which batches must be."""
         return self._engine.device
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Forward pass of the module, through DeepSpeed's hooks."""
+        """Do a forward pass of the module, through DeepSpeed's hooks."""
         return self._engine(*args, **kwargs)
 
     def ends_step(self, last: bool) -> None:
@@ -109,7 +114,7 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(last)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of `loss`, whose *sum* over ranks and micro-batches is the loss of the step."""
+        """Add the gradient of `loss`, whose *sum* over ranks and passes is the loss of the step."""
         # DeepSpeed averages over ranks; the loss is a sum over them, and is normalised already.
         self._engine.backward(loss * self._loss_scale, scale_wrt_gas=False)
 
@@ -120,9 +125,12 @@ class Engine:
     def finish_step(self, *, discard: bool = False) -> bool:
         """End the last micro-batch of a step: clip and update, or forget the gradients.
 
-        discard: forget them; every rank says the same. They are forgotten too when they are not finite.
+        Args:
+            discard: Forget them; every rank says the same. They are forgotten too when they are not
+                finite.
 
-        Returns whether the weights were updated, the same on every rank.
+        Returns:
+            Whether the weights were updated, the same on every rank.
         """
         if not self._sharded:  # DeepSpeed neither keeps this norm nor looks at it
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -144,7 +152,7 @@ class Engine:
         return rates
 
     def gradient_norm(self) -> float:
-        """Norm of the whole gradient of the last step, before clipping."""
+        """Return the norm of the whole gradient of the last step, before clipping."""
         return self._norm
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
@@ -166,8 +174,11 @@ class Engine:
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore what `save` wrote and return its state; every rank calls it.
 
-        With the number of ranks that wrote it the run goes on bit for bit; with another number its sharded
-        state is cut anew. ValueError, before anything is changed, when other parameters were frozen.
+        With the number of ranks that wrote it the run goes on bit for bit; with another number its
+        sharded state is cut anew.
+
+        Raises:
+            ValueError: Before anything is changed, when other parameters were frozen.
         """
         saved = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         if saved["frozen"] != self._frozen_names:
@@ -194,8 +205,8 @@ class Engine:
                 self._engine.load_checkpoint(str(converted), tag=TAG, load_module_strict=False)
             finally:
                 settings.load_universal_checkpoint = False
-        # Under stage 3 DeepSpeed 0.19 gives every group the settings of the first, and all parts of the
-        # state one tensor to count steps in, which each part's update then advances.
+        # Under stage 3 DeepSpeed 0.19 gives every group the settings of the first, and all parts of
+        # the state one tensor to count steps in, which each part's update then advances.
         for group, values in zip(self._engine.optimizer.param_groups, own, strict=True):
             group.update(values)
         for part in self._adamw.state.values():
@@ -204,7 +215,7 @@ class Engine:
 
     @contextlib.contextmanager
     def whole_parameters(self) -> Iterator[nn.Module]:
-        """Inside, every rank sees whole parameters, whatever the ZeRO stage; every rank must enter."""
+        """Inside, every rank sees whole parameters at any ZeRO stage; every rank must enter."""
         partitioned = [p for p in self.module.parameters() if hasattr(p, "ds_id")]
         with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
             yield self.module
@@ -212,9 +223,10 @@ class Engine:
 
 @contextlib.contextmanager
 def _universal(folder: Path) -> Iterator[Path]:
-    """The checkpoint in `folder` cut by parameter instead of by rank, in a temporary folder of each node.
+    """Yield the checkpoint in `folder` cut by parameter instead of by rank.
 
-    Every rank calls it. One rank a node converts; conversion reads a file of each old rank in turn.
+    It lies in a temporary folder of each node. Every rank calls it. One rank a node converts;
+    conversion reads a file of each old rank in turn.
     """
     own: Path | None = None
     if int(os.environ["LOCAL_RANK"]) == 0:
@@ -228,7 +240,8 @@ def _universal(folder: Path) -> Iterator[Path]:
             num_merge_workers=1,
             keep_temp_folder=False,
             strict=True,
-            inject_missing_state=True,  # the run declares none: it has no tensor or pipeline parallelism
+            # The run declares no such state: it has no tensor or pipeline parallelism.
+            inject_missing_state=True,
         )
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             ds_to_universal.main(arguments)
@@ -247,7 +260,13 @@ def _universal(folder: Path) -> Iterator[Path]:
 def deepspeed_config(
     config: TrainConfig, num_micro_batches: int, micro_batch_size: int
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run, every value from `config` or the sizes of its batches."""
+    """Return DeepSpeed's configuration of a run.
+
+    Args:
+        config: Of the run; every value comes from it or from the sizes of its batches.
+        num_micro_batches: Backward passes before a step.
+        micro_batch_size: Most examples of a pass.
+    """
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
         "overlap_comm": torch.cuda.is_available(),
@@ -259,7 +278,7 @@ def deepspeed_config(
         "gradient_accumulation_steps": num_micro_batches,
         "gradient_clipping": config.gradient_clip,
         "bf16": {"enabled": config.precision == "bf16"},
-        # Sums over ranks and micro-batches stay in float32: a world size changes their order and no more.
+        # Sums over ranks and passes stay in float32: a world size changes their order and no more.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": zero,
@@ -277,10 +296,10 @@ def deepspeed_config(
 def _compile_nothing() -> None:
     """Keep DeepSpeed from compiling and from loading compilers when a run starts.
 
-    On a CPU it builds a shared-memory op: a minute, and an error without a C++ compiler. Setting its table of
-    ops also skips probing compilers for all others (DeepSpeed 0.19, ops/__init__.py). Its Muon optimizer,
-    which is imported whatever the optimizer, hands functions to torch.compile at import and so loads all of
-    the compiler, 3 s a process; we never call them.
+    On a CPU it builds a shared-memory op: a minute, and an error without a C++ compiler. Setting
+    its table of ops also skips probing compilers for all others (DeepSpeed 0.19, ops/__init__.py).
+    Its Muon optimizer, which is imported whatever the optimizer, hands functions to torch.compile
+    at import and so loads all of the compiler, 3 s a process; we never call them.
     """
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}

@@ -1,7 +1,7 @@
-"""Exported models as they are judged: figures of held-out examples, answers to the questions of benchmarks.
+"""Exported models under evaluation: metrics of held-out examples, answers to benchmarks' questions.
 
-A learner makes the judge of a folder that its trainee exported (`Learner.judge`). Heavy imports happen there,
-because `fo1 plan` makes learners too.
+A learner makes the evaluator of a folder that its trainee exported (`Learner.evaluator`). Heavy
+imports happen there, because `fo1 plan` makes learners too.
 """
 
 from __future__ import annotations
@@ -24,40 +24,46 @@ if TYPE_CHECKING:
     from fo1_model.opn.network import OPN
     from fo1_model.processing import Processor
 
-PICTURES = 16
-"""Pictures that OPN sees side by side. ours"""
+IMAGES_AT_ONCE = 16
+"""Images that OPN sees side by side. ours"""
 
 
 class Evaluator(Protocol):
     """A model in evaluation mode. What it says depends on its weights and the examples alone."""
 
-    def figures(self, examples: Iterable[Example]) -> dict[str, float]:
-        """Figures of held-out examples, by name."""
+    def metrics(self, examples: Iterable[Example]) -> dict[str, float]:
+        """Return metrics of held-out examples, by name."""
 
 
 class AnsweringEvaluator(Evaluator, Protocol):
-    """One that answers questions too: of learners that say so (``Learner.answers``)."""
+    """An evaluator that answers questions too: of learners that say so (``Learner.answers``)."""
 
     def answer(self, examples: Sequence[Example], config: PredictConfig) -> list[dict[str, Any]]:
-        """A row of `PREDICTION_SCHEMA` for each question."""
+        """Return a row of `PREDICTION_SCHEMA` for each question, in their order."""
 
 
 class OPNEvaluator:
-    """Proposals against annotated boxes."""
+    """The object proposal network: its proposals against annotated boxes."""
 
     def __init__(self, network: OPN, fine: tuple[str, ...], device: str) -> None:
-        """fine: datasets whose pictures are looked at with the ``fine`` prompt."""
+        """Put the network on its device, in evaluation mode.
+
+        Args:
+            network: The network.
+            fine: Datasets whose images are looked at with the ``fine`` prompt.
+            device: Such as ``cpu`` or ``cuda``.
+        """
         self._network, self._device = network.to(device).eval(), device
         self._collator = OPNCollator(network=network.config, augmentation=None, fine=fine)
 
-    def figures(self, examples: Iterable[Example]) -> dict[str, float]:
-        """Recalls and the AP of a perfect reader (`proposal_figures`)."""
+    def metrics(self, examples: Iterable[Example]) -> dict[str, float]:
+        """Return recalls and the AP of a perfect reader (`proposal_figures`)."""
         scenes: list[Scene] = []
         found: list[Proposed] = []
         waiting: list[Example] = []
         for example in examples:
             waiting.append(example)
-            if len(waiting) == PICTURES:
+            if len(waiting) == IMAGES_AT_ONCE:
                 self._look(waiting, scenes, found)
                 waiting = []
         if waiting:
@@ -80,6 +86,7 @@ class OPNEvaluator:
                 scores[row],
                 width=shown.image.width,
                 height=shown.image.height,
+                # In order of score, so that a smaller budget is a prefix.
                 selection=Selection(max_boxes=max(BUDGETS)),
             )
             name = example.record.sample_id
@@ -89,16 +96,17 @@ class OPNEvaluator:
 
 
 class FO1Evaluator:
-    """The loss of conversations, and answers."""
+    """The region-token model: its loss on conversations, and its answers."""
 
     def __init__(self, model: FO1Model, processor: Processor, device: str) -> None:
         self._model, self._processor, self._device = model.to(device).eval(), processor, device
 
     @torch.no_grad()
-    def figures(self, examples: Iterable[Example]) -> dict[str, float]:
-        """``loss``: mean over the supervised tokens."""
+    def metrics(self, examples: Iterable[Example]) -> dict[str, float]:
+        """Return ``loss``, the mean over the supervised tokens."""
         collator = FO1Collator(self._processor)
         loss, weight = 0.0, 0.0
+        # One example a pass: beside others its last bits would depend on theirs.
         for example in examples:
             batch = batch_of(collator, [example])
             loss += float(self._model(batch.to(self._device)).loss_sum)
@@ -106,13 +114,13 @@ class FO1Evaluator:
         return {"loss": loss / max(weight, 1e-9)}
 
     def answer(self, examples: Sequence[Example], config: PredictConfig) -> list[dict[str, Any]]:
-        """As `AnsweringEvaluator.answer`."""
+        """Return a row of `PREDICTION_SCHEMA` for each question, in their order."""
         questions = [(example.record, example.image) for example in examples]
         return predict_examples(self._model, self._processor, questions, config)
 
 
 def _labels(record: RegionExample) -> tuple[str, ...]:
-    """Category of each box of a detector's example."""
+    """Return the category of each box of a detector's example."""
     labels = ["object"] * len(record.boxes)
     for target in record.targets:
         for region in target["regions"]:

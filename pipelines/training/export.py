@@ -13,7 +13,7 @@ from pipelines.artifacts import Artifact
 from pipelines.fingerprints import json_bytes
 from pipelines.storage import filesystem_of
 from pipelines.training.job import TrainJob
-from pipelines.training.learners import Trainee
+from pipelines.training.trainees import Trainee
 
 OUTCOME = "outcome.json"
 """File of a run that says which steps were skipped, and at its end which step was exported."""
@@ -21,7 +21,7 @@ OUTCOME = "outcome.json"
 
 @contextlib.contextmanager
 def local_export(run: Artifact | None) -> Iterator[Path | None]:
-    """The model folder of a run as a local folder; None without a run."""
+    """Yield the model folder of a run as a local folder; None without a run."""
     if run is None:
         yield None
         return
@@ -31,7 +31,7 @@ def local_export(run: Artifact | None) -> Iterator[Path | None]:
 
 @contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
-    """The folder at `uri` itself where it is local, else a copy for the time of the block."""
+    """Yield the folder at `uri` itself where it is local, else a copy for the time of the block."""
     filesystem, path = filesystem_of(uri)
     if isinstance(filesystem, pafs.LocalFileSystem):
         yield Path(path)
@@ -42,7 +42,12 @@ def local_folder(uri: str) -> Iterator[Path]:
 
 
 def write_export(export: Callable[[Path], None], uri: str) -> None:
-    """Write what `export` puts into a folder to `uri`, replacing what is there."""
+    """Write what `export` puts into a folder to `uri`, replacing what is there.
+
+    Args:
+        export: Writes a model into a local folder.
+        uri: Path or URI of the folder to write.
+    """
     with tempfile.TemporaryDirectory() as folder:
         export(Path(folder))
         filesystem, path = _empty(uri)
@@ -51,7 +56,7 @@ def write_export(export: Callable[[Path], None], uri: str) -> None:
 
 
 def build_trainee(job: TrainJob) -> Trainee:
-    """What a job trains, as it is before the first step."""
+    """Return what a job trains, as it is before the first step."""
     config = job.config
     with local_export(job.parent) as parent:
         return job.learner.build(
@@ -74,9 +79,10 @@ def copy_export(source: str, uri: str) -> None:
 
 
 def _empty(uri: str) -> tuple[pafs.FileSystem, str]:
-    """An empty folder at `uri`."""
+    """Make an empty folder at `uri`; return its filesystem and path."""
     filesystem, path = filesystem_of(uri)
     if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+        # Or files of the old model that the new one does not have would stay.
         filesystem.delete_dir(path)
     filesystem.create_dir(path)
     return filesystem, path

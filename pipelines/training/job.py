@@ -1,4 +1,4 @@
-"""What a training run is made from: its config and its job. Small, hashed, and free of heavy imports."""
+"""What a training run is made from: its job. Small, hashed, and free of heavy imports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import Artifact
+from pipelines.artifacts import Artifact, canonical, fingerprint
+from pipelines.errors import SettingError
 from pipelines.evaluation.predict import VERSION as PREDICT_VERSION
 from pipelines.evaluation.predict import PredictConfig
 from pipelines.fingerprints import canonical, fingerprint
@@ -18,18 +19,21 @@ from pipelines.training.learners import Learner
 VERSION = 1
 """Raised when the same inputs would give other weights."""
 SPEED_FILE = "speed.json"
-"""File of a finished run that says how fast it was: ``step`` and the figures of `pipelines.training.throughput`, a record a
-report. Written from MLflow, so that it holds what came before a restart."""
+"""File of a finished run that says how fast it was, one record a report.
+
+A record has ``step`` and the metrics of `pipelines.training.throughput`. The file is written from
+MLflow, so that it holds what came before a restart.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Weights of others, on disk."""
+    """Weights that others trained, on disk."""
 
     path: str
-    """Folder or file, which every worker reads: on a cluster it is there on every machine. Not hashed."""
+    """Folder or file, which every worker reads: on a cluster it is on every machine. Not hashed."""
     digest: str
-    """What it holds (`pipelines.proposals.detector_inputs.content_digest`)."""
+    """Digest of its content (`pipelines.proposals.detector_inputs.content_digest`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +41,16 @@ class Questions:
     """A benchmark that candidates are asked a slice of."""
 
     shards: Artifact
-    """Its questions."""
+    """Shards of its questions."""
     samples: Artifact
-    """Their truth."""
+    """Samples with their truth."""
     config: PredictConfig
-    """How they are answered."""
+    """How the questions are answered."""
     coco: bool
-    """Whether COCO AP is among the figures (`evaluation.evaluate`)."""
+    """Whether COCO AP is among the metrics (`pipelines.evaluation.score.evaluate`)."""
 
     def fingerprints(self) -> dict[str, str]:
-        """Of questions and truth, and of how they are asked."""
+        """Return the fingerprints of questions and truth, and of how they are asked."""
         how = fingerprint(
             kind="predictions",
             version=PREDICT_VERSION,
@@ -69,13 +73,16 @@ class TrainJob:
     learner: Learner
     """What is trained."""
     config: TrainConfig
-    """How."""
+    """How it is trained."""
     mix: dict[str, float]
     """Weight of each source ``dataset/task``; empty for a run of no steps."""
     shards: dict[str, Artifact]
     """Shards of each dataset in the mix."""
     weights: Mapping[str, Weights] = field(default_factory=dict)
-    """Weights of others that parts of a new model start from, by part; the learner says which it takes."""
+    """Weights of others that parts of a new model start from, by part.
+
+    The learner says which parts it takes.
+    """
     validation: dict[str, Artifact] = field(default_factory=dict)
     """Shards of held-out examples, by source ``dataset/task``, where the config validates."""
     benchmarks: dict[str, Questions] = field(default_factory=dict)
@@ -83,27 +90,31 @@ class TrainJob:
     parent: Artifact | None = None
     """Finished run whose model this one starts from."""
     tracking_uri: str | None = field(default=None, repr=False)
-    """MLflow server; None for a database under the root. Not hashed; it may hold a password, so not shown."""
+    """MLflow server; None for a database under the root. Not hashed.
+
+    It may hold a password, so it is not shown.
+    """
 
     def __post_init__(self) -> None:
+        # All that is known without files is checked here, so that `fo1 plan` refuses it too.
         if self.config.steps:
             check_weights(self.mix)
         if unknown := sorted({source.split("/")[0] for source in self.mix} - set(self.shards)):
-            raise ValueError(f"mix names {', '.join(unknown)}, whose shards are not given")
-        judged = {*self.validation, *self.benchmarks}
-        if judged and not self.config.validate_every:
-            raise ValueError(
+            raise SettingError(f"mix names {', '.join(unknown)}, whose shards are not given")
+        evaluated = {*self.validation, *self.benchmarks}
+        if evaluated and not self.config.validate_every:
+            raise SettingError(
                 "validation: held-out shards are given; set TrainConfig.validate_every too"
             )
-        if self.config.validate_every and not judged:
-            raise ValueError(
-                f"validate_every={self.config.validate_every}: give `validation` shards or `benchmarks`, or "
-                "set 0"
+        if self.config.validate_every and not evaluated:
+            raise SettingError(
+                f"validate_every={self.config.validate_every}: give `validation` shards or "
+                "`benchmarks`, or set 0"
             )
         if self.benchmarks and not self.learner.answers:
-            raise ValueError(
-                f"validation asks {', '.join(self.benchmarks)}, but this learner answers no questions: leave "
-                "benchmarks out"
+            raise SettingError(
+                f"validation asks {', '.join(self.benchmarks)}, but this learner answers no "
+                "questions: leave benchmarks out"
             )
         if self.config.keep_best:
             self._check_keep_best()
@@ -114,22 +125,22 @@ class TrainJob:
                 if towers
                 else "this learner has none: leave it out"
             )
-            raise ValueError(
+            raise SettingError(
                 f"TrainConfig.activation_checkpointing names {', '.join(unknown)}; {known}"
             )
         if self.config.compile and not towers:
-            raise ValueError(
+            raise SettingError(
                 "TrainConfig.compile: this learner has no layers to compile; leave it out"
             )
         self.learner.check(has_parent=self.parent is not None, weights=self.weights)
 
     @property
     def weight_paths(self) -> dict[str, Path]:
-        """Where the weights of others are, by part."""
+        """Folder or file of the weights of others, by part."""
         return {part: Path(weights.path) for part, weights in self.weights.items()}
 
     def artifacts(self) -> list[Artifact]:
-        """The artifacts it is made from: shards of the mix, held-out shards, benchmarks, the parent run."""
+        """Return what it is made from: shards, held-out shards, benchmarks, the parent run."""
         names = sorted({source.split("/")[0] for source in self.mix})
         parent = [self.parent] if self.parent is not None else []
         asked = [
@@ -140,21 +151,23 @@ class TrainJob:
         return [*(self.shards[name] for name in names), *self.validation.values(), *asked, *parent]
 
     def _check_keep_best(self) -> None:
-        """What can be known of the figure before there is one: a benchmark's is ``NAME.figure``."""
+        """Refuse a metric that cannot be among the measured: a benchmark's is ``NAME.metric``."""
         name = best_rule(self.config.keep_best)[1].removeprefix(VALIDATION)
         if "." in name and name.split(".")[0] not in self.benchmarks:
             asked = ", ".join(self.benchmarks) or "none"
-            raise ValueError(
-                f"TrainConfig.keep_best={self.config.keep_best!r}: the run validates on benchmarks {asked}"
+            raise SettingError(
+                f"TrainConfig.keep_best={self.config.keep_best!r}: the run validates on benchmarks "
+                f"{asked}"
             )
         if "." not in name and not self.validation:
-            raise ValueError(
-                f"TrainConfig.keep_best={self.config.keep_best!r}: there are no held-out shards; name a "
-                f"figure of a benchmark, such as max:{VALIDATION}{next(iter(self.benchmarks))}.f1"
+            raise SettingError(
+                f"TrainConfig.keep_best={self.config.keep_best!r}: there are no held-out shards; "
+                "name a metric of a benchmark, such as "
+                f"max:{VALIDATION}{next(iter(self.benchmarks))}.f1"
             )
 
     def inputs(self) -> dict[str, str]:
-        """Fingerprint of each input, by name."""
+        """Return the fingerprint of each input, by name."""
         datasets = sorted({source.split("/")[0] for source in self.mix})
         inputs = {
             f"shards/{self.shards[name].name}": self.shards[name].fingerprint for name in datasets
@@ -173,7 +186,7 @@ class TrainJob:
         return inputs | dict(self.learner.inputs())
 
     def description(self) -> dict[str, Any]:
-        """What is hashed beside the inputs; also the parameters in MLflow."""
+        """Return what is hashed beside the inputs; also the parameters in MLflow."""
         return {
             "learner": canonical(self.learner),
             "train": canonical(self.config),
@@ -181,7 +194,7 @@ class TrainJob:
         }
 
     def artifact(self, root: str) -> Artifact:
-        """The artifact this job makes."""
+        """Return the artifact that this job makes."""
         key = fingerprint(
             kind="runs", version=VERSION, config=self.description(), inputs=self.inputs()
         )

@@ -1,77 +1,32 @@
 """What the training loop trains: OPN, and the stages of the region-token model.
 
-A **learner** is a frozen description, hashed into the run's fingerprint; recipes make it. ``build`` turns it,
-on each worker, into a **trainee**: the module with its collator, its loss and its export. The loop in
-`pipelines.training.driver` knows nothing else about models. Heavy imports happen in ``build``, because `fo1 plan`
-makes learners too.
+A **learner** is a frozen description, hashed into the run's fingerprint; recipes make it. ``build``
+turns it, on each worker, into a **trainee** (`pipelines.training.trainees`): the module with its
+collator, its loss and its export. The loop knows nothing else about models. Heavy imports happen in
+``build``, because `fo1 plan` makes learners too.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
 
 import fo1_model
 from fo1_model.config import SIZES, TOWERS, ModelConfig
 from fo1_model.opn.config import AugmentationConfig, OPNConfig, OPNCriterionConfig
-from pipelines.loading.collators import Collator, FO1Collator, OPNCollator
+from pipelines.errors import SettingError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from fo1_model.model import FO1Model
-    from fo1_model.opn.network import OPN
-    from fo1_model.processing import Batch, Processor
-    from pipelines.train_config import TrainConfig
     from pipelines.training.evaluators import Evaluator
+    from pipelines.training.trainees import Trainee
 
 
 Precision = Literal["fp32", "bf16"]
 Folders = Mapping[str, Path]
-"""Part of a module -> folder or file of weights of others that it starts from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchLoss:
-    """What a forward pass gives."""
-
-    total: Tensor
-    """float32[]: the loss, summed over the batch."""
-    parts: Mapping[str, float] = field(default_factory=dict)
-    """Parts of it for the log, summed likewise."""
-    by_example: Tensor | None = None
-    """float64[examples, 2]: what each example of the batch adds to the loss, and to what it is divided by
-    (`Collator.weigh`), without gradient. None where the loss does not come apart."""
-
-
-class Trainee(Protocol):
-    """A module in training, and what is particular to it."""
-
-    @property
-    def module(self) -> nn.Module:
-        """On the CPU, with ``requires_grad`` final once `parameter_groups` was called."""
-
-    @property
-    def collator(self) -> Collator:
-        """Makes the batches."""
-
-    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
-        """Freeze what does not train; return groups ``{name, params, lr, weight_decay}`` of the rest."""
-
-    def loss(self, forward: Callable[..., Any], batch: Any) -> BatchLoss:
-        """Loss of a batch. forward: calls the module."""
-
-    def flops(self, batch: Any) -> float | None:
-        """FLOPs of a forward and backward pass (`pipelines.training.flops`); None where nobody counts them.
-
-        batch: as the collator made it, on the CPU.
-        """
-
-    def export(self, folder: Path) -> None:
-        """Write the model folder that evaluation, prediction and later stages read."""
+"""Folder or file of weights of others that a part of a module starts from, by part."""
 
 
 class Learner(Protocol):
@@ -83,21 +38,35 @@ class Learner(Protocol):
 
     @property
     def towers(self) -> tuple[str, ...]:
-        """Names for ``TrainConfig.activation_checkpointing``; empty: nothing is recomputed or compiled."""
+        """Names for ``TrainConfig.activation_checkpointing``; none: nothing is recomputed."""
 
     @property
     def answers(self) -> bool:
         """Whether the model answers questions, so that benchmarks can be put to it."""
 
     def inputs(self) -> Mapping[str, str]:
-        """Fingerprints of files that come with the package and that the weights start from."""
+        """Return fingerprints of files of the package that the weights start from, by name."""
 
     def check(self, *, has_parent: bool, weights: Collection[str] = ()) -> None:
-        """Raise ValueError when the description, the presence of a parent run and the parts that weights of
-        others are given for do not fit together."""
+        """Refuse a description, a parent run and weights of others that do not fit together.
+
+        Args:
+            has_parent: Whether a parent run is given.
+            weights: Parts that weights of others are given for.
+
+        Raises:
+            SettingError: They do not fit.
+        """
 
     def check_weights(self, weights: Folders) -> None:
-        """Raise ValueError when what lies there is not what the description says; reads no weights."""
+        """Refuse folders that do not hold what the description says; reads no weights.
+
+        Args:
+            weights: Folder of weights of others, by part.
+
+        Raises:
+            SettingError: Or that of `fo1_model.errors`, for another family, size or a missing file.
+        """
 
     def build(
         self,
@@ -109,12 +78,15 @@ class Learner(Protocol):
     ) -> Trainee:
         """Make the trainee, the same on every worker.
 
-        parent: model folder of the run it goes on from. weights: part -> folder of weights of others.
-        precision: the least that its weights are read in; the engine converts what is wider.
+        Args:
+            parent: Model folder of the run that it goes on from.
+            weights: Folder of weights of others, by part.
+            seed: Seed of new weights.
+            precision: The least that weights are read in; the engine converts what is wider.
         """
 
-    def judge(self, folder: Path, device: str) -> Evaluator:
-        """The model that a trainee exported to `folder`, to be judged."""
+    def evaluator(self, folder: Path, device: str) -> Evaluator:
+        """Return the model that a trainee exported to `folder`, to be evaluated on `device`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,35 +96,38 @@ class OPNLearner:
     network: OPNConfig
     """Sizes of the network."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    """Random views of the training pictures."""
+    """Random views of the training images."""
     criterion: OPNCriterionConfig = field(default_factory=OPNCriterionConfig)
-    """The loss."""
+    """The loss and its weights."""
     fine: tuple[str, ...] = ()
-    """Datasets whose boxes are parts as well as whole objects: they train the ``fine`` prompt."""
+    """Datasets whose boxes are parts as well as objects: they train the ``fine`` prompt."""
     warm_start: bool = False
-    """Start from an OmDet-Turbo, whose sizes `network` has then (`fo1_model.opn.warm_start`)."""
+    """Whether to start from an OmDet-Turbo.
+
+    `network` then has its sizes (`fo1_model.opn.warm_start`).
+    """
     continues: ClassVar[bool] = False
     towers: ClassVar[tuple[str, ...]] = ()
     answers: ClassVar[bool] = False
 
     def inputs(self) -> dict[str, str]:
-        """Nothing: OPN starts from random weights, or from some that the job names."""
+        """Return nothing: OPN starts from random weights, or from some that the job names."""
         return {}
 
     def check(self, *, has_parent: bool, weights: Collection[str] = ()) -> None:
         """Refuse a parent run, and weights of any part but a warm start's ``omdet``."""
         if has_parent:
-            raise ValueError("OPN goes on from no run: leave out the parent run")
+            raise SettingError("OPN goes on from no run: leave out the parent run")
         _check_parts("OPN", weights, ("omdet",) if self.warm_start else ())
         if self.warm_start and not weights:
-            raise ValueError("OPN, warm_start=True: name the folder of an OmDet-Turbo")
+            raise SettingError("OPN, warm_start=True: name the folder of an OmDet-Turbo")
 
     def check_weights(self, weights: Folders) -> None:
         """Refuse an OmDet-Turbo of other sizes."""
         from fo1_model.opn.warm_start import warm_start_config
 
         if weights and (found := warm_start_config(weights["omdet"])) != self.network:
-            raise ValueError(
+            raise SettingError(
                 f"{weights['omdet']} has other sizes than the run: {found}, not {self.network}"
             )
 
@@ -164,66 +139,26 @@ class OPNLearner:
         seed: int,
         precision: Precision = "fp32",  # noqa: ARG002 - it is small
     ) -> Trainee:
-        """A new network from `seed`, or from an OmDet-Turbo."""
+        """Make a new network from `seed`, or from an OmDet-Turbo."""
+        from pipelines.training.trainees import OPNTrainee
+
         weights = weights or {}
         self.check(has_parent=parent is not None, weights=weights)
         if not weights:
             from fo1_model.opn.network import new_opn
 
-            return _OPNTrainee(new_opn(self.network, seed), self)
+            return OPNTrainee(new_opn(self.network, seed), self)
         from fo1_model.opn.warm_start import warm_start
 
         self.check_weights(weights)
-        return _OPNTrainee(warm_start(weights["omdet"]), self)
+        return OPNTrainee(warm_start(weights["omdet"]), self)
 
-    def judge(self, folder: Path, device: str) -> Evaluator:
-        """As `Learner.judge`."""
+    def evaluator(self, folder: Path, device: str) -> Evaluator:
+        """Return the network that a trainee exported to `folder`, to be evaluated on `device`."""
         from fo1_model.opn.network import load_opn
         from pipelines.training.evaluators import OPNEvaluator
 
         return OPNEvaluator(load_opn(folder), self.fine, device)
-
-
-class _OPNTrainee:
-    def __init__(self, module: OPN, learner: OPNLearner) -> None:
-        from fo1_model.opn.criterion import OPNCriterion
-
-        self.module = module
-        self.collator = OPNCollator(
-            network=learner.network, augmentation=learner.augmentation, fine=learner.fine
-        )
-        self._criterion = OPNCriterion(learner.criterion)
-
-    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
-        matrices = [p for p in self.module.parameters() if p.ndim > 1]
-        vectors = [p for p in self.module.parameters() if p.ndim <= 1]
-        return [
-            {
-                "name": "opn",
-                "params": matrices,
-                "lr": config.learning_rate,
-                "weight_decay": config.weight_decay,
-            },
-            {
-                "name": "opn_no_decay",
-                "params": vectors,
-                "lr": config.learning_rate,
-                "weight_decay": 0.0,
-            },
-        ]
-
-    def loss(self, forward: Callable[..., Any], batch: Any) -> BatchLoss:
-        outputs = forward(batch.pixels, batch.prompts, batch.boxes, batch.seeds)
-        loss_sum, _, logs = self._criterion(outputs, batch)
-        return BatchLoss(total=loss_sum, parts=logs)
-
-    def flops(self, batch: Any) -> None:
-        """Not counted."""
-
-    def export(self, folder: Path) -> None:
-        from fo1_model.opn.network import save_opn
-
-        save_opn(self.module, folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,13 +170,18 @@ class FO1Learner:
     model: ModelConfig | None = None
     """The model to make; None goes on from the parent run's."""
     base: str = ""
-    """Name in ``fo1_model.checkpoint.BASES`` of the pretrained towers that a new model starts from; empty
-    for random weights."""
+    """Pretrained towers that a new model starts from; empty for random weights.
+
+    A name in ``fo1_model.checkpoint.BASES``.
+    """
     learning_rates: dict[str, float] = field(default_factory=dict)
     """Learning rate of parts that differ from ``TrainConfig.learning_rate``."""
     packs: bool = False
-    """Put the examples of a forward pass end to end in one row, each attending to itself alone
-    (``Processor.pack``), instead of padding them. Worth it with FlashAttention and a token budget."""
+    """Whether the examples of a forward pass go end to end in one row instead of being padded.
+
+    Each attends to itself alone (``Processor.pack``). Worth it with FlashAttention and a token
+    budget.
+    """
     towers: ClassVar[tuple[str, ...]] = TOWERS
     answers: ClassVar[bool] = True
 
@@ -251,36 +191,37 @@ class FO1Learner:
         return self.model is None
 
     def inputs(self) -> dict[str, str]:
-        """sha256 of the pretrained base, where the run starts from it."""
+        """Return the first 16 digits of the sha256 of the pretrained base, where one is named."""
         if not self.base:
             return {}
         file = Path(fo1_model.__file__).parent / "assets" / f"{self.base}_base.safetensors"
         if not file.is_file():
-            raise ValueError(f"base={self.base!r}: {file.name} is not among the package's assets")
+            raise SettingError(f"base={self.base!r}: {file.name} is not among the package's assets")
         return {f"base/{self.base}": hashlib.sha256(file.read_bytes()).hexdigest()[:16]}
 
     def check(self, *, has_parent: bool, weights: Collection[str] = ()) -> None:
-        """Raise ValueError when ``model``, ``base``, the parent run and weights of others do not fit
-        together. A new model takes both of its towers from others, or neither.
+        """Refuse ``model``, ``base``, a parent run and weights of others that do not fit together.
+
+        A new model takes both of its towers from others, or neither.
         """
         if has_parent and self.model is not None:
-            raise ValueError(
+            raise SettingError(
                 f"{self.stage}: `model` makes a new one: leave out the parent run, or `model`"
             )
         if not has_parent and self.model is None:
-            raise ValueError(f"{self.stage}: name the run it continues, or give `model`")
+            raise SettingError(f"{self.stage}: name the run it continues, or give `model`")
         if self.base and (self.model is None or self.base not in SIZES):
-            raise ValueError(
+            raise SettingError(
                 f"{self.stage}, base={self.base!r}: needs `model`; one of {', '.join(SIZES)}"
             )
         if self.base and weights:
-            raise ValueError(
+            raise SettingError(
                 f"{self.stage}, base={self.base!r}: leave it out, or the weights of others"
             )
         _check_parts(self.stage, weights, self._towers())
 
     def _towers(self) -> tuple[str, ...]:
-        """Parts of a new model that weights of others are for."""
+        """Return the parts of a new model that weights of others are for."""
         if self.model is None:
             return ()
         return ("vlm", "auxiliary") if self.model.builds_auxiliary else ("vlm",)
@@ -300,12 +241,15 @@ class FO1Learner:
         seed: int,
         precision: Precision = "fp32",
     ) -> Trainee:
-        """The model at the start of the stage. Weights from folders are read in `precision`, others drawn
-        or kept in float32."""
+        """Make the model as it is at the start of the stage.
+
+        Weights from folders are read in `precision`, others drawn or kept in float32.
+        """
         import torch
 
         from fo1_model import checkpoint
         from fo1_model.published import published_model
+        from pipelines.training.trainees import FO1Trainee
 
         weights = weights or {}
         self.check(has_parent=parent is not None, weights=weights)
@@ -318,60 +262,23 @@ class FO1Learner:
             made = checkpoint.load_base(self.base, seed, config=self.model)
         else:
             made = checkpoint.new_model(cast("ModelConfig", self.model), seed)
-        return _FO1Trainee(*made, self)
+        return FO1Trainee(*made, self)
 
-    def judge(self, folder: Path, device: str) -> Evaluator:
-        """As `Learner.judge`."""
+    def evaluator(self, folder: Path, device: str) -> Evaluator:
+        """Return the model that a trainee exported to `folder`, to be evaluated on `device`."""
         from fo1_model.checkpoint import load_model
         from pipelines.training.evaluators import FO1Evaluator
 
         return FO1Evaluator(*load_model(folder, device=device), device)
 
 
-class _FO1Trainee:
-    def __init__(self, module: FO1Model, processor: Processor, learner: FO1Learner) -> None:
-        self.module, self._processor, self._learner = module, processor, learner
-        self.collator = FO1Collator(processor, learner.packs)
-
-    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
-        from fo1_model.acceleration import accelerate
-        from fo1_model.stages import parameter_groups
-
-        accelerate(
-            self.module,
-            recomputed=config.activation_checkpointing,
-            compiles=config.compile,
-            precision=config.precision,
-        )
-        return parameter_groups(
-            self.module,
-            self._learner.stage,
-            config.learning_rate,
-            weight_decay=config.weight_decay,
-            learning_rates=self._learner.learning_rates,
-        )
-
-    def loss(self, forward: Callable[..., Any], batch: Batch) -> BatchLoss:
-        output = forward(batch)
-        return BatchLoss(total=output.loss_sum, by_example=output.by_sample)
-
-    def flops(self, batch: Batch) -> float | None:
-        from pipelines.training.flops import train_flops
-
-        return train_flops(self.module, batch)
-
-    def export(self, folder: Path) -> None:
-        from fo1_model.checkpoint import save_model
-
-        save_model(self.module, self._processor, folder)
-
-
 def _check_parts(what: str, given: Collection[str], parts: tuple[str, ...]) -> None:
-    """Raise ValueError when weights are given, but not for just these parts."""
+    """Refuse weights that are given, but not for just these parts."""
     if unknown := sorted(set(given) - set(parts)):
         named = f"it takes them for {', '.join(parts)}" if parts else "it takes none"
-        raise ValueError(f"{what}: weights of others are given for {', '.join(unknown)}; {named}")
+        raise SettingError(f"{what}: weights of others are given for {', '.join(unknown)}; {named}")
     if given and (missing := [part for part in parts if part not in given]):
-        raise ValueError(
-            f"{what}: weights of others are given for {', '.join(given)}; give {', '.join(missing)} too"
+        raise SettingError(
+            f"{what}: weights of others are given for {', '.join(given)}; give "
+            f"{', '.join(missing)} too"
         )

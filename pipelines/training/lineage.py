@@ -1,4 +1,4 @@
-"""What a run was made from beyond its direct inputs: every artifact upstream of them, and the code."""
+"""What a run was made from beyond its direct inputs: every artifact upstream, and the code."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ _GIT_TIMEOUT_S = 10.0
 
 
 def upstream(artifacts: Iterable[Artifact]) -> dict[str, str]:
-    """Fingerprint of each artifact and of all that they were made from, by ``KIND/NAME``.
+    """Return the fingerprint of each artifact and of all that they were made from.
 
-    Inputs are followed through the manifests: shards to their samples and proposals, proposals to the run of
-    their detector. Where a manifest is gone, its fingerprint is still known and the walk ends there. Two
-    artifacts of one name are told apart by their fingerprint: the later one is ``KIND/NAME:FINGERPRINT``.
+    Inputs are followed through the manifests: shards to their samples and proposals, proposals to
+    the run of their detector. Where a manifest is gone, its fingerprint is still known and the walk
+    ends there.
+
+    Returns:
+        Fingerprints by ``KIND/NAME``. Two artifacts of one name are told apart by their
+        fingerprint: the later one is ``KIND/NAME:FINGERPRINT``.
     """
     found: dict[str, str] = {}
     ahead = list(artifacts)
@@ -29,7 +33,7 @@ def upstream(artifacts: Iterable[Artifact]) -> dict[str, str]:
         key = f"{artifact.kind}/{artifact.name}"
         if found.get(key, artifact.fingerprint) != artifact.fingerprint:
             key = f"{key}:{artifact.fingerprint}"
-        if key in found:
+        if key in found:  # reached on another way
             continue
         found[key] = artifact.fingerprint
         if not artifact.exists("manifest.json"):
@@ -44,10 +48,15 @@ def upstream(artifacts: Iterable[Artifact]) -> dict[str, str]:
 
 
 def code_state(folder: Path | None = None) -> dict[str, str]:
-    """Package ``version``, and of the git checkout it runs from ``commit`` and whether it was ``changed``.
+    """Return the state of the code that runs.
 
-    folder: inside the checkout; None for that of this file. Outside one, as on a cluster that got the files
-    alone, commit and changed are `UNKNOWN`. Files that git does not track do not count as a change.
+    Args:
+        folder: Inside the checkout; None for that of this file.
+
+    Returns:
+        The package's ``version``, and of the git checkout it runs from ``commit`` and whether it
+        was ``changed``. Outside a checkout, as on a cluster that got the files alone, commit and
+        changed are `UNKNOWN`. Files that git does not track do not count as a change.
     """
     folder = folder or Path(__file__).parent
     commit = _git(folder, "rev-parse", "HEAD")
@@ -61,19 +70,19 @@ def code_state(folder: Path | None = None) -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says, without the last newline; None where there is no git or no checkout."""
+    """Return what git says, without the last newline; None where there is no git or checkout."""
     command = ["git", "-C", str(folder), *arguments]
     try:
         said = subprocess.run(
             command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return None
+        return None  # no reason to fail a run for
     return said.stdout.strip()
 
 
 def public_uri(uri: str) -> str:
-    """A path or URI without what may be secret in one: user, password and query."""
+    """Return a path or URI without what may be secret in one: user, password and query."""
     if "://" not in uri:
         return uri
     parts = urlsplit(uri)

@@ -1,13 +1,14 @@
 """MLflow, and nothing else: one run per training artifact, owned by the driver.
 
-The driver creates the run, keeps its id in ``mlflow_run.json`` inside the artifact, reopens it when it is
-started again, and ends it. Workers know nothing of MLflow: they report records, and the driver logs them,
-each step once even if a step was computed twice. Without a server the database is ``<root>/mlflow.db``.
+The driver creates the run, keeps its id in ``mlflow_run.json`` inside the artifact, reopens it
+when it is started again, and ends it. Workers know nothing of MLflow: they report records, and the
+driver logs them, each step once even if a step was computed twice. Without a server the database
+is ``<root>/mlflow.db``.
 
-Logged are the hashed description of the run as parameters; the fingerprints of what it was made from, all
-the way up, and of the code as tags; its data as MLflow inputs; where its last checkpoint and its export lie;
-and metrics by step: what the history holds, and apart from it how fast the run was (``speed/``). A tracking
-URI may hold a password; it is never logged or stored.
+Logged are the hashed description of the run as parameters; the fingerprints of what it was made
+from, all the way up, and of the code as tags; its data as MLflow inputs; where its last checkpoint
+and its export lie; and metrics by step: what the history holds, and apart from it how fast the run
+was (``speed/``). A tracking URI may hold a password; it is never logged or stored.
 """
 
 from __future__ import annotations
@@ -29,18 +30,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from pipelines.artifacts import Artifact
+from pipelines.artifacts import Artifact, json_bytes
+from pipelines.errors import SettingError
 from pipelines.fingerprints import json_bytes
 from pipelines.train_config import VALIDATION
 from pipelines.training.lineage import public_uri
 
 RUN_FILE = "mlflow_run.json"
+"""File of a run with its id in MLflow."""
 STEP_KEY = "loss"
 """Metric that every record has; its last step says which records are in."""
 SPEED = "speed/"
-"""Before the names of figures of speed."""
+"""Prefix of the names of metrics of speed."""
 SPEED_KEY = f"{SPEED}step_seconds"
-"""Figure that every report of speed has; its last step says which reports are in."""
+"""Metric that every report of speed has; its last step says which reports are in."""
+# What MLflow's servers take in one call.
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 _TAGS_PER_CALL = 100
@@ -50,7 +54,7 @@ _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 
 
 class Tracker:
-    """One MLflow run."""
+    """One MLflow run. A call may block for minutes: a run makes them through a `TrackingQueue`."""
 
     def __init__(
         self,
@@ -64,11 +68,18 @@ class Tracker:
     ) -> None:
         """Create the run of `output`, or open it again.
 
-        uri: a tracking server or database; None for ``<root>/mlflow.db``.
-        params: the description that is hashed. inputs: fingerprint of each input, by name.
-        tags: others, said anew each time that the run is opened.
-        ValueError when there is no `uri` and the root is not a local folder.
+        Args:
+            output: The run's artifact.
+            uri: A tracking server or database; None for ``<root>/mlflow.db``.
+            experiment: Name of the MLflow experiment.
+            params: The description that is hashed.
+            inputs: Fingerprint of each input, by name.
+            tags: Others, said anew each time that the run is opened.
+
+        Raises:
+            SettingError: There is no `uri` and the root is not a local folder.
         """
+        # A new database would tell each of its migrations.
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._client = MlflowClient(tracking_uri=uri or local_uri(output.root))
@@ -81,23 +92,29 @@ class Tracker:
     def log(self, records: Iterable[Mapping[str, float]]) -> None:
         """Log the records of steps that are not logged yet.
 
-        records: in the order of their ``step``; every other value is a metric, and `STEP_KEY` is among them.
+        Args:
+            records: In the order of their ``step``; every other value is a metric, and `STEP_KEY`
+                is among them.
         """
         self._log(records, STEP_KEY)
 
-    def log_speed(self, step: int, figures: Mapping[str, float]) -> None:
-        """Log the figures of speed of the steps up to `step`, unless a report of that step or a later one is
-        in: steps that were done again after a restart count once.
+    def log_speed(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log how fast the steps up to `step` were.
 
-        figures: of `pipelines.training.throughput`, by name.
+        Nothing is logged when a report of that step or a later one is in: steps that were done
+        again after a restart count once.
+
+        Args:
+            step: Steps done.
+            metrics: Of `pipelines.training.throughput`, by name.
         """
         self._log(
-            [{"step": step, **{f"{SPEED}{name}": value for name, value in figures.items()}}],
+            [{"step": step, **{f"{SPEED}{name}": value for name, value in metrics.items()}}],
             SPEED_KEY,
         )
 
     def speed(self) -> list[dict[str, float]]:
-        """Every report of speed that was logged, also before restarts: ``step`` and figures by name."""
+        """Return every report of speed, before restarts too: ``step`` and metrics by name."""
         by_step: dict[int, dict[str, float]] = {}
         for key in sorted(self._client.get_run(self.run_id).data.metrics):
             if key.startswith(SPEED):
@@ -108,7 +125,7 @@ class Tracker:
         return [by_step[step] for step in sorted(by_step)]
 
     def link(self, name: str, uri: str) -> None:
-        """Say in a tag where something of the run lies; user, password and query of a URI are left out."""
+        """Say in a tag where something of the run lies, without password and query of a URI."""
         self._client.set_tag(self.run_id, name, public_uri(uri))
 
     def _log(self, records: Iterable[Mapping[str, float]], step_key: str) -> None:
@@ -130,27 +147,28 @@ class Tracker:
         if metrics:
             self._send(metrics, step_key)
 
-    def log_at(self, step: int, figures: Mapping[str, float]) -> None:
-        """Log figures of one step that come after it; those that are logged already are not repeated."""
+    def log_at(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log metrics of one step that come after it; those that are logged are not repeated."""
         now = int(time.time() * 1000)
         new = []
-        for name, value in figures.items():
+        for name, value in metrics.items():
             key = _metric_name(name)
             if key not in self._logged_at:
                 known = self._client.get_metric_history(self.run_id, key)
                 self._logged_at[key] = {metric.step for metric in known}
             if step not in self._logged_at[key]:
                 new.append(Metric(key, float(value), now, step))
-                self._logged_at[key].add(step)
         if new:
             self._client.log_batch(self.run_id, metrics=new)
+        for metric in new:  # only now: a call that failed is made again
+            self._logged_at[metric.key].add(step)
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End the run."""
         self._client.set_terminated(self.run_id, status)
 
     def _send(self, metrics: list[Metric], step_key: str) -> None:
-        # One call is one transaction and ends at a whole step: killed here, the run resumes after that step.
+        # One call is one transaction and ends at a whole step: killed here, a run resumes after it.
         self._client.log_batch(self.run_id, metrics=metrics)
         self._last_steps[step_key] = metrics[-1].step
 
@@ -219,7 +237,7 @@ class Tracker:
         existing = self._client.get_experiment_by_name(name)
         if existing is not None:
             return existing.experiment_id
-        # Without a location, artifacts would land in the working directory of whoever logs them first.
+        # Without a location, artifacts would land in the working directory of who logs them first.
         location = (
             f"{root}/mlflow-artifacts/{name}"
             if "://" in root
@@ -228,10 +246,15 @@ class Tracker:
         return self._client.create_experiment(name, artifact_location=location)
 
 
-def log_figures(run: Artifact, figures: Mapping[str, float], *, uri: str | None) -> None:
-    """Log figures of an evaluation to the MLflow run of a training artifact; known values are not repeated.
+def log_metrics(run: Artifact, metrics: Mapping[str, float], *, uri: str | None) -> None:
+    """Log metrics of an evaluation to the MLflow run of a training artifact.
 
-    uri: as for `Tracker`. A run that another tracking store holds is left alone.
+    Known values are not repeated. A run that another tracking store holds is left alone.
+
+    Args:
+        run: The training artifact.
+        metrics: By name.
+        uri: As for `Tracker`.
     """
     client = MlflowClient(tracking_uri=uri or local_uri(run.root))
     run_id: str = json.loads(run.read_bytes(RUN_FILE))["run_id"]
@@ -242,26 +265,30 @@ def log_figures(run: Artifact, figures: Mapping[str, float], *, uri: str | None)
             raise
         return
     now = int(time.time() * 1000)
-    named = {_metric_name(name): float(value) for name, value in figures.items()}
+    named = {_metric_name(name): float(value) for name, value in metrics.items()}
     new = [Metric(name, value, now, 0) for name, value in named.items() if known.get(name) != value]
     if new:
         client.log_batch(run_id, metrics=new)
 
 
 def _context(name: str) -> str:
-    """What an input is to the run."""
+    """Return what an input is to the run."""
     return "validation" if name.startswith(VALIDATION) else "train"
 
 
 def _metric_name(name: str) -> str:
-    """MLflow takes letters, digits and _-. :/ in names; "ar@100" is not among them."""
+    """Return a name that MLflow takes: letters, digits and _-. :/ only, so not "ar@100"."""
     return _NOT_IN_NAMES.sub("_", name.replace("@", "_at_"))
 
 
 def local_uri(root: str) -> str:
-    """Tracking URI of the database under a local root. ValueError for a root in an object store."""
+    """Return the tracking URI of the database under a local root.
+
+    Raises:
+        SettingError: The root is in an object store.
+    """
     if "://" in root:
-        raise ValueError(
+        raise SettingError(
             f"root={root!r} cannot hold a database: give tracking_uri, an MLflow server's address"
         )
     Path(root).mkdir(parents=True, exist_ok=True)
@@ -269,7 +296,7 @@ def local_uri(root: str) -> str:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested mappings as ``outer.inner`` -> text; lists and scalars as JSON."""
+    """Return nested mappings as ``outer.inner`` -> text; lists and scalars as JSON."""
     if not isinstance(value, Mapping):
         return {prefix: value if isinstance(value, str) else json.dumps(value)}
     flat: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """What a run remembers from step to step and over restarts: records, skipped steps, recent losses.
 
-A step whose loss is not finite, or far above those before it, is left out: all ranks forget its gradients
-and the weights stay. Each such step is kept with the ids of its samples.
+A step whose loss is not finite, or far above those before it, is left out: all ranks forget its
+gradients and the weights stay. Each such step is kept with the ids of its samples.
 """
 
 from __future__ import annotations
@@ -19,27 +19,31 @@ FEWEST = 10
 
 @dataclass(kw_only=True)
 class RunState:
-    """Part of a checkpoint: plain JSON values, no matter how many workers there are."""
+    """The state of a run in a checkpoint: plain JSON values, for any number of workers."""
 
     plan: str
     """Fingerprint of the sample plan."""
     step: int = 0
-    """Steps done."""
+    """Number of steps done."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """A record for each logged step."""
+    """One record for each logged step."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
-    """Steps without an update: ``step``, ``reason``, ``sample_ids`` of all ranks."""
+    """Steps without an update: ``step`` (from 1), ``reason``, ``sample_ids`` of all ranks."""
     recent: list[float] = field(default_factory=list)
     """Losses of the last `WINDOW` steps with an update."""
 
     def problem(self, loss: float, spike_factor: float) -> str:
-        """Why a step with this loss must not change the weights; empty for a usual loss.
+        """Return why a step with this loss must not change the weights; empty for a usual loss.
 
-        spike_factor: a loss above so many times the median of the recent ones is a spike; 0 = none is.
+        Args:
+            loss: Mean over all ranks.
+            spike_factor: A loss above so many times the median of the recent ones is a spike; with
+                0 none is.
         """
         if not math.isfinite(loss):
             return f"loss is {loss}"
         if spike_factor and len(self.recent) >= FEWEST:
+            # A median and not a mean: a spike that was let through must not raise the bar.
             median = statistics.median(self.recent)
             if loss > spike_factor * median:
                 return (
@@ -54,7 +58,14 @@ class RunState:
     def skip(self, step: int, reason: str, sample_ids: list[str], most: int) -> str:
         """Note a step without an update and return the line that says so.
 
-        step: from 1. most: steps that may be left out. FloatingPointError for one more.
+        Args:
+            step: From 1.
+            reason: As `problem` gave it.
+            sample_ids: Of all ranks.
+            most: Steps of the run that may be left out.
+
+        Raises:
+            FloatingPointError: This is one more than `most`.
         """
         self.skipped.append({"step": step, "reason": reason, "sample_ids": sample_ids})
         message = f"step {step}: {reason}; its samples were {', '.join(sample_ids)}"

@@ -1,7 +1,7 @@
-"""How fast a run is: samples, tokens and FLOPs a second, waiting for data, memory, from report to report.
+"""How fast a run is, from report to report: samples, tokens and FLOPs a second, waiting, memory.
 
-These figures depend on the machine and the hour, so they are no part of a run's state or history: they go
-out with the reports, and the driver keeps them (`pipelines.training.mlflow_tracking`).
+These metrics depend on the machine and the hour, so they are no part of a run's state or history:
+they go out with the reports, and the driver keeps them (`pipelines.training.mlflow_tracking`).
 """
 
 from __future__ import annotations
@@ -24,53 +24,69 @@ class StepCost:
     """What a step took."""
 
     tokens: float
-    """Of all ranks' examples, padding left out."""
+    """Tokens of all ranks' examples, padding left out."""
     flops: float
-    """Forward and backward, of all ranks (`pipelines.training.flops`); 0 where nobody counts them."""
+    """FLOPs of forward and backward passes, of all ranks; 0 where nobody counts them.
+
+    See `pipelines.training.flops`.
+    """
     wait_s: float
     """Seconds that a rank waited for its data, a mean over the ranks."""
 
 
 class SpeedMeter:
-    """Adds up the steps since the last report, on every rank."""
+    """The sum of the steps since the last report, on every rank."""
 
     def __init__(self, device: torch.device, *, batch_size: int, precision: str) -> None:
         """Begin the first interval.
 
-        batch_size: examples a step, of all ranks. precision: of the run; peaks are known for bf16.
+        Args:
+            device: Of this rank.
+            batch_size: Examples a step, of all ranks.
+            precision: Of the run; peaks are known for bf16.
         """
         self._device, self._batch_size = device, batch_size
         self._peak = peak_flops(device) if precision == "bf16" else None
         self.restart()
 
     def restart(self) -> None:
-        """Begin another interval: what was done since the last step, such as a checkpoint, is in none."""
+        """Begin another interval.
+
+        What was done since the last step, such as a checkpoint, is in none.
+        """
         self._since = time.monotonic()
         self._costs: list[StepCost] = []
         self._compute_s = 0.0
 
     @property
     def seconds(self) -> float:
-        """Since the interval began."""
+        """Seconds since the interval began."""
         return time.monotonic() - self._since
 
     def count(self, cost: StepCost, compute_s: float) -> None:
-        """Add a step. compute_s: seconds from its data to its update, on this rank."""
+        """Add a step.
+
+        Args:
+            cost: What it took.
+            compute_s: Seconds from its data to its update, on this rank.
+        """
         self._costs.append(cost)
         self._compute_s += compute_s
 
-    def figures(self) -> dict[str, float]:
-        """Figures of the interval; every rank must call it, after the same step.
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the interval; every rank must call it, after the same step.
 
         Of all ranks: ``samples_per_second``, ``tokens_per_second``. Of one: ``step_seconds``;
-        ``data_wait_share`` and ``compute_share`` of the time, the rest being validation and the like;
-        ``flops_per_second``, where FLOPs are counted, and, where the device's peak is known too, their share
-        of it, ``flop_utilisation`` (MFU). Of the rank that needs most: ``memory_allocated_gib`` and
-        ``memory_reserved_gib`` of a GPU, at the highest so far, or ``memory_resident_gib`` of a process.
+        ``data_wait_share`` and ``compute_share`` of the time, the rest being validation and the
+        like; ``flops_per_second``, where FLOPs are counted, and, where the device's peak is known
+        too, their share of it, ``flop_utilisation`` (MFU). Of the rank that needs most:
+        ``memory_allocated_gib`` and ``memory_reserved_gib`` of a GPU, at the highest so far, or
+        ``memory_resident_gib`` of a process.
         """
+        # The clock may not have moved since the interval began.
         seconds, steps = max(self.seconds, 1e-9), len(self._costs)
         flops = sum(cost.flops for cost in self._costs) / seconds / dist.get_world_size()
-        figures = {
+        metrics = {
             "samples_per_second": steps * self._batch_size / seconds,
             "tokens_per_second": sum(cost.tokens for cost in self._costs) / seconds,
             "step_seconds": seconds / max(steps, 1),
@@ -78,14 +94,14 @@ class SpeedMeter:
             "compute_share": self._compute_s / seconds,
         }
         if flops:
-            figures["flops_per_second"] = flops
+            metrics["flops_per_second"] = flops
             if self._peak is not None:
-                figures["flop_utilisation"] = flops / self._peak
-        return figures | _most_memory(self._device)
+                metrics["flop_utilisation"] = flops / self._peak
+        return metrics | _most_memory(self._device)
 
 
 def _most_memory(device: torch.device) -> dict[str, float]:
-    """Memory of the rank that has most, GiB."""
+    """Return the memory of the rank that has most, in GiB."""
     if device.type == "cuda":
         own = {
             "memory_allocated_gib": torch.cuda.max_memory_allocated(device) / GIB,
@@ -99,6 +115,6 @@ def _most_memory(device: torch.device) -> dict[str, float]:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM now, as Linux counts it."""
+    """Return the bytes of this process that are in RAM now, as Linux counts them."""
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
-from pipelines.loading.loader import MicroBatch, StepData, seed_of
+from pipelines.loading.loader import MicroBatch, StepData
+from pipelines.seeds import seed_of
 from pipelines.train_config import TrainConfig
 from pipelines.training.deepspeed_engine import Engine
-from pipelines.training.learners import Trainee
 from pipelines.training.run_state import RunState
 from pipelines.training.throughput import StepCost
+from pipelines.training.trainees import Trainee
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,11 @@ class StepResult:
     updated: bool
     """Whether the weights changed."""
     is_due: bool
-    """Whether the ranks should look up from their work: a report is due, or one of them has a notice."""
+    """Whether a report is due, or a rank has a notice."""
     cost: StepCost
     """What the step took."""
     record: dict[str, float] = field(default_factory=dict)
-    """What is logged; empty for a step that is not, or that was left out."""
+    """What is logged; empty for a step that is not logged or was left out."""
     message: str = ""
     """What to tell the driver about a step that was left out."""
 
@@ -45,17 +46,26 @@ def take_step(
 ) -> StepResult:
     """Do the step of `data`: one update, or none when its loss or gradient is unusual.
 
-    state: takes the loss, or the step that was left out. sources: of the mix, in the same order on every
-    rank. logs: whether there is a record.
-    is_due: of this rank; the result has what any rank says.
+    Args:
+        engine: Does the passes and the update.
+        trainee: Knows the loss.
+        data: Of this rank.
+        config: Of the run.
+        state: Takes the loss, or the step that was left out.
+        sources: Of the mix, in the same order on every rank.
+        logs: Whether there is a record.
+        is_due: Of this rank; the result has what any rank says.
 
-    FloatingPointError for more steps without an update than ``config.max_skipped_steps``.
+    Raises:
+        FloatingPointError: More steps than ``config.max_skipped_steps`` had no update.
     """
-    # Random numbers of a step depend on nothing that happened before it, so a resumed run draws the same.
+    # Random numbers depend on nothing that happened before the step: a resumed run draws the same.
     torch.manual_seed(seed_of("step", config.seed, data.step, dist.get_rank()))
     rates = engine.set_learning_rate(config.schedule(data.step))
     micro_batches = data.micro_batches
     flops = sum(trainee.flops(micro.batch) or 0.0 for micro in micro_batches if not micro.filler)
+    # Before the passes: the loss is divided by the weight of all ranks, and they must agree on
+    # whether to look up after the step.
     weight, due, tokens, flops, wait_s = _over_ranks(
         [sum(m.weight for m in micro_batches), float(is_due), data.num_tokens, flops, data.wait_s],
         engine.device,
@@ -98,12 +108,18 @@ def _passes(
     total: float,
     sources: Sequence[str],
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Forward and backward passes of this rank. The step is left open.
+    """Do the forward and backward passes of this rank; the step is left open.
 
-    sources: those whose losses are wanted apart; none when the step is not logged.
+    Args:
+        engine: Does the passes.
+        trainee: Knows the loss.
+        micro_batches: One for each pass.
+        total: Weight of the whole step, by which losses are divided.
+        sources: Those whose losses are wanted apart; none when the step is not logged.
 
-    Returns sums of the loss and, in a step that is logged, its parts; and float64[sources, 2], the sum of the
-    loss and of the weight of each source's examples.
+    Returns:
+        Sums of the loss and, in a step that is logged, its parts; and float64[sources, 2], the sum
+        of the loss and of the weight of each source's examples.
     """
     sums = {"loss": torch.zeros((), dtype=torch.float64, device=engine.device)}
     by_source = torch.zeros((len(sources), 2), dtype=torch.float64, device=engine.device)
@@ -112,6 +128,7 @@ def _passes(
         engine.ends_step(is_last)
         result = trainee.loss(engine, micro.batch.to(engine.device))
         loss = result.total / total
+        # Times zero instead of left out: every rank does the collectives of each pass.
         engine.backward(loss * 0.0 if micro.filler else loss)
         if not is_last:
             engine.micro_step()
@@ -129,20 +146,26 @@ def _passes(
 
 
 def _means(sources: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
-    """``loss/SOURCE`` of each source that a step held. sums: of its loss and of its weight, in turn."""
+    """Return ``loss/SOURCE`` of each source that a step held.
+
+    Args:
+        sources: Of the mix.
+        sums: Of each source's loss and of its weight, in turn.
+    """
     pairs = zip(sources, sums[::2], sums[1::2], strict=True)
     return {f"loss/{source}": loss / weight for source, loss, weight in pairs if weight}
 
 
 def _most(count: int, device: torch.device) -> int:
-    """The largest `count` of any rank."""
+    """Return the largest `count` of any rank."""
     most = torch.tensor(count, device=device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return int(most)
 
 
 def _over_ranks(values: Iterable[float | torch.Tensor], device: torch.device) -> list[float]:
-    """Each value summed over all ranks."""
+    """Return each value summed over all ranks, float64 in one collective."""
+    # All in one collective, whose time is its latency; float64 keeps sums of counts exact.
     shared = torch.stack(
         [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
     )

@@ -1,4 +1,4 @@
-"""Training runs under a token budget and with loader processes: the same loss and gradient as without."""
+"""Runs under a token budget and with loader processes: the same loss and gradient as without."""
 
 import json
 from dataclasses import replace
@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.loading.collators import batch_of
 from pipelines.loading.loader import Loader, make_plan, open_sources
 from pipelines.shards.tar_format import TarWriter
@@ -130,7 +131,7 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path: Path) -> None:
     shards.commit({"files": files})
     after = make_plan(open_sources(job.shards, job.mix), job.mix, job.config).fingerprint
     with pytest.raises(
-        ValueError, match=f"follows plan {before}, the data give {after}: resume with"
+        SettingError, match=f"follows plan {before}, the data give {after}: resume with"
     ):
         train(job, output, runtime)
 

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from pipelines.errors import SettingError
 from pipelines.loading.mix_budget import Amount, amounts, budget_table, short, tokens_of
 from pipelines.train_config import TrainConfig
 
@@ -25,7 +26,7 @@ def test_the_cap_counts_once_all_sizes_are_known() -> None:
     assert [item.drawn for item in known] == [95, 5]
     unknown = amounts(MIX, capped, {"a/detection": 90, "a/rejection": 0}, TOKENS)
     assert [item.drawn for item in unknown] == [80, 20]
-    with pytest.raises(ValueError, match="max_repeats=1"):
+    with pytest.raises(SettingError, match="max_repeats=1"):
         amounts(MIX, capped, {"a/detection": 9, "a/rejection": 5}, TOKENS)
 
 

@@ -1,4 +1,4 @@
-"""The sample plan: exact shares at every prefix, each example once an epoch, any world size, any restart."""
+"""The sample plan: exact shares at every prefix, any world size, any restart."""
 
 import pickle
 import tracemalloc
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.errors import SettingError
 from pipelines.loading.sample_plan import (
     MAX_CYCLE,
     Consumed,
@@ -33,7 +34,7 @@ mixes = st.lists(st.tuples(sizes, weight), min_size=1, max_size=6).map(
 
 
 def test_worked_order() -> None:
-    """Shares 3/4 and 1/4: the rare source stands once in every four, near the middle of each four."""
+    """Shares 3/4 and 1/4: the rare source stands once in every four, near their middle."""
     plan = SamplePlan({"a/x": [4], "b/x": [2]}, {"a/x": 3.0, "b/x": 1.0}, seed=0)
     assert "".join(plan[p].source[0] for p in range(8)) == "aabaaaba"
     assert [plan[p].epoch for p in range(8) if plan[p].source == "b/x"] == [0, 0]
@@ -85,7 +86,7 @@ def test_each_example_once_an_epoch(mix, seed: int, shuffle_shards: int) -> None
 def test_ranks_cover_the_plan_whatever_the_world_and_the_restarts(
     mix, batch_size, worlds, seed, shuffle_shards
 ) -> None:
-    """A run stopped after any step and continued on another number of workers reads what was left, once."""
+    """A run stopped after any step reads what was left, once, on another number of workers."""
     plan = SamplePlan(*mix, seed=seed, shuffle_shards=shuffle_shards)
     read = []
     for step, world in enumerate(min(w, batch_size) for w in worlds):
@@ -200,7 +201,7 @@ def test_ten_thousand_shards_are_planned_not_opened() -> None:
     ],
 )
 def test_bad_mixes_are_refused_by_name(weights: dict[str, float], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(SettingError, match=words):
         SamplePlan({"a/x": [3], "b/x": [1]}, weights, seed=0)
 
 
@@ -208,7 +209,7 @@ def test_bad_positions() -> None:
     plan = SamplePlan({"a/x": [3]}, {"a/x": 1.0}, seed=0)
     with pytest.raises(IndexError):
         plan[-1]
-    with pytest.raises(ValueError, match="batch_size=2"):
+    with pytest.raises(SettingError, match="batch_size=2"):
         rank_positions(0, batch_size=2, rank=0, world_size=3)
 
 
@@ -224,7 +225,7 @@ def test_capped_shares_hold_the_cap_and_the_order_of_the_weights(
     weights = {f"d/{i}": weight for i, (weight, _) in enumerate(sources)}
     sizes = {f"d/{i}": size for i, (_, size) in enumerate(sources)}
     if sum(sizes.values()) * repeats < num_positions:
-        with pytest.raises(ValueError, match="max_repeats"):
+        with pytest.raises(SettingError, match="max_repeats"):
             capped_weights(weights, sizes, num_positions=num_positions, max_repeats=repeats)
         return
     shares = capped_weights(weights, sizes, num_positions=num_positions, max_repeats=repeats)

@@ -1,4 +1,4 @@
-"""A learner small enough to train in milliseconds, and shards for it. Ray workers import this module too."""
+"""A learner that trains in milliseconds, and shards for it. Ray workers import this module too."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from torch import nn
 
 from pipelines.artifacts import Artifact
 from pipelines.loading.collators import Example, batch_of
-from pipelines.loading.loader import make_plan, open_sources, seed_of
+from pipelines.loading.loader import make_plan, open_sources
 from pipelines.schemas import RegionExample
+from pipelines.seeds import seed_of
 from pipelines.shards.tar_format import TarWriter
 from pipelines.train_config import TrainConfig
 from pipelines.training.job import TrainJob
-from pipelines.training.learners import BatchLoss
+from pipelines.training.trainees import BatchLoss
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class StubBatch:
 
 
 class StubModule(nn.Module):
-    """A frozen layer, a trained layer with dropout, a buffer and a parameter that gets no gradient."""
+    """A frozen layer, a trained one with dropout, a buffer, a parameter that gets no gradient."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -80,7 +81,7 @@ class StubLearner:
             module.load_state_dict(torch.load(parent / "model.pt", weights_only=True))
         return StubTrainee(module, self)
 
-    def judge(self, folder: Path, device: str) -> StubEvaluator:
+    def evaluator(self, folder: Path, device: str) -> StubEvaluator:
         module = StubModule(self.dropout)
         module.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
         return StubEvaluator(module.to(device).eval(), device)
@@ -149,17 +150,16 @@ class StubTrainee:
 class Control:
     """A folder through which a test rules the processes of a run, and learns what they did.
 
-    The test may leave there ``crash`` (lines ``rank passes whom`` taken in turn, whom being worker, driver
-    or both), ``driver`` (its process id) and ``slow`` (seconds a pass). Each process notes the
-    examples of its passes.
+    The test may leave there ``crash`` (lines ``rank passes whom`` taken in turn, whom being worker,
+    driver or both), ``driver`` (its process id) and ``slow`` (seconds a pass). Each process notes
+    the examples of its passes.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder, self._passes, self._orphaned = Path(folder), 0, False
         start = [time.time_ns()]
-        dist.broadcast_object_list(
-            start
-        )  # of the first rank: one number for all processes of a start
+        # Of the first rank: one number for all processes of a start.
+        dist.broadcast_object_list(start)
         self._notes = self._folder / f"seen-{start[0]:020d}-{dist.get_rank()}"
 
     def take_pass(self, names: Sequence[str]) -> None:
@@ -202,7 +202,7 @@ class StubEvaluator:
         self._module, self._device = module, device
 
     @torch.no_grad()
-    def figures(self, examples: Iterable[Example]) -> dict[str, float]:
+    def metrics(self, examples: Iterable[Example]) -> dict[str, float]:
         right = []
         for example in examples:
             batch = batch_of(StubTrainee.collator, [example]).to(self._device)
@@ -220,8 +220,9 @@ class StubEvaluator:
 def consumed(control: Path, job: TrainJob) -> list[int]:
     """Positions in the plan whose update is in the final weights, by what the processes noted.
 
-    Each start of the workers goes on from a checkpoint: what the starts before it did from its first step on
-    was lost with them. KeyError for an example that is not what the plan has at its position.
+    Each start of the workers goes on from a checkpoint: what the starts before it did from its
+    first step on was lost with them. KeyError for an example that is not what the plan has at its
+    position.
     """
     sources = open_sources(job.shards, job.mix)
     plan = make_plan(sources, job.mix, job.config)

@@ -82,7 +82,7 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_equals_plain_torch() -> None:
-    """Accumulation, clipping, two groups, schedule: the same numbers as a loop written out by hand."""
+    """Accumulation, clipping, two groups, schedule: the same numbers as a loop by hand."""
     settings = config(gradient_clip=0.01, weight_decay=0.5)
     made = engine(settings)
     advance(made, range(6), settings)
@@ -257,7 +257,7 @@ def _add_boundaries(module: nn.Module) -> None:
 
 
 def _fo1() -> dict[str, list[float]]:
-    """Losses of ten steps of the debug model's second stage, by ZeRO stage; ranks have unlike examples."""
+    """Losses of ten steps of the debug model's second stage, by ZeRO stage, on unlike ranks."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     found = {}
     for name, stage in {"0": 0, "1": 1, "2": 2, "3": 3, "0 with boundaries": 0}.items():
@@ -334,9 +334,9 @@ def test_zero_stages_agree_to_the_last_digit_on_two_ranks(two_ranks: tuple[Path,
 def test_zero_stages_agree_on_the_real_model(two_ranks: tuple[Path, Found]) -> None:
     """To the last digit. (With several passes a step, stage 2 adds up ranks first.)
 
-    Stage 3 puts nodes around modules into the graph, also on one rank: gradients of a tensor's uses inside a
-    module are then added up before those outside it, in another order than without. With such nodes stage 0
-    gives the very same losses, so sharding itself changes nothing.
+    Stage 3 puts nodes around modules into the graph, also on one rank: gradients of a tensor's uses
+    inside a module are then added up before those outside it, in another order than without. With
+    such nodes stage 0 gives the very same losses, so sharding itself changes nothing.
     """
     _, found = torch.load(two_ranks[0] / "others.pt", weights_only=True)
     assert len(set(found["0"])) == 10
@@ -348,7 +348,7 @@ def test_zero_stages_agree_on_the_real_model(two_ranks: tuple[Path, Found]) -> N
 def test_where_clipping_acts_zero_stages_agree_up_to_rounding(
     two_ranks: tuple[Path, Found],
 ) -> None:
-    """DeepSpeed sums the norm in float32 over what a rank holds: in one order at stage 0, another at 3."""
+    """DeepSpeed sums the norm in float32 over what a rank holds, so in an order of the stage."""
     found, _ = torch.load(two_ranks[0] / "others.pt", weights_only=True)
     assert found["1"] == found["2"]
     for stage in ("0", "3"):

@@ -15,6 +15,7 @@ from fo1_model.opn.config import OPN_SIZES, AugmentationConfig
 from fo1_model.opn.network import load_opn
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.loading.collators import Example, batch_of
 from pipelines.schemas import RegionExample
 from pipelines.shards.tar_format import TarWriter
@@ -22,7 +23,8 @@ from pipelines.train_config import TrainConfig
 from pipelines.training import evaluators
 from pipelines.training.driver import train
 from pipelines.training.job import TrainJob
-from pipelines.training.learners import FO1Learner, OPNLearner, Trainee
+from pipelines.training.learners import FO1Learner, OPNLearner
+from pipelines.training.trainees import Trainee
 
 CONFIG = TrainConfig(steps=2, batch_size=2, learning_rate=1e-3, weight_decay=0.1)
 DEBUG = FO1Learner(stage="stage1", model=SIZES["debug"]())
@@ -94,16 +96,16 @@ def test_opn_learns_and_exports(tmp_path: Path) -> None:
         assert torch.equal(value, exported[name]), name
 
 
-def test_opn_is_judged_picture_by_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opn_is_evaluated_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many are looked at side by side changes nothing; ignored boxes are no misses."""
     TINY_OPN.build(None, seed=3).export(tmp_path)
-    judge = TINY_OPN.judge(tmp_path, "cpu")
+    evaluator = TINY_OPN.evaluator(tmp_path, "cpu")
     examples = [example(seed, boxes=seed % 3) for seed in range(5)]
-    together = judge.figures(examples)
+    together = evaluator.metrics(examples)
     assert {"ar@10", "r50@100", "r75@300", "oracle_ap"} <= set(together)
-    monkeypatch.setattr(evaluators, "PICTURES", 2)
-    assert judge.figures(iter(examples)) == pytest.approx(together)
-    assert judge.figures([example(0, ignore=(True, True))]) == {}
+    monkeypatch.setattr(evaluators, "IMAGES_AT_ONCE", 2)
+    assert evaluator.metrics(iter(examples)) == pytest.approx(together)
+    assert evaluator.metrics([example(0, ignore=(True, True))]) == {}
 
 
 def test_the_loss_of_held_out_conversations_is_that_of_one_batch(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_the_loss_of_held_out_conversations_is_that_of_one_batch(tmp_path: Path)
     trainee.module.eval()
     with torch.no_grad():
         output = trainee.module(batch_of(trainee.collator, examples))
-    found = DEBUG.judge(tmp_path, "cpu").figures(iter(examples))
+    found = DEBUG.evaluator(tmp_path, "cpu").metrics(iter(examples))
     assert found == {"loss": pytest.approx(float(output.loss_sum / output.num_tokens), rel=1e-5)}
 
 
@@ -207,13 +209,13 @@ def test_stage_one_trains_its_parts_alone_and_weighs_tokens(tmp_path: Path) -> N
 def test_contradictions_are_refused(
     learner: FO1Learner, has_parent: bool, weights: list[str], words: str
 ) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(SettingError, match=words):
         learner.check(has_parent=has_parent, weights=weights)
 
 
 def test_the_base_is_an_input_by_its_content(tmp_path: Path) -> None:
     assert DEBUG.inputs() == TINY_OPN.inputs() == {}
-    with pytest.raises(ValueError, match="huge_base"):
+    with pytest.raises(SettingError, match="huge_base"):
         FO1Learner(stage="stage1", base="huge").inputs()
 
 

@@ -8,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.artifacts import Artifact
+from pipelines.errors import SettingError
 from pipelines.training.mlflow_tracking import Tracker, flatten, local_uri
 
 PARAMS = {"train": {"steps": 3, "betas": [0.9, 0.99]}, "mix": {"drawn/detection": 1.0}, "name": "x"}
@@ -139,7 +140,7 @@ def test_where_things_lie_and_what_they_are_for(output: Artifact) -> None:
     assert contexts["shards/drawn"] == {"train"}
 
 
-def test_figures_of_earlier_steps_are_logged_once_in_any_order(output: Artifact) -> None:
+def test_metrics_of_earlier_steps_are_logged_once_in_any_order(output: Artifact) -> None:
     first = open_tracker(output)
     first.log(records(1, 2, 3))
     first.log_at(2, {"validation/ar@100": 0.5, "validation/r50@100": 0.7})
@@ -188,7 +189,7 @@ def test_nothing_secret_is_kept(output: Artifact, tmp_path: Path) -> None:
 
 
 def test_a_remote_root_needs_a_server() -> None:
-    with pytest.raises(ValueError, match="tracking_uri"):
+    with pytest.raises(SettingError, match="tracking_uri"):
         local_uri("s3://bucket/runs")
 
 

@@ -1,11 +1,9 @@
-"""Steps left out, weights kept, notices to stop, and another number of workers, in runs without Ray."""
+"""Steps left out, weights kept, other numbers of workers, in runs without Ray."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +15,10 @@ from mlflow import MlflowClient
 
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.loading.loader import Loader, make_plan, open_sources
-from pipelines.training.candidates import Candidates, read_figures, write_figures
-from pipelines.training.driver import STOPPED, train
+from pipelines.training.candidates import Candidates, read_metrics, write_metrics
+from pipelines.training.driver import train
 from pipelines.training.job import TrainJob
 from pipelines.training.mlflow_tracking import local_uri
 from pipelines.training.run_state import FEWEST, WINDOW, RunState
@@ -110,7 +109,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_samples(
 def test_bad_steps_are_left_out_and_counted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     stage: int,
     factor: float,
 ) -> None:
@@ -127,7 +126,7 @@ def test_bad_steps_are_left_out_and_counted(
     assert 12 not in counts
     assert (counts[11], counts[13], counts[17]) == (None, 1, 2)
     assert all(bool(torch.isfinite(value).all()) for value in weights_of(output).values())
-    assert "step 16: loss" in capfd.readouterr().err
+    assert "step 16: loss" in caplog.text
     with pytest.raises(FloatingPointError, match="max_skipped_steps=1 lets no more"):
         run(
             stub_job(shards, steps=20, zero_stage=stage, max_skipped_steps=1, spike_factor=10.0),
@@ -167,23 +166,23 @@ def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float], attempts: list[float]) -> None:
     """Give each candidate a score by the order in which their weights are first seen."""
     seen: list[float] = []
-    figures = StubEvaluator.figures
+    metrics = StubEvaluator.metrics
 
     def by_order(self: StubEvaluator, examples: Any) -> dict[str, float]:
-        found = figures(self, examples)
+        found = metrics(self, examples)
         attempts.append(found["weight"])
         if found["weight"] not in seen:
             seen.append(found["weight"])
         return found | {"score": scores[seen.index(found["weight"])]}
 
-    monkeypatch.setattr(StubEvaluator, "figures", by_order)
+    monkeypatch.setattr(StubEvaluator, "metrics", by_order)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_best_weights_are_exported_interrupted_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    """Candidates after steps 3, 6, 9 and 12, of which 6 is the first best; checkpoints after 5, 10 and 12."""
+    """Candidates after steps 3, 6, 9, 12, of which 6 is best; checkpoints after 5, 10, 12."""
     shards = write_stub_shards(tmp_path)
     loss = StubTrainee.loss
     attempts: list[float] = []
@@ -207,11 +206,11 @@ def test_the_best_weights_are_exported_interrupted_or_not(
     )  # killed before the candidates of the finished run went
     run(replace(job, name="whole"), tmp_path)
     assert not whole.exists("candidates")
-    judged = read_figures(whole)
-    assert float(weights_of(whole)["head.weight"][0, 0]) == judged[6]["validation/weight"]
+    evaluated = read_metrics(whole)
+    assert float(weights_of(whole)["head.weight"][0, 0]) == evaluated[6]["validation/weight"]
     last = run(replace(stub_job(shards, **changes), name="last"), tmp_path)
     assert last.manifest()["exported_step"] == 12
-    assert float(weights_of(last)["head.weight"][0, 0]) == judged[12]["validation/weight"]
+    assert float(weights_of(last)["head.weight"][0, 0]) == evaluated[12]["validation/weight"]
 
     def failing(self: StubTrainee, forward: Any, batch: Any) -> Any:
         if self._calls == 37:
@@ -222,47 +221,47 @@ def test_the_best_weights_are_exported_interrupted_or_not(
     output = job.artifact(str(tmp_path))
     with pytest.raises(OSError, match="gone"):
         run(job, tmp_path)
-    assert sorted(read_figures(output)) == [3, 6, 9]
+    assert sorted(read_metrics(output)) == [3, 6, 9]
     assert Candidates(output).complete() == [6]
-    write_figures(
-        output, {3: read_figures(output)[3]}
+    write_metrics(
+        output, {3: read_metrics(output)[3]}
     )  # as if the driver had died before the others
     attempts.clear()
     monkeypatch.setattr(StubTrainee, "loss", loss)
     run(job, tmp_path)
     assert len(attempts) == 3
     assert output.manifest() | {"name": "whole"} == whole.manifest()
-    assert read_figures(output) == judged
+    assert read_metrics(output) == evaluated
     for name, value in weights_of(output).items():
         assert torch.equal(weights_of(whole)[name], value)
 
 
-def test_a_candidate_that_cannot_be_judged_fails_the_run_until_it_can(
+def test_a_candidate_that_cannot_be_evaluated_fails_the_run_until_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The training goes to its end all the same, and is not done again."""
     shards = write_stub_shards(tmp_path)
     job = stub_job(shards, validation={"drawn/counting": shards}, validate_every=5)
-    figures = StubEvaluator.figures
+    metrics = StubEvaluator.metrics
 
     def broken(self: StubEvaluator, examples: Any) -> dict[str, float]:
         raise KeyError("no such box")
 
-    monkeypatch.setattr(StubEvaluator, "figures", broken)
+    monkeypatch.setattr(StubEvaluator, "metrics", broken)
     with pytest.raises(
-        RuntimeError, match="candidate of step 5 could not be judged: KeyError: 'no such box'"
+        RuntimeError, match="candidate of step 5 could not be evaluated: KeyError: 'no such box'"
     ):
         run(job, tmp_path)
     output = job.artifact(str(tmp_path))
     assert output.status() == "partial"
     assert committed_here(output).name == "checkpoint_000000012"  # type: ignore[union-attr]
-    monkeypatch.setattr(StubEvaluator, "figures", figures)
+    monkeypatch.setattr(StubEvaluator, "metrics", metrics)
     monkeypatch.setattr(StubTrainee, "loss", None)  # no step is left
     assert run(job, tmp_path).status() == "done"
-    assert list(read_figures(output)) == [5, 10, 12]
+    assert list(read_metrics(output)) == [5, 10, 12]
 
 
-def test_a_figure_that_is_not_there_ends_the_run_at_once(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_there_ends_the_run_at_once(tmp_path: Path) -> None:
     shards = write_stub_shards(tmp_path)
     job = stub_job(
         shards,
@@ -271,74 +270,10 @@ def test_a_figure_that_is_not_there_ends_the_run_at_once(tmp_path: Path) -> None
         keep_best="min:validation/loss",
     )
     with pytest.raises(
-        ValueError, match=r"held-out figures are validation/accuracy, validation/examples"
+        SettingError, match=r"held-out metrics are validation/accuracy, validation/examples"
     ):
         run(job, tmp_path)
     assert committed_here(job.artifact(str(tmp_path))).name < "checkpoint_000000008"  # type: ignore[union-attr]
-
-
-def signal_in_pass(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """SIGTERM to this process before a pass (from 1; four a step)."""
-    loss = StubTrainee.loss
-
-    def signalled(self: StubTrainee, forward: Any, batch: Any) -> Any:
-        if self._calls == number - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, forward, batch)
-
-    monkeypatch.setattr(StubTrainee, "loss", signalled)
-
-
-def test_a_stop_while_candidates_wait_leaves_them_for_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Told to stop in the last step: what is left is judged later, by a run that trains no step."""
-    shards = write_stub_shards(tmp_path)
-    job = stub_job(shards, validation={"drawn/counting": shards}, validate_every=6)
-    signal_in_pass(monkeypatch, 47)
-    with pytest.raises(SystemExit) as ended:
-        run(job, tmp_path)
-    assert ended.value.code == STOPPED
-    output = job.artifact(str(tmp_path))
-    assert list(read_figures(output)) == [6]
-    monkeypatch.setattr(StubTrainee, "loss", None)
-    run(job, tmp_path)
-    assert list(read_figures(output)) == [6, 12]
-
-
-# Notices.
-
-
-def test_sigterm_checkpoints_first_and_the_run_goes_on_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    job = stub_job(write_stub_shards(tmp_path), checkpoint_every=100)
-    whole = run(replace(job, name="whole"), tmp_path)
-    loss, before = StubTrainee.loss, signal.getsignal(signal.SIGTERM)
-    signal_in_pass(monkeypatch, 18)  # in step 5
-    with pytest.raises(SystemExit) as ended:
-        run(job, tmp_path)
-    assert ended.value.code == STOPPED
-    assert signal.getsignal(signal.SIGTERM) is before
-    output = job.artifact(str(tmp_path))
-    checkpoint = committed_here(output)
-    # Looked at before the passes of a step: the signal in step 5 ends the run after step 6.
-    assert checkpoint is not None
-    assert checkpoint.name == "checkpoint_000000006"
-    assert output.status() == "partial"
-    assert "told to stop; a checkpoint at step 6 is written" in capfd.readouterr().err
-    monkeypatch.setattr(StubTrainee, "loss", loss)
-    run(job, tmp_path)
-    assert history_of(output) == history_of(whole)
-    for name, value in weights_of(output).items():
-        assert torch.equal(value, weights_of(whole)[name])
-
-
-def test_a_signal_in_the_last_step_ends_a_finished_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signal_in_pass(monkeypatch, 43)
-    assert run(stub_job(write_stub_shards(tmp_path)), tmp_path).status() == "done"
 
 
 # Other numbers of workers.
@@ -346,7 +281,7 @@ def test_a_signal_in_the_last_step_ends_a_finished_run(
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainJob]:
-    """A run on two ranks whose second dies in step 8, three steps after a checkpoint; and a whole one."""
+    """A run of two ranks whose second dies in step 8, after a checkpoint at 5; and a whole one."""
     root = tmp_path_factory.mktemp("interrupted")
     control = root / "control"
     control.mkdir()

@@ -12,6 +12,7 @@ from fo1_model.checkpoint import ASSETS, BASES, load_base, load_model
 from fo1_model.config import SIZES
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.train_config import TrainConfig
 from pipelines.training.driver import train
 from pipelines.training.job import TrainJob, Weights
@@ -49,7 +50,7 @@ def trained(job: TrainJob, runtime: RuntimeConfig) -> Path:
 def test_stage_one_leaves_published_towers_as_they_are(
     precision: str, tmp_path: Path, runtime: RuntimeConfig
 ) -> None:
-    """Both towers equal the folders', and text is answered as transformers answers it from the folder."""
+    """Both towers equal the folders', and text is answered as transformers does from them."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     theirs = write_vlm(tmp_path / "vlm", dtype=torch.bfloat16)
     tower = checkpoint_filter_fn(write_florence(tmp_path / "florence"), None)
@@ -135,10 +136,10 @@ def test_weights_count_by_part_and_content(tmp_path: Path) -> None:
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
     with pytest.raises(
-        ValueError, match="stage1: weights of others are given for vlm; give auxiliary too"
+        SettingError, match="stage1: weights of others are given for vlm; give auxiliary too"
     ):
         job(vlm=("/a", "1"))
-    with pytest.raises(ValueError, match="given for auxiliary, vlm; it takes none"):
+    with pytest.raises(SettingError, match="given for auxiliary, vlm; it takes none"):
         replace(
             one,
             learner=FO1Learner(stage="stage2"),
@@ -161,5 +162,5 @@ def test_opn_starts_from_an_omdet_turbo_of_its_sizes(
     )
     learner = OPNLearner(network=sizes, warm_start=True)
     assert learner.build(None, {"omdet": tmp_path}, seed=0).module is found
-    with pytest.raises(ValueError, match="has other sizes than the run"):
+    with pytest.raises(SettingError, match="has other sizes than the run"):
         replace(learner, network=replace(sizes, num_queries=7)).check_weights({"omdet": tmp_path})

@@ -1,4 +1,4 @@
-"""How fast a run is: figures by hand, under a clock of our own."""
+"""How fast a run is: metrics by hand, under a clock of our own."""
 
 import mmap
 
@@ -37,7 +37,7 @@ def test_two_steps_by_hand(clock: list[float], monkeypatch: pytest.MonkeyPatch) 
     measured.count(StepCost(tokens=500, flops=3000.0, wait_s=0.25), compute_s=2.5)
     clock[0] += 5.0
     assert measured.seconds == 5.0
-    assert measured.figures() == {
+    assert measured.metrics() == {
         "samples_per_second": 16 / 5,
         "tokens_per_second": 160.0,
         "step_seconds": 2.5,
@@ -56,9 +56,9 @@ def test_an_interval_holds_its_own_steps_alone(clock: list[float]) -> None:
     measured.restart()
     measured.count(StepCost(tokens=100, flops=0.0, wait_s=0.0), compute_s=1.0)
     clock[0] += 2.0
-    figures = measured.figures()
-    assert (figures["tokens_per_second"], figures["compute_share"]) == (50.0, 0.5)
-    assert not {"flops_per_second", "flop_utilisation"} & set(figures)  # nobody counted
+    metrics = measured.metrics()
+    assert (metrics["tokens_per_second"], metrics["compute_share"]) == (50.0, 0.5)
+    assert not {"flops_per_second", "flop_utilisation"} & set(metrics)  # nobody counted
 
 
 def test_peaks_are_of_bf16_and_known_for_some_devices(
@@ -74,7 +74,7 @@ def test_peaks_are_of_bf16_and_known_for_some_devices(
         measured = meter(precision)
         measured.count(cost, compute_s=1.0)
         clock[0] += 1.0
-        assert ("flop_utilisation" in measured.figures()) is known
+        assert ("flop_utilisation" in measured.metrics()) is known
 
 
 def test_memory_of_this_process() -> None:

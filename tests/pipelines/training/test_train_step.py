@@ -1,4 +1,4 @@
-"""The loss by source adds up to the loss, over micro-batches and fillers; over ranks see test_recovery."""
+"""Losses by source add up to the loss, over passes and fillers; over ranks see test_run_state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on two Ray workers under kills of workers and drivers: the run ends as if nothing had happened."""
+"""Training on two Ray workers under kills of workers and drivers: it ends as if undisturbed."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def job_of(root: Path, name: str, kind: str) -> TrainJob:
 
 
 def survives(root: Path, kind: str, kills: Sequence[str]) -> Artifact:
-    """Train under these kills, starting a driver anew whenever it is killed; compare with a run left alone.
+    """Train under these kills, a new driver for each killed one; compare with a run left alone.
 
     That one has two ranks too, and no Ray, whose starts are what takes time here.
     """
@@ -160,14 +160,12 @@ def contents(output: Artifact) -> dict[str, bytes]:
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(
-    1800
-)  # three drivers and five starts of workers, on a machine that may be busy
+@pytest.mark.timeout(1800)  # three drivers, five starts of workers, on a machine that may be busy
 def test_killed_workers_and_killed_drivers_change_nothing(tmp_path: Path) -> None:
-    """A worker between two reports, one right after a report, worker and driver at once, the driver alone.
+    """A worker between reports, one right after one, worker and driver at once, the driver alone.
 
-    Two passes a step: the third is in step 2, the 11th follows the report of five steps, which may not be
-    committed yet.
+    Two passes a step: the third is in step 2, the 11th follows the report of five steps, which may
+    not be committed yet.
     """
     output = survives(tmp_path, "stub", ["1 3 worker", "0 11 worker", "1 5 both", "0 11 driver"])
     (logged,) = mlflow_runs(tmp_path)

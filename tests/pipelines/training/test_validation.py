@@ -1,4 +1,4 @@
-"""Candidates are whole or not there, judged once each where there is room, and the best is exported."""
+"""Candidates are whole or not there, evaluated once where there is room; the best is exported."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from fo1_model.config import SIZES
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig, pool_sizes
+from pipelines.errors import SettingError
 from pipelines.evaluation.predict import VERSION, PredictConfig, predict, predict_inputs
 from pipelines.evaluation.score import evaluate
 from pipelines.fingerprints import fingerprint
 from pipelines.storage import filesystem_of
 from pipelines.train_config import TrainConfig
 from pipelines.training import validation
-from pipelines.training.candidates import Candidates, best_step, read_figures, write_figures
+from pipelines.training.candidates import Candidates, best_step, read_metrics, write_metrics
 from pipelines.training.driver import train
 from pipelines.training.export import local_folder
 from pipelines.training.job import Questions, TrainJob
@@ -74,20 +75,20 @@ def test_a_candidate_is_whole_or_not_there(tmp_path: Path) -> None:
     assert Path(candidates.uri(4), "weights").read_text() == "4"
 
 
-def test_what_is_there_or_was_judged_is_not_written_again(tmp_path: Path) -> None:
-    """A run that went back may do a step again while its candidate is read, or after it was removed."""
+def test_what_is_there_or_was_evaluated_is_not_written_again(tmp_path: Path) -> None:
+    """A run that went back may do a step again while its candidate is read, or is gone."""
     output = artifact(tmp_path)
     candidates = Candidates(output)
     candidates.write(3, text("first"))
     candidates.write(3, text("again"))
     assert Path(candidates.uri(3), "weights").read_text() == "first"
-    write_figures(output, {3: {NAME: 1.0}, 6: {NAME: 2.0}})
+    write_metrics(output, {3: {NAME: 1.0}, 6: {NAME: 2.0}})
     candidates.write(6, text("again"))
     assert candidates.complete() == [3]
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
-def test_judged_candidates_go_but_the_kept_one(tmp_path: Path, is_remote: bool) -> None:
+def test_evaluated_candidates_go_but_the_kept_one(tmp_path: Path, is_remote: bool) -> None:
     root = "memory://candidates-test" if is_remote else str(tmp_path)
     output = Artifact(root=root, kind="runs", name="r", fingerprint="0" * 16)
     candidates = Candidates(output)
@@ -112,16 +113,16 @@ def test_judged_candidates_go_but_the_kept_one(tmp_path: Path, is_remote: bool) 
 
 def test_the_best_is_the_first_of_equals() -> None:
     values = {3: 3.0, 6: None, 9: 2.0, 12: 2.0, 15: 2.5}
-    judged = {step: {NAME: value} for step, value in values.items()}
-    assert best_step(judged, f"min:{NAME}") == 9
-    assert best_step(dict(reversed(judged.items())), f"min:{NAME}") == 9
-    assert best_step(judged, f"max:{NAME}") == 3
+    evaluated = {step: {NAME: value} for step, value in values.items()}
+    assert best_step(evaluated, f"min:{NAME}") == 9
+    assert best_step(dict(reversed(evaluated.items())), f"min:{NAME}") == 9
+    assert best_step(evaluated, f"max:{NAME}") == 3
     assert best_step({6: {NAME: None}}, f"max:{NAME}") is None
     assert best_step({}, f"max:{NAME}") is None
     with pytest.raises(
-        ValueError, match=r"keep_best='max:validation/x': held-out figures are validation/sc"
+        SettingError, match=r"keep_best='max:validation/x': held-out metrics are validation/sc"
     ):
-        best_step(judged, "max:validation/x")
+        best_step(evaluated, "max:validation/x")
 
 
 # The driver's side.
@@ -130,7 +131,7 @@ STEPS = range(2, 13, 2)
 
 
 class World:
-    """A run of twelve steps, a candidate after every second; its tasks end when the test says so."""
+    """A run of twelve steps, a candidate after every second; tasks end when the test says so."""
 
     def __init__(self, folder: Path, scores: Mapping[int, float | None] | None = None) -> None:
         self.output, self.scores = artifact(folder), scores or {step: float(step) for step in STEPS}
@@ -157,7 +158,7 @@ class World:
 
     def end(self, step: int) -> None:
         task, content = self.tasks[step]
-        assert self.content(step) == content, "the folder changed while it was judged"
+        assert self.content(step) == content, "the folder changed while it was evaluated"
         task.set_result({NAME: self.scores[step]})
 
     def running(self) -> list[int]:
@@ -183,36 +184,36 @@ class World:
 
 
 def test_tasks_run_where_there_is_room_and_the_rest_waits(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(tmp_path)
     validator = world.validator(beside=1)
     for step in (2, 4, 6):
         validator.receive(world.report(step))
     assert world.running() == [2]
-    assert "2 candidates wait on disk to be judged, 1 at a time" in capsys.readouterr().err
+    assert "2 candidates wait on disk to be evaluated, 1 at a time" in caplog.text
     world.end(2)
     validator.receive({"candidate": None})
     assert world.running() == [4]
-    assert read_figures(world.output) == {2: {NAME: 2.0}}
+    assert read_metrics(world.output) == {2: {NAME: 2.0}}
     assert world.logged == {2: {NAME: 2.0}}
     for step in (8, 10, 12):
         validator.receive(world.report(step))
     assert world.running() == [4]
     assert world.finish(validator)
     assert world.logged == {step: {NAME: float(step)} for step in STEPS}
-    assert validator.last_figures() == {NAME: 12.0}
+    assert validator.last_metrics() == {NAME: 12.0}
 
 
 def test_without_room_all_wait_for_the_end(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(tmp_path)
     validator = world.validator(keep_best="", beside=0)
     for step in STEPS:
         validator.receive(world.report(step))
     assert world.tasks == {}
-    assert "6 candidates wait on disk to be judged, no GPU is free until" in capsys.readouterr().err
+    assert "6 candidates wait on disk to be evaluated, no GPU is free until" in caplog.text
     assert world.candidates.complete() == list(STEPS)
     assert world.finish(validator)
     assert validator.publish() == world.exported() == 12
@@ -221,8 +222,8 @@ def test_without_room_all_wait_for_the_end(
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-def test_the_export_depends_on_the_figures_alone(data: st.DataObject) -> None:
-    """Tasks end in any order, drivers end at any moment, the run goes back to any step it was at before."""
+def test_the_export_depends_on_the_metrics_alone(data: st.DataObject) -> None:
+    """Tasks end in any order, drivers at any moment, the run goes back to any step before."""
     score = st.sampled_from([None, 0.0, 1.0, 2.0])
     scores = {step: data.draw(score, label=f"score of {step}") for step in STEPS}
     rule = data.draw(st.sampled_from([f"max:{NAME}", f"min:{NAME}"]))
@@ -242,8 +243,8 @@ def test_the_export_depends_on_the_figures_alone(data: st.DataObject) -> None:
             elif action == "b":
                 done = data.draw(st.sampled_from(range(0, done + 1, 2)))
             assert len(world.running()) <= beside
-            judged = read_figures(world.output)
-            assert len(set(world.candidates.complete()) & set(judged)) <= 1  # the best so far
+            evaluated = read_metrics(world.output)
+            assert len(set(world.candidates.complete()) & set(evaluated)) <= 1  # the best so far
         for step in range(done + 2, 13, 2):
             validator.receive(world.report(step))
         assert world.finish(validator)
@@ -256,7 +257,7 @@ def test_the_export_depends_on_the_figures_alone(data: st.DataObject) -> None:
 
 
 def test_a_task_that_fails_is_named_at_the_end_and_done_again_by_the_next_driver(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(tmp_path)
     validator = world.validator()
@@ -264,23 +265,23 @@ def test_a_task_that_fails_is_named_at_the_end_and_done_again_by_the_next_driver
     world.tasks[2][0].set_exception(KeyError("no such thing"))
     for step in (4, 6, 8, 10, 12):
         validator.receive(world.report(step))
-    assert "the candidate of step 2 could not be judged: KeyError" in capsys.readouterr().err
+    assert "the candidate of step 2 could not be evaluated: KeyError" in caplog.text
     with pytest.raises(
-        RuntimeError, match=r"the candidate of step 2 could not be judged: KeyError: 'no such"
+        RuntimeError, match=r"the candidate of step 2 could not be evaluated: KeyError: 'no such"
     ):
         world.finish(validator)
     assert world.candidates.complete() == [2, 12]
     validator = world.validator()
     assert world.finish(validator)
-    assert read_figures(world.output)[2] == {NAME: 2.0}
+    assert read_metrics(world.output)[2] == {NAME: 2.0}
 
 
 def test_a_new_driver_takes_up_what_the_old_one_left(tmp_path: Path) -> None:
-    """It died after it wrote the figures of 2 and 4, before it logged those of 4 and removed 2."""
+    """It died after it wrote the metrics of 2 and 4, before it logged those of 4 and removed 2."""
     world = World(tmp_path)
     for step in (2, 4, 6):
         world.report(step)
-    write_figures(world.output, {2: {NAME: 2.0}, 4: {NAME: 4.0}})
+    write_metrics(world.output, {2: {NAME: 2.0}, 4: {NAME: 4.0}})
     validator = world.validator()
     assert world.logged == {2: {NAME: 2.0}, 4: {NAME: 4.0}}
     assert world.candidates.complete() == [4, 6]
@@ -301,7 +302,7 @@ def test_a_stop_ends_the_waiting_and_a_gap_is_an_error(tmp_path: Path) -> None:
         world.finish(world.validator())
 
 
-def test_a_figure_that_is_not_there_stops_the_run(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_there_stops_the_run(tmp_path: Path) -> None:
     world = World(tmp_path)
     validator = world.validator(keep_best="min:validation/loss", beside=1)
     validator.receive(world.report(2))
@@ -309,10 +310,10 @@ def test_a_figure_that_is_not_there_stops_the_run(tmp_path: Path) -> None:
     validator.receive({"candidate": None})
     assert world.stop.is_set()
     with pytest.raises(
-        ValueError, match="keep_best='min:validation/loss': held-out figures are validation/sc"
+        SettingError, match="keep_best='min:validation/loss': held-out metrics are validation/sc"
     ):
         validator.finish()
-    with pytest.raises(ValueError, match="held-out figures are"):  # a new driver starts no worker
+    with pytest.raises(SettingError, match="held-out metrics are"):  # a new driver starts no worker
         world.validator(keep_best="min:validation/loss")
 
 
@@ -356,8 +357,8 @@ def test_what_the_training_leaves_is_the_room(
 # In a run.
 
 
-def test_a_slice_of_a_benchmark_has_the_figures_of_evaluation(tmp_path: Path) -> None:
-    """Stage 1 of the debug model, judged by its loss and by all questions of a benchmark."""
+def test_a_slice_of_a_benchmark_has_the_metrics_of_evaluation(tmp_path: Path) -> None:
+    """Stage 1 of the debug model, evaluated by its loss and by all questions of a benchmark."""
     root = tmp_path / "root"
     samples = samples_artifact(root, small_world(tmp_path, scenes=2), "drawn_val")
     proposals = proposals_artifact(root, samples)
@@ -385,10 +386,10 @@ def test_a_slice_of_a_benchmark_has_the_figures_of_evaluation(tmp_path: Path) ->
         },
     )
     output = run(job, root)
-    judged = read_figures(output)
-    assert list(judged) == [1, 2]
-    assert output.manifest()["exported_step"] == best_step(judged, "min:validation/loss")
-    found = judged[output.manifest()["exported_step"]]
+    evaluated = read_metrics(output)
+    assert list(evaluated) == [1, 2]
+    assert output.manifest()["exported_step"] == best_step(evaluated, "min:validation/loss")
+    found = evaluated[output.manifest()["exported_step"]]
     inputs = predict_inputs(asked_shards, output)
     mark = fingerprint(kind="predictions", version=VERSION, config=config, inputs=inputs)
     answers = Artifact(root=str(root), kind="predictions", name="drawn_val", fingerprint=mark)
@@ -399,7 +400,7 @@ def test_a_slice_of_a_benchmark_has_the_figures_of_evaluation(tmp_path: Path) ->
         answers,
         runtime=RuntimeConfig(root=str(root), data=str(root), workers=0),
     )
-    figures, _ = evaluate(answers, asked_shards, samples)
+    metrics, _ = evaluate(answers, asked_shards, samples)
     assert found == {"validation/loss": found["validation/loss"]} | {
-        f"validation/drawn_val.{name}": value for name, value in figures.items()
+        f"validation/drawn_val.{name}": value for name, value in metrics.items()
     }
