@@ -112,7 +112,7 @@ def predict_picture(words: list[str], runtime: RuntimeConfig) -> None:
     question = query if query.endswith(("?", ".")) else question_for(query.split(";"))
     model, processor = load_model(run.uri("export"))
     answer = predict_image(model, processor, picture, question, boxes=boxes, detector=detector)
-    answer.picture.save(str(given["out"]))
+    answer.annotated.save(str(given["out"]))
     print(f"question: {question}\nanswer:   {answer.answer.text}")
     for region in answer.answer.parsed.regions:
         box = ", ".join(f"{value:.1f}" for value in answer.boxes[region])

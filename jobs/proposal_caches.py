@@ -83,7 +83,7 @@ def diff(words: list[str], runtime: RuntimeConfig) -> None:
         )
     labelled = find_labelled(source, runtime.root, given["dataset"])
     folders = DataFolders(runtime.data)
-    page = diff_page(first, second, labelled, folders=folders, num_pictures=given["pictures"])
+    page = diff_page(first, second, labelled, folders=folders, num_images=given["pictures"])
     if name == other_name:
         name, other_name = (
             f"{cache.name.split('/')[1]}-{cache.fingerprint[:8]}" for cache in (first, second)

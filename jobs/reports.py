@@ -17,9 +17,11 @@ from pipelines.training.job import SPEED_FILE
 
 def report(made: Chain) -> None:
     """Figures of every run on every benchmark: printed, logged to MLflow, and shown on one page."""
-    from pipelines.evaluation.score import evaluate, evaluate_proposals, read_examples
-    from pipelines.reports.evaluation_report import Result, judged_cards, make_report
+    from pipelines.evaluation.score import evaluate, evaluate_proposals
+    from pipelines.evaluation.stored_inputs import read_examples
+    from pipelines.reports.evaluation_report import Result, make_report
     from pipelines.reports.html_page import Card
+    from pipelines.reports.judged_cards import judged_cards
 
     results: list[Result] = []
     pictures: dict[str, list[Card]] = {}
@@ -66,7 +68,7 @@ def report(made: Chain) -> None:
         results,
         runs=[facts_of(step) for step in runs],
         detectors=detectors,
-        pictures=pictures,
+        cards=pictures,
     )
     path = write_page(made, f"{made.recipe.name}.html", page.html)
     print(f"\n{page.text}\n\nreport: {path}")
@@ -117,7 +119,7 @@ def write_file(uri: str, data: bytes) -> str:
 
 def facts_of(step: Step, *, name: str | None = None) -> Any:
     """How a finished run came about, for a page. name: what it is called there, the run's own if None."""
-    from pipelines.reports.evaluation_report import RunFacts
+    from pipelines.reports.training_plots import RunFacts
     from pipelines.training.mlflow_tracking import flatten
 
     artifact = step.artifact

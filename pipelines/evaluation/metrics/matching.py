@@ -23,7 +23,15 @@ def iou_matrix(
 
 
 def greedy_pairs(overlap: np.ndarray, threshold: float) -> list[tuple[int, int]]:
-    """Pair rows and columns of float64[N, M] one to one, largest overlap first, ties by row then column."""
+    """Pair rows and columns one to one, largest overlap first, ties by row, then column.
+
+    Args:
+        overlap: float64[N, M], e.g. of `iou_matrix`.
+        threshold: Least overlap of a pair; included.
+
+    Returns:
+        (row, column) of each pair, in the order in which they were taken.
+    """
     rows, columns = np.nonzero(overlap >= threshold)
     order = sorted(
         zip(rows.tolist(), columns.tolist(), strict=True), key=lambda rc: (-overlap[rc], *rc)

@@ -1,4 +1,4 @@
-"""A few drawn scenes with fabricated proposals as finished artifacts, without worker or detector."""
+"""A few drawn scenes with made-up proposals as finished artifacts, without worker or detector."""
 
 from collections import Counter
 from pathlib import Path
@@ -61,13 +61,13 @@ def samples_artifact(
 
 
 def source_of(samples: Artifact) -> str:
-    """Its only image source."""
+    """Return the only image source of some samples."""
     (source,) = DATASETS[samples.name].images
     return source.name
 
 
 def proposals_artifact(root: Path, samples: Artifact, *, broken: str | None = None) -> Artifact:
-    """True boxes moved a little, with distractors; the picture `broken` has a row without boxes."""
+    """True boxes moved a little, with distractors; the image `broken` has a row without boxes."""
     artifact = Artifact(
         root=samples.root,
         kind="proposals",
@@ -146,7 +146,7 @@ def small_world(folder: Path, scenes: int = 10) -> Path:
 
 
 def true_answer(example: RegionExample) -> str:
-    """What a perfect model says, as far as the proposals allow."""
+    """Return what a perfect model says, as far as the proposals allow."""
     grounded = [(t["text"], t["regions"]) for t in example.targets if t["regions"]]
     plain = [(t["text"], ()) for t in example.targets if not t["regions"] and not t["boxes"]]
     parts: list = []
