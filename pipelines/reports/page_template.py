@@ -15,7 +15,7 @@ body { margin: 0 auto; max-width: 1240px; padding: 28px 28px 60px; color: var(--
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 6px; }
 p { margin: 4px 0 12px; color: var(--soft); max-width: 90ch; }
 nav { margin: 12px 0; font-size: 14px; }
-nav a { margin-right: 16px; color: #1f4fd8; text-decoration: none; }
+nav a { margin-right: 16px; color: #1f4fd8; text-decoration: none; white-space: nowrap; }
 .scroll { overflow-x: auto; margin: 10px 0 4px; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px 5px 8px; border-bottom: 1px solid var(--line); text-align: left;

@@ -6,6 +6,7 @@ import pytest
 from dataset_builders.records import Object, Part, Sample, Turn
 from pipelines.errors import SettingError
 from pipelines.evaluation.joined_cases import make_case
+from pipelines.evaluation.metrics.summary import summarise
 from pipelines.evaluation.score import evaluate, evaluate_proposals, evaluate_slice
 from pipelines.evaluation.stored_inputs import load_scenes, read_examples
 from pipelines.schemas import RegionExample
@@ -95,6 +96,11 @@ def test_a_slice_is_judged_by_its_own_images(world, tmp_path):
 def test_coco_ap_refuses_questions_for_some_names_only(val, tmp_path):
     with pytest.raises(SettingError, match="was asked for 1 of 12 names"):
         evaluate(answered(val, true_answer, tmp_path), val[2], val[0], coco=True)
+
+
+def test_metrics_of_nothing_are_refused():
+    with pytest.raises(SettingError, match="nothing was evaluated"):
+        summarise([])
 
 
 def test_a_question_without_answer_and_the_reverse_are_errors(val, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from pipelines.errors import SettingError
 from pipelines.reports.evaluation_report import Result, make_report
 from pipelines.reports.plots import neighbours
-from pipelines.reports.training_plots import RunFacts, groups_by_rate
+from pipelines.reports.training_plots import RunFacts, groups_by_rate, held_out_plots
 
 
 def test_the_table_has_the_runs_of_a_benchmark_side_by_side():
@@ -41,6 +41,17 @@ def test_the_table_has_the_runs_of_a_benchmark_side_by_side():
     ]
     for shown in ("stage 2", "87.5", "AR medium", ">val</h2>", ">Proposals</h2>"):
         assert shown in report.html
+
+
+def test_a_page_explains_the_columns_it_shows():
+    html = make_report("t", [Result(benchmark="val", run="a", metrics={"f1": 0.5, "ap": 0.5})]).html
+    assert re.findall(r"<dt>(.*?)</dt>", html) == ["AP", "F1"]
+    assert "<dt>F1</dt><dd>harmonic mean of precision and recall</dd>" in html
+
+
+def test_a_slice_without_a_main_metric_has_no_empty_plot():
+    validation = {"val.samples": [(2, 9.0)], "val.valid_answers": [(2, 0.5)]}
+    assert held_out_plots(RunFacts(run="r", validation=validation)) == []
 
 
 def test_settings_and_curves_are_on_the_page():
