@@ -33,6 +33,7 @@ def load_cases(predictions: Artifact, shards: Artifact, samples: Artifact) -> li
             sample.
     """
     facts = {sample.sample_id: sample for sample in load_samples(samples)}
+    # Taken out one by one, so that answers to nothing are seen at the end.
     answered = {row["sample_id"]: row for row in read_rows(predictions)}
     cases = []
     for example, _ in read_examples(shards, predictions.manifest()["config"]["tasks"]):
@@ -55,6 +56,7 @@ def make_case(example: RegionExample, row: Mapping[str, Any], sample: Sample | N
         row: The answer, a row of `PREDICTION_SCHEMA`.
         sample: What the example was made from; without it crowds and the names asked stay unknown.
     """
+    # A target without box and region is plain text: "None", a number, a name.
     grounded = [t for t in example.targets if t["boxes"] or t["regions"]]
     plain = [t["text"] for t in example.targets if not (t["boxes"] or t["regions"])]
     ignored: dict[str, list] = defaultdict(list)

@@ -126,6 +126,8 @@ def predict(
     done = prepare(output, version=VERSION, config=config, inputs=inputs, force=runtime.force)
     if done is not None:
         return done
+    # Predictions keep the buckets of the shards: each is answered and committed as a whole, which
+    # is where a killed run goes on.
     num_buckets = shards.manifest()["buckets"]
     waiting = sorted(set(range(num_buckets)) - set(output.finished()))
     settings = {
@@ -265,6 +267,7 @@ def encode_question(
     pixels, boxes = view(example, image)
     if shuffled:
         boxes = boxes[derangement(len(boxes), example.sample_id)]
+    # Shards for training end with the answer, which the model must not see.
     messages = list(example.messages)
     if messages and messages[-1]["role"] == "assistant":
         messages.pop()

@@ -134,6 +134,7 @@ def chips(text: str) -> Markup:
     pieces: list[Markup] = []
     end = 0
     for found in _TOKEN.finditer(text):
+        # Piece by piece: escaping first would hide the tags, escaping last would undo the chips.
         pieces.append(escape(text[end : found.start()]))
         pieces.append(_chip(found))
         end = found.end()

@@ -44,6 +44,7 @@ def image_section(
     for difference in differences:
         try:
             image = decode_image(read_image_bytes(folders, uris[difference.scene.image_id]))
+        # A page without one image is of use; only what a dataset's files cause is let pass.
         except BadRecord as error:
             lost[error.reason] += 1
             continue
@@ -73,6 +74,7 @@ def _marks(difference: Difference) -> list[Mark]:
     marks = []
     for proposed, colour in zip(difference.proposed, PAIR, strict=True):
         boxes = proposed.boxes[: difference.shown]
+        # A hit here is any box on an object, also a second one; `found` counts one to one.
         hits = iou_matrix(boxes, objects).max(axis=1, initial=0.0) >= IOU
         for box, hit in zip(boxes, hits, strict=True):
             marks.append(Mark(box=box.tolist(), colour=colour, faint=not hit))

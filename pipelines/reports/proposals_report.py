@@ -83,6 +83,7 @@ def diff_page(
     caches = (first, second)
     table = cache_table(caches)
     agreed = agreement(_pairs(first, second), TOPS)
+    # Samples may lie over other images than the caches': those datasets have nothing to say here.
     all_labelled = {
         name: _against(caches, samples, source, num_images) for name, samples in labelled.items()
     }
@@ -131,6 +132,7 @@ def _check(first: Artifact, second: Artifact) -> str:
             f"{first.name} and {second.name} are of different image sources: compare two of the "
             "same images"
         )
+    # Images are paired within a bucket; another number of buckets puts them elsewhere.
     buckets = [cache.manifest()["buckets"] for cache in (first, second)]
     if buckets[0] != buckets[1]:
         raise SettingError(

@@ -67,6 +67,7 @@ def training_sections(runs: Sequence[RunFacts]) -> list[Section]:
 
 def logged_plots(run: RunFacts) -> list[tuple[str, str]]:
     """Return caption and plot of what a run logged; of many sources those of largest weight."""
+    # They come with the largest weight first; more lines than colours could not be told apart.
     first = list(run.loss_by_source.items())[:MOST_SOURCES]
     shown = {name: neighbours(points, most=40) for name, points in first}
     some = (

@@ -28,14 +28,13 @@ from fo1_model.vlms import build_family
 from fo1_model.vlms.tiny_tokenizer import tokenizer_digest
 from pipelines.errors import SettingError
 from pipelines.tiny_base.decoder import DecoderTraining, LookupConfig, square_images
+from pipelines.tiny_base.drawn_images import DrawnImage, draw_images
 from pipelines.tiny_base.lookup_init import lay_out_lookup
 from pipelines.tiny_base.towers import (
-    DrawnImage,
     Log,
     PatchHeads,
     RegionHeads,
     auxiliary_step,
-    draw_images,
     primary_step,
     train_tower,
 )

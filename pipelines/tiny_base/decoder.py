@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dataset_builders.drawn_world.drawing import CATEGORIES
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer, tiny_words
+from pipelines.tiny_base.drawn_images import DrawnImage
 from pipelines.tiny_base.lookup_data import KINDS, Conversation, ListWriter
 from pipelines.tiny_base.lookup_init import lay_out_lookup
-from pipelines.tiny_base.towers import DrawnImage, Log, StepClock
+from pipelines.tiny_base.towers import Log, StepClock
 
 _BATCH = {"probe": 64, "short": 32, "full": 24}
 """Conversations of a step, by kind of list: about equally many tokens."""
@@ -150,6 +151,7 @@ class DecoderTraining:
         """
         config = self.config
         self.decoder.train()
+        # Embeddings are tables of vectors, not maps: Muon is for matrices alone.
         matrices = [
             p
             for name, p in self.decoder.named_parameters()
@@ -232,6 +234,7 @@ class DecoderTraining:
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
         """Measure the shares of right keys and tokens on fresh lists, and of caption tokens."""
+        # Lists that no training seed gives; the decoder is not trained after this.
         self.rng.seed(f"held out/{self.config.seed}")
         lists = [self._forward(self._lists("full"))[1] for _ in range(10)]
         captions = [
@@ -280,6 +283,7 @@ class DecoderTraining:
             if image is not None and item.image_at is not None:
                 places += [(row, item.image_at + index) for index in range(len(image))]
                 values.append(image)
+            # Slots and image tokens are filled in one go below, in the order of this list.
             if item.slots:
                 places += [(row, slot.position) for slot in item.slots]
                 values.append(self._item_vectors(item))
@@ -288,6 +292,7 @@ class DecoderTraining:
         hidden = self.decoder(
             inputs_embeds=embedded, position_ids=positions, use_cache=False
         ).last_hidden_state
+        # Logits of supervised places only: the others' would cost time and memory for nothing.
         supervised = labels[:, 1:] != -100
         targets = labels[:, 1:][supervised]
         logits = F.linear(hidden[:, :-1][supervised], self.rows)

@@ -139,6 +139,8 @@ class _Head:
 
     def look_back(self, distance: int, rotation: Tensor) -> None:
         """Attend to the token at a fixed distance, whatever it holds."""
+        # Contents are made quiet, biases loud: then the score depends on the distance alone, and is
+        # largest where the key's rotation has caught up with the query's.
         rows, attention = self._rows, self._attention
         attention.q_proj.weight[rows] *= _QUIET
         attention.k_proj.weight[rows] *= _QUIET
@@ -204,6 +206,7 @@ def lay_out_lookup(decoder: Any, seed: int) -> Spaces:
     Raises:
         SettingError: The decoder is of another form.
     """
+    # The layout below is written out for this form: four heads by number, four layers by number.
     config = decoder.config
     heads, size = config.num_attention_heads, config.hidden_size
     if heads != 4 or config.num_key_value_heads != 4 or config.num_hidden_layers < 4:
@@ -217,6 +220,7 @@ def lay_out_lookup(decoder: Any, seed: int) -> Spaces:
     rotation = float(config.rope_parameters["rope_theta"]) ** (
         -torch.arange(0, width, 2).float() / width
     )
+    # What is not laid out stays random, but quiet; it learns its part in training.
     for layer in decoder.layers:
         layer.mlp.down_proj.weight *= _QUIET
         layer.self_attn.o_proj.weight *= _QUIET

@@ -66,6 +66,7 @@ def agreement(
         images += 1
         overlap = iou_matrix(first.boxes, second.boxes)
         for index, top in enumerate(tops):
+            # Proposals come best first, so a corner of the matrix is the best of both.
             part = overlap[:top, :top]
             matched = np.array([part[pair] for pair in greedy_pairs(part, IOU)])
             boxes[index] += part.shape
@@ -131,6 +132,7 @@ def calibration(scenes: Sequence[Scene], proposals: Iterable[Proposed]) -> Calib
     scores = np.concatenate([score for score, _ in judged] or [np.zeros(0)]).astype(np.float64)
     overlap = np.concatenate([best for _, best in judged] or [np.zeros(0)])
     hits = overlap >= IOU
+    # A detector may score by logits or distances: those have no bins, but they still rank.
     inside = bool(((scores >= 0) & (scores <= 1)).all())
     bins = (
         np.minimum((scores * BINS).astype(np.int64), BINS - 1) if inside else np.zeros(0, np.int64)
@@ -156,6 +158,7 @@ def _judge(scene: Scene, proposed: Proposed) -> tuple[np.ndarray, np.ndarray]:
     ignore = np.array(scene.ignore, bool)
     best = iou_matrix(proposed.boxes, scene.boxes[~ignore]).max(axis=1, initial=0.0)
     crowds = iou_matrix(proposed.boxes, scene.boxes[ignore], others_are_crowds=True)
+    # Hits first: a box on an object counts, whatever crowd is around it.
     judged = (best >= IOU) | (crowds.max(axis=1, initial=0.0) < IOU)
     return proposed.scores[judged], best[judged]
 

@@ -64,6 +64,7 @@ def counting(cases: Iterable[Case]) -> dict[str, float]:
                 f"number: {case.reference!r}; write the number in the annotation"
             )
         number = count_said(case.text)
+        # Distinct over all phrases: the same region under two names is one thing counted.
         distinct = len({region for answer in case.answers for region in answer.regions})
         said += number == true
         strict += count_said_strictly(case.text) == true

@@ -62,6 +62,7 @@ def detections_from_cases(cases: Iterable[Case], names: Sequence[str]) -> list[D
                 continue
             for region, box, score in zip(answer.regions, answer.boxes, answer.scores, strict=True):
                 key = (case.image_id, region, answer.text)
+                # A region said twice in one image, under one name, is one detection.
                 found.setdefault(key, detection(case.image_id, answer.text, box, score))
     return [found[key] for key in sorted(found)]
 

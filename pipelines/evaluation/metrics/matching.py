@@ -39,6 +39,7 @@ def greedy_pairs(overlap: np.ndarray, threshold: float) -> list[tuple[int, int]]
     pairs: list[tuple[int, int]] = []
     used_rows: set[int] = set()
     used_columns: set[int] = set()
+    # Greedy, not the best sum of overlaps: one pair then never depends on boxes that overlap less.
     for row, column in order:
         if row not in used_rows and column not in used_columns:
             pairs.append((row, column))

@@ -53,6 +53,7 @@ def summarise(
         "name_accuracy": name_accuracy(cases),
         **counting(cases),
     }
+    # Other tasks of the benchmark ask for some names only; their boxes are no detections.
     if scenes:
         metrics |= coco_ap(
             scenes,

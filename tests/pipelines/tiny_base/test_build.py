@@ -20,15 +20,15 @@ from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer, tokenizer_digest
 from pipelines.errors import SettingError
 from pipelines.tiny_base.build import FILE_NAME, METADATA, TinyBaseConfig, train_tiny_base
 from pipelines.tiny_base.decoder import DecoderTraining, LookupConfig, square_images
-from pipelines.tiny_base.lookup_data import KINDS, ListWriter
-from pipelines.tiny_base.lookup_init import Spaces, lay_out_lookup
-from pipelines.tiny_base.towers import (
+from pipelines.tiny_base.drawn_images import (
     DrawnImage,
     draw_images,
     patch_targets,
     region_targets,
     sample_regions,
 )
+from pipelines.tiny_base.lookup_data import KINDS, ListWriter
+from pipelines.tiny_base.lookup_init import Spaces, lay_out_lookup
 
 TOKENIZER = tiny_tokenizer()
 SMOKE = TinyBaseConfig(
