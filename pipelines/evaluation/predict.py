@@ -1,7 +1,7 @@
 """Graph: evaluation shards -> model workers -> predictions by bucket.
 
-Every example gives a row. An answer that cannot be read is a row with its problem, not a failure and not a
-gap: figures over fewer questions than were asked are no figures.
+Every example gives a row. An answer that cannot be read is a row with its problem, not a failure
+and not a gap: metrics over fewer questions than were asked would not be those of the benchmark.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow as pa
 from dataset_builders.tasks.prompts import JOINER, TEMPLATES
 from pipelines.artifacts import Artifact, parquet_bytes, prepare
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.example_image import view
 from pipelines.row_accounting import entry
 from pipelines.schemas import PREDICTION_SCHEMA, RegionExample
@@ -25,16 +26,19 @@ from pipelines.shuffled_regions import derangement
 from pipelines.worker_pools import map_buckets
 
 if TYPE_CHECKING:  # the model is imported in the workers: `fo1 plan` reads only the config
+    from fo1_model.batch import Encoded
     from fo1_model.generation import Answer
     from fo1_model.model import FO1Model
-    from fo1_model.processing import Encoded, Processor
+    from fo1_model.processing import Processor
 
 VERSION = 1
 """Raised when the same inputs would give other predictions."""
 EXPORT = "export"
 """Folder of a run that holds its model."""
 CONSTRAINTS = ("none", "grammar", "names")
+"""What `PredictConfig.constraint` can be."""
 SCORES = ("proposal", "model", "product")
+"""What `PredictConfig.score` can be."""
 LISTING_TASKS = ("detection", "rejection")
 """Tasks whose questions list the names that an answer may ground."""
 
@@ -48,35 +52,41 @@ class PredictConfig:
     max_new_tokens: int = 256
     """Longest answer in tokens (release: 4096); an answer cut there has a problem."""
     batch_size: int = 16
-    """Examples answered side by side."""
+    """Number of examples answered side by side."""
     shuffled_regions: bool = False
-    """Control: every region shows another box of its picture, so that choosing is no better than chance."""
+    """Control: every region shows another box of its image, so that choosing is mere chance."""
     constraint: str = "none"
-    """``none`` (release); ``grammar``: answers that read cleanly; ``names``: moreover only phrases that the
-    question asked for, in detection and rejection."""
+    """What answers are held to.
+
+    ``none`` (release); ``grammar``: answers that read cleanly; ``names``: moreover only phrases
+    that the question asked for, in detection and rejection.
+    """
     score: str = "proposal"
-    """Score of a named region: the ``proposal``'s (release), the ``model``'s probability of its index token
-    where it was first said, or their ``product``."""
+    """Score of a named region.
+
+    The ``proposal``'s (release), the ``model``'s probability of its index token where it was first
+    said, or their ``product``.
+    """
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise ValueError(
+            raise SettingError(
                 "PredictConfig.tasks=() asks nothing; name at least one task of the shards"
             )
         if self.batch_size < 1:
-            raise ValueError(f"PredictConfig.batch_size={self.batch_size} must be at least 1")
+            raise SettingError(f"PredictConfig.batch_size={self.batch_size} must be at least 1")
         for name, value, known in (
             ("constraint", self.constraint, CONSTRAINTS),
             ("score", self.score, SCORES),
         ):
             if value not in known:
-                raise ValueError(
+                raise SettingError(
                     f"PredictConfig.{name}={value!r} is not known; choose one of {', '.join(known)}"
                 )
 
 
 def predict_inputs(shards: Artifact, run: Artifact) -> dict[str, str]:
-    """Fingerprints of what predictions are made from."""
+    """Return the fingerprints of what predictions are made from, by kind and name."""
     return {f"shards/{shards.name}": shards.fingerprint, f"runs/{run.name}": run.fingerprint}
 
 
@@ -88,15 +98,28 @@ def predict(
     *,
     runtime: RuntimeConfig,
 ) -> dict[str, Any]:
-    """Answer the questions of `shards` with the model that `run` exported; return the manifest of `output`.
+    """Answer the questions of `shards` with the model that `run` exported.
 
-    Goes on where a killed run stopped. Raises ValueError before any worker starts when shards or model are
-    not complete, or the shards lack a task of the config.
+    Goes on where a killed run stopped.
+
+    Args:
+        config: How questions are answered, and which tasks.
+        shards: The finished evaluation shards.
+        run: The finished run whose exported model answers.
+        output: Artifact to write.
+        runtime: Workers, roots and whether to start anew.
+
+    Returns:
+        The manifest of `output`.
+
+    Raises:
+        SettingError: Shards or run are not finished, or the shards lack a task of the config;
+            raised before any worker starts.
     """
     inputs = predict_inputs(shards, run)
     for artifact in (shards, run):
         if artifact.status() != "done":
-            raise ValueError(
+            raise SettingError(
                 f"{artifact.path} is {artifact.status()}; make it before predicting from it"
             )
     for task in config.tasks:
@@ -104,6 +127,8 @@ def predict(
     done = prepare(output, version=VERSION, config=config, inputs=inputs, force=runtime.force)
     if done is not None:
         return done
+    # Predictions keep the buckets of the shards: each is answered and committed as a whole, which
+    # is where a killed run goes on.
     num_buckets = shards.manifest()["buckets"]
     waiting = sorted(set(range(num_buckets)) - set(output.finished()))
     settings = {
@@ -125,7 +150,7 @@ def predict(
 
 
 class PredictWorker:
-    """Holds one model and answers one bucket a call."""
+    """A worker that holds one model and answers one bucket a call."""
 
     def __init__(
         self, config: PredictConfig, shards: Artifact, model_folder: str, output: Artifact
@@ -134,9 +159,8 @@ class PredictWorker:
 
         from fo1_model.checkpoint import load_model
 
-        torch.set_num_threads(
-            1
-        )  # the pool is the parallelism, and sums do not depend on a thread count
+        # The pool is the parallelism, and sums do not depend on a thread count.
+        torch.set_num_threads(1)
         self.config = config
         self.output = output
         self.model, self.processor = load_model(model_folder)
@@ -172,7 +196,17 @@ def predict_examples(
     examples: Sequence[tuple[RegionExample, bytes]],
     config: PredictConfig,
 ) -> list[dict[str, Any]]:
-    """Answer the examples; one row of `PREDICTION_SCHEMA` each, in their order."""
+    """Answer the examples of a bucket.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        examples: Examples with the bytes of their images; empty bytes where there is no image.
+        config: How questions are answered.
+
+    Returns:
+        One row of `PREDICTION_SCHEMA` for each example, in their order.
+    """
     from fo1_model.generation import GenerationConfig, generate
 
     # Alike lengths side by side waste the least padding; the rows go back to their places.
@@ -199,7 +233,9 @@ def predict_examples(
 def asked_names(example: RegionExample) -> tuple[str, ...] | None:
     """Return the names that the last question lists, read by its wording; None when it lists none.
 
-    Raises RuntimeError when the question of a naming task has none of the known wordings.
+    Raises:
+        SettingError: The question of a task in `LISTING_TASKS` has none of the known wordings, as
+            in shards made from somebody's own conversations.
     """
     if example.task not in LISTING_TASKS:
         return None
@@ -209,7 +245,7 @@ def asked_names(example: RegionExample) -> tuple[str, ...] | None:
         listed = re.search(rf"(?:^|\n){re.escape(before)}(.+){re.escape(after)}\Z", question)
         if listed:
             return tuple(listed.group(1).split(JOINER))
-    raise RuntimeError(
+    raise SettingError(
         f"{example.sample_id}: no wording of detection fits the question {question!r}; "
         "predict with PredictConfig.constraint='grammar'"
     )
@@ -218,15 +254,26 @@ def asked_names(example: RegionExample) -> tuple[str, ...] | None:
 def encode_question(
     processor: Processor, example: RegionExample, image: bytes, *, shuffled: bool = False
 ) -> Encoded:
-    """Encode an example up to its last question; with `shuffled`, regions show other boxes than they name."""
-    picture, boxes = view(example, image)
+    """Encode an example up to its last question.
+
+    Args:
+        processor: The model's processor.
+        example: The example; an answer at its end is left away.
+        image: Bytes of its image; empty when it has none.
+        shuffled: Whether regions show other boxes than they name (the control).
+
+    Returns:
+        The sequence, its image and boxes, ready for generation.
+    """
+    pixels, boxes = view(example, image)
     if shuffled:
         boxes = boxes[derangement(len(boxes), example.sample_id)]
+    # Shards for training end with the answer, which the model must not see.
     messages = list(example.messages)
     if messages and messages[-1]["role"] == "assistant":
         messages.pop()
     return processor.encode(
-        picture, boxes, messages, for_generation=True, sample_id=example.sample_id
+        pixels, boxes, messages, for_generation=True, sample_id=example.sample_id
     )
 
 
@@ -235,7 +282,10 @@ def prediction_row(
 ) -> dict[str, Any]:
     """Return one row of `PREDICTION_SCHEMA`; boxes and scores are those of the regions named.
 
-    score: see `PredictConfig.score`.
+    Args:
+        example: What was asked.
+        answer: What the model said.
+        score: Kind of score, as in `PredictConfig.score`.
     """
     named = list(answer.parsed.regions)
     problems = [answer.parsed.problem] if answer.parsed.problem else []
@@ -261,7 +311,14 @@ def prediction_row(
 
 
 def region_score(score: str, proposal: float | None, logprob: float) -> float | None:
-    """Return a region's score by `PredictConfig.score`; an annotated box has no proposal score."""
+    """Return a region's score, of the kind of `PredictConfig.score`.
+
+    Args:
+        score: Kind of score.
+        proposal: The detector's score; None for an annotated box, which then has no score but the
+            model's.
+        logprob: Natural logarithm of the model's probability of the region's index token.
+    """
     if score == "model":
         return math.exp(logprob)
     return proposal if score == "proposal" or proposal is None else proposal * math.exp(logprob)

@@ -1,4 +1,4 @@
-"""One question about one picture: regions from boxes or a detector, the answer, the annotated picture."""
+"""One question about one image: regions given or detected, the answer, the annotated image."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from fo1_model.detectors import Detector, DetectorInput
 from fo1_model.generation import Answer, GenerationConfig, generate
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
+from pipelines.errors import SettingError
 from pipelines.reports.drawing import OFFERED, Mark, draw_marks, region_colour
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAnswer:
-    """What the model said about one picture."""
+    """What the model said about one image."""
 
     answer: Answer
     """Text, phrases, regions and their log-probabilities."""
     boxes: np.ndarray
-    """float32[N, 4]: the regions that were offered, xyxy in pixels of the picture."""
+    """float32[N, 4]: the regions that were offered, xyxy in pixels of the image."""
     scores: np.ndarray | None
     """float32[N] by the detector; None when the boxes were given."""
-    picture: Image.Image
-    """The picture with the regions offered (thin) and those named (bold, numbered)."""
+    annotated: Image.Image
+    """The image with the regions offered (thin) and those named (bold, numbered)."""
 
 
 def predict_image(
@@ -43,18 +44,30 @@ def predict_image(
     constrained: bool = False,
     names: Sequence[str] | None = None,
 ) -> ImageAnswer:
-    """Answer a question about one picture over the given boxes, float32[N, 4] xyxy, or those of a detector.
+    """Answer a question about one image over given boxes, or over those of a detector.
 
-    constrained: hold the answer to the region language, and to grounding only ``names`` when they are given.
+    Args:
+        model: The model.
+        processor: Its processor.
+        image: The image, RGB.
+        question: What is asked, as plain text; see `question_for`.
+        boxes: float32[N, 4], xyxy in pixels of the image; no more than there are region tokens.
+        detector: Where the boxes come from when none are given; its best ones are taken, as many as
+            there are region tokens.
+        max_new_tokens: Longest answer in tokens.
+        constrained: Whether the answer is held to the region language.
+        names: The only phrases that a constrained answer may ground; None allows any.
 
-    Raises ValueError for neither or both of boxes and detector, for more boxes than region tokens, or for
-    names without the constraint.
+    Raises:
+        SettingError: Neither boxes nor a detector is given, or both are.
+        ValueError: There are more boxes than region tokens, or names without the constraint.
     """
     if (boxes is None) == (detector is None):
-        raise ValueError("boxes: give either boxes or a detector, and not both")
+        raise SettingError("boxes: give either boxes or a detector, and not both")
     scores = None
     if detector is not None:
         [found] = detector.detect([detector.prepare(DetectorInput(image_id="image", image=image))])
+        # Proposals come best first, so the cut leaves out the worst.
         boxes, scores = (
             values[: processor.num_region_tokens] for values in (found.boxes, found.scores)
         )
@@ -76,24 +89,34 @@ def predict_image(
         answer=answer,
         boxes=regions,
         scores=scores,
-        picture=draw_answer(image, regions, answer.parsed),
+        annotated=draw_answer(image, regions, answer.parsed),
     )
 
 
 def question_for(names: Sequence[str]) -> str:
     """Return the release's detection question for some names.
 
-    Raises ValueError for no names, or for one that holds a tag of the region language.
+    Raises:
+        SettingError: There are no names, or one is empty or holds a tag of the region language.
     """
     if not names or any(not name.strip() or grammar.reserved_text(name) for name in names):
-        raise ValueError(
+        raise SettingError(
             f"names={list(names)!r}: give at least one name, none empty or with a region tag in it"
         )
     return TEMPLATES["detection"][0].format(JOINER.join(name.strip() for name in names))
 
 
 def draw_answer(image: Image.Image, boxes: np.ndarray, parsed: grammar.ParsedAnswer) -> Image.Image:
-    """Draw the regions offered, and those named with their index and phrase."""
+    """Draw the regions offered, and those named with their index and phrase.
+
+    Args:
+        image: The image; it is not changed.
+        boxes: float32[N, 4], xyxy in pixels of the image.
+        parsed: The answer.
+
+    Returns:
+        A scaled copy, 560 to 1280 px on its long side.
+    """
     phrase_of = {region: text for text, regions in parsed.phrases for region in regions}
     marks = [
         Mark(

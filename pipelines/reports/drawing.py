@@ -1,4 +1,4 @@
-"""Boxes with readable tags drawn on pictures of any size, and pictures as text to embed in a page."""
+"""Boxes with readable tags drawn on images of any size, and images as text to embed in a page."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PALETTE = (
 )  # fmt: skip
 """Colours of regions by index, dark enough for white text on them."""
 RIGHT, WRONG, MISSED, CROWD = "#15803d", "#c81e1e", "#c2570c", "#6b7280"
-"""Colours of judged boxes: chosen rightly, chosen wrongly, true but not chosen, don't care."""
+"""Colours of judged boxes: chosen rightly, chosen wrongly, true but not chosen, crowd."""
 OFFERED = "#ffffff"
 """Colour of regions that were offered and not chosen, drawn faint."""
 LONG_SIDE = 560
-"""Long side of a drawn picture in px: a 128 px scene grows, a 640 px photo shrinks a little."""
+"""Long side of a drawn image in px: a 128 px scene grows, a 640 px photo shrinks a little."""
 _TAG_PX = 13
 _PAD = 3
 
@@ -32,33 +32,36 @@ class Mark:
     """One box to draw."""
 
     box: Sequence[float]
-    """xyxy, pixels of the original image."""
+    """Corners xyxy, in pixels of the original image."""
     tag: str = ""
     """Short text beside the box; empty for none."""
     colour: str = PALETTE[0]
     """Colour of box and tag, as #rrggbb."""
     dashed: bool = False
-    """Dashed outline: a true box, as opposed to a proposed one."""
+    """Whether the outline is dashed: a true box, as opposed to a proposed one."""
     faint: bool = False
-    """Thin and half transparent: offered, not chosen."""
+    """Whether the box is thin and half transparent: offered, not chosen."""
 
 
 def region_colour(index: int) -> str:
-    """Colour of region `index`, the same on the picture and in the conversation beside it."""
+    """Return the colour of a region, the same on the image and in the conversation below it."""
     return PALETTE[index % len(PALETTE)]
 
 
 def draw_example(example: RegionExample, data: bytes, marks: Iterable[Mark]) -> Image.Image:
-    """Return the picture of an example, or the window into it, with marks in pixels of the original image.
+    """Draw the image of an example, or the window into it that the model sees.
 
-    data: bytes of its image; a conversation without one gives an empty picture that says so.
+    Args:
+        example: The example.
+        data: Bytes of its image; a conversation without one gives an empty image that says so.
+        marks: What to draw, in pixels of the original image.
     """
     if not data:
         blank = Image.new("RGB", (LONG_SIDE, LONG_SIDE // 4), "#e9e9e9")
         font = ImageFont.load_default(size=_TAG_PX * 2)
         ImageDraw.Draw(blank).text(
             (blank.width / 2, blank.height / 2),
-            "no picture",
+            "no image",
             fill="#777777",
             font=font,
             anchor="mm",
@@ -69,29 +72,36 @@ def draw_example(example: RegionExample, data: bytes, marks: Iterable[Mark]) -> 
         replace(m, box=[m.box[0] - left, m.box[1] - top, m.box[2] - left, m.box[3] - top])
         for m in marks
     )
-    picture, _ = view(example, data)
-    return draw_marks(picture or Image.new("RGB", (1, 1)), moved)
+    seen, _ = view(example, data)
+    return draw_marks(seen or Image.new("RGB", (1, 1)), moved)
 
 
 def draw_marks(
     image: Image.Image, marks: Iterable[Mark], *, long_side: int = LONG_SIDE
 ) -> Image.Image:
-    """Return the picture scaled to `long_side` with the marks on it; the input is not changed.
+    """Return a copy of the image, scaled, with marks on it.
 
-    Faint marks lie below, large boxes below small ones, tags above all boxes and, where there is room, apart.
+    Faint marks lie below, large boxes below small ones, tags above all boxes and, where there is
+    room, apart.
+
+    Args:
+        image: The image; it is not changed.
+        marks: What to draw, in pixels of the image.
+        long_side: Long side of the copy in px.
     """
     factor = long_side / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC).convert("RGBA")
     layer = Image.new("RGBA", size)  # drawn apart, since ImageDraw overwrites instead of blending
     pen = ImageDraw.Draw(layer)
-    # Half a pixel more is no loss on a page, and integer edges are crisp.
+    # Half a pixel more is no loss on a page, and edges on whole pixels are crisp.
     scaled = [(mark, [round(edge * factor) for edge in mark.box]) for mark in marks]
     scaled.sort(key=lambda item: (not item[0].faint, -_area(item[1])))
     for mark, box in scaled:
         _outline(pen, box, mark)
     taken: list[tuple[int, int, int, int]] = []
     font = ImageFont.load_default(size=_TAG_PX)
+    # Small boxes choose a place for their tags first: they have the least room.
     for mark, box in reversed(scaled):
         if mark.tag:
             place = _place(pen, mark.tag, font, box, size, taken)
@@ -107,15 +117,15 @@ def draw_marks(
     return Image.alpha_composite(canvas, layer).convert("RGB")
 
 
-def picture_uri(image: Image.Image) -> str:
-    """Return the picture as a JPEG data URI."""
+def jpeg_uri(image: Image.Image) -> str:
+    """Return an image as a JPEG data URI."""
     sink = io.BytesIO()
     image.convert("RGB").save(sink, format="JPEG", quality=85)
     return data_uri(sink.getvalue(), "image/jpeg")
 
 
 def data_uri(data: bytes, media_type: str) -> str:
-    """Return bytes as a data URI."""
+    """Return bytes of a media type, such as "image/png", as a data URI."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
@@ -128,15 +138,15 @@ def _rgba(colour: str, alpha: int) -> tuple[int, ...]:
 
 
 def _outline(pen: ImageDraw.ImageDraw, box: Sequence[int], mark: Mark) -> None:
+    """Draw the outline of a box that is in pixels of the canvas."""
     left, top, right, bottom = box
     right, bottom = max(left, right - 1), max(top, bottom - 1)
     if mark.faint:
         pen.rectangle((left, top, right, bottom), outline=_rgba(mark.colour, 150), width=1)
         return
+    # A white halo keeps a colour visible on its own kind.
     halo = (max(0, left - 1), max(0, top - 1), right + 1, bottom + 1)
-    pen.rectangle(
-        halo, outline=(255, 255, 255, 150), width=4
-    )  # keeps a colour visible on its own kind
+    pen.rectangle(halo, outline=(255, 255, 255, 150), width=4)
     if not mark.dashed:
         pen.rectangle((left, top, right, bottom), outline=_rgba(mark.colour, 255), width=2)
         return
@@ -159,13 +169,17 @@ def _place(
     size: tuple[int, int],
     taken: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int]:
-    """Choose where a tag goes: the first of the corners that is free, else the one with the least overlap."""
+    """Choose where a tag goes: the first free corner, else the one with the least overlap."""
     width, height = round(pen.textlength(tag, font=font)) + 2 * _PAD, _TAG_PX + _PAD
     left, top, right, bottom = box
+    # Outside the box before inside it, so that what the box shows stays visible.
     corners = [
-        (left, top - height), (right - width, top - height), (left, bottom), (right - width, bottom),
-        (left - width, top), (right, top), (left, top), (right - width, top), (left, bottom - height),
-        (right - width, bottom - height), (left - width, bottom - height), (right, bottom - height),
+        (left, top - height), (right - width, top - height),
+        (left, bottom), (right - width, bottom),
+        (left - width, top), (right, top),
+        (left, top), (right - width, top),
+        (left, bottom - height), (right - width, bottom - height),
+        (left - width, bottom - height), (right, bottom - height),
     ]  # fmt: skip
     best, least = (0, 0, 0, 0), float("inf")
     for wanted_x, wanted_y in corners:
@@ -179,4 +193,5 @@ def _place(
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the area in px that two boxes share."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))

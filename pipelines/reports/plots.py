@@ -1,4 +1,7 @@
-"""Small plots for the pages, as PNG data URIs. No clock and no software stamp: equal data, equal bytes."""
+"""Small plots for the pages, as PNG data URIs.
+
+They hold no clock and no stamp of the software: equal data gives equal bytes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from numpy.typing import ArrayLike
 from pipelines.reports.drawing import data_uri
 
 PAIR = ("#1f4fd8", "#d9480f")
-"""Colours of the first and the second of two things compared, also on pictures."""
+"""Colours of the first and the second of two things compared, also on images."""
 _COLOURS = (*PAIR, "#2b8a3e", "#862e9c", "#0b7285", "#a61e4d", "#5c940d", "#495057")
 
 
@@ -24,7 +27,17 @@ def curves(
     y: str,
     logarithmic: bool = False,
 ) -> str:
-    """Draw one line for each named series of (x, y) points."""
+    """Draw one line for each series.
+
+    Args:
+        series: Points (x, y) of each line, by its name in the legend.
+        x: Label of the x axis.
+        y: Label of the y axis, which starts at 0.
+        logarithmic: Whether the x axis is logarithmic.
+
+    Returns:
+        The plot as a data URI.
+    """
     figure, axes = _axes()
     for index, (name, points) in enumerate(series.items()):
         xs, ys = [p[0] for p in points], [p[1] for p in points]
@@ -45,7 +58,7 @@ def curves(
 
 
 def neighbours(points: Sequence[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
-    """At most so many points, each the mean of as many neighbours, give or take one."""
+    """Return at most so many points, each the mean of as many neighbours, give or take one."""
     if len(points) <= most:
         return list(points)
     groups = np.array_split(np.asarray(points, dtype=np.float64), most)
@@ -55,7 +68,18 @@ def neighbours(points: Sequence[tuple[float, float]], most: int = 120) -> list[t
 def histogram(
     counts: ArrayLike, edges: ArrayLike, *, x: str, y: str, logarithmic: bool = False
 ) -> str:
-    """Draw counts between edges, one more edge than counts; empty bins at both ends are cut off."""
+    """Draw a histogram; empty bins at both ends are cut off.
+
+    Args:
+        counts: Number[N] of things in each bin.
+        edges: Number[N + 1]: the bins' edges.
+        x: Label of the x axis.
+        y: Label of the y axis.
+        logarithmic: Whether the x axis is logarithmic, to base 2.
+
+    Returns:
+        The plot as a data URI.
+    """
     counts, edges = np.asarray(counts), np.asarray(edges)
     filled = np.flatnonzero(counts) if counts.any() else np.array([0])
     figure, axes = _axes()
@@ -76,9 +100,17 @@ def histogram(
 def reliability(
     series: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, x: str, y: str
 ) -> str:
-    """Draw named series of (mean score, share of hits, number) of bins beside the diagonal.
+    """Draw the reliability of scores: share of hits by mean score, beside the diagonal.
 
-    Score and share are in 0..1; the area of a dot grows with its number, empty bins are left out.
+    Args:
+        series: For each name in the legend three arrays over the bins: mean score in 0..1, share of
+            hits in 0..1, and number of boxes. The area of a dot grows with its number; empty bins
+            are left out.
+        x: Label of the x axis.
+        y: Label of the y axis.
+
+    Returns:
+        The plot as a data URI.
     """
     figure, axes = _axes()
     axes.plot((0, 1), (0, 1), color="#9ca3af", linewidth=1, linestyle="--")
@@ -104,13 +136,16 @@ def reliability(
 
 
 def figure_uri(figure: Figure) -> str:
-    """Return a figure as a PNG data URI."""
+    """Return a matplotlib figure as a PNG data URI."""
     sink = io.BytesIO()
+    # Matplotlib would write its version into the file.
     figure.savefig(sink, format="png", dpi=140, metadata={"Software": None})
     return data_uri(sink.getvalue(), "image/png")
 
 
 def _axes() -> tuple[Figure, Axes]:
+    """Return an empty plot in the style of the pages."""
+    # Figure itself, not pyplot: that keeps every figure in a global list and may open a window.
     figure = Figure(figsize=(4.6, 2.7), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

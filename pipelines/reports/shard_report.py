@@ -1,4 +1,4 @@
-"""The `fo1 inspect` page: what a shard artifact holds, where its rows went, and how its examples look."""
+"""The page of `fo1 inspect`: what a shard artifact holds, where rows went, how examples look."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from typing import Any
 import numpy as np
 
 from pipelines.artifacts import Artifact
-from pipelines.evaluation.score import evaluate_proposals, grounded_text, read_examples
-from pipelines.reports.drawing import CROWD, Mark, draw_example, picture_uri, region_colour
-from pipelines.reports.evaluation_report import recall_table
+from pipelines.evaluation.score import evaluate_proposals
+from pipelines.evaluation.stored_inputs import read_examples
+from pipelines.reports.drawing import CROWD, Mark, draw_example, jpeg_uri, region_colour
 from pipelines.reports.html_page import Card, Cards, Facts, Line, Plots, Section, Table, render_page
+from pipelines.reports.judged_cards import grounded_text
+from pipelines.reports.metric_tables import recall_table
 from pipelines.reports.plots import histogram
 from pipelines.schemas import GROUND_TRUTH, RegionExample
 from pipelines.shards.tar_format import tasks_of
 
 REJECTS_PER_REASON = 3
-"""Rejected records shown of each reason."""
+"""Most rejected records shown of each reason."""
 SIDE_BINS = np.geomspace(1, 4096, 49)
 """Edges of the histogram of box sizes, in px: four bins an octave."""
+_LEGEND = (
+    "Numbers are region indices, the same as in the conversation. Dashed boxes come from the "
+    "annotation, the others from the detector; grey ones lie in a crowd."
+)
 
 
 def inspect_page(
@@ -30,18 +36,28 @@ def inspect_page(
     *,
     samples: Artifact | None = None,
     proposals: Sequence[Artifact] = (),
-    pictures_per_task: int = 6,
+    images_per_task: int = 6,
 ) -> str:
-    """Return the page of one shard artifact, with the ledgers of what it was made from when that is given.
+    """Make the page of one shard artifact.
 
-    Raises FileNotFoundError when an artifact is not complete.
+    Args:
+        shards: The finished shards.
+        samples: What they were made from, for its ledger and, with `proposals`, for recall.
+        proposals: The proposals they were made from, for their ledgers and recall.
+        images_per_task: Most examples to draw of each task.
+
+    Returns:
+        HTML text.
+
+    Raises:
+        FileNotFoundError: An artifact is not finished.
     """
     steps = [artifact for artifact in (samples, *proposals, shards) if artifact is not None]
-    survey = _survey(shards, pictures_per_task)
+    survey = _survey(shards, images_per_task)
     sections = [
         Section(
             title="Rows",
-            intro="Of every step: rows in are rows out and rejects together.",
+            intro="What each step took in and gave out: rows in are rows out and rejects together.",
             blocks=[_ledger_table(steps), *_reject_blocks(steps)],
         ),
         Section(title="Contents", blocks=[_contents_table(survey), Plots(plots=_plots(survey))]),
@@ -49,12 +65,10 @@ def inspect_page(
     ]
     if proposals and samples is not None and shards.manifest()["ledger"].get("objects"):
         sections.append(_recall_section(proposals, samples, shards))
-    for task, kept in survey.pictures.items():
+    for task, kept in survey.drawn.items():
         cards = [_card(example, image) for example, image in kept]
-        intro = "Numbers are region indices; dashed boxes come from the annotation, the others from the detector."
-        sections.append(
-            Section(title=task.replace("_", " "), intro=intro, blocks=[Cards(cards=cards)])
-        )
+        title = f"Examples: {task.replace('_', ' ')}"
+        sections.append(Section(title=title, intro=_LEGEND, blocks=[Cards(cards=cards)]))
     facts = {f"{step.kind}/{step.name}": step.fingerprint for step in steps}
     sections.append(Section(title="Artifacts", blocks=[Facts(facts=facts), *_configs(steps)]))
     return render_page(f"{shards.name}: {survey.total} examples", sections)
@@ -67,13 +81,13 @@ class _Survey:
     regions: defaultdict[tuple[str, str], Counter[int]] = field(
         default_factory=lambda: defaultdict(Counter)
     )
-    """(dataset, task) -> number of regions -> examples."""
+    """Number of examples by number of regions, for each (dataset, task)."""
     annotated: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(dataset, task) -> regions that came from the annotation."""
+    """Number of regions that came from the annotation, for each (dataset, task)."""
     sides: np.ndarray = field(default_factory=lambda: np.zeros(len(SIDE_BINS) - 1, dtype=np.int64))
-    """Boxes by bin of SIDE_BINS."""
-    pictures: dict[str, list[tuple[RegionExample, bytes]]] = field(default_factory=dict)
-    """Task -> examples to draw, with the bytes of their pictures."""
+    """int64[48]: number of boxes by bin of `SIDE_BINS`."""
+    drawn: dict[str, list[tuple[RegionExample, bytes]]] = field(default_factory=dict)
+    """Examples to draw of each task, with the bytes of their images."""
 
     @property
     def total(self) -> int:
@@ -81,7 +95,8 @@ class _Survey:
         return sum(counts.total() for counts in self.regions.values())
 
 
-def _survey(shards: Artifact, pictures_per_task: int) -> _Survey:
+def _survey(shards: Artifact, images_per_task: int) -> _Survey:
+    """Read every example once: count all, keep a few."""
     survey = _Survey()
     for task in tasks_of(shards):
         kept: list[tuple[bytes, RegionExample, bytes]] = []
@@ -91,10 +106,11 @@ def _survey(shards: Artifact, pictures_per_task: int) -> _Survey:
             survey.annotated[group] += sum(source == GROUND_TRUTH for source in example.box_sources)
             width, height = (example.boxes[:, 2:] - example.boxes[:, :2]).T
             survey.sides += np.histogram(np.sqrt(width * height), bins=SIDE_BINS)[0]
-            # The smallest hashes: an even choice that is the same every time and holds few pictures at once.
+            # The smallest hashes: an even choice that is the same every time and holds few images
+            # in memory at once.
             kept.append((hashlib.sha256(example.sample_id.encode()).digest(), example, image))
-            kept = sorted(kept, key=lambda item: item[0])[:pictures_per_task]
-        survey.pictures[task] = [(example, image) for _, example, image in kept]
+            kept = sorted(kept, key=lambda item: item[0])[:images_per_task]
+        survey.drawn[task] = [(example, image) for _, example, image in kept]
     return survey
 
 
@@ -132,11 +148,11 @@ def _plots(survey: _Survey) -> list[tuple[str, str]]:
 
 
 def _choice_sections(ledger: Mapping[str, Any]) -> list[Section]:
-    """What was left out because a benchmark shows it, and how many rejection samples were wanted and made."""
+    """Return what benchmarks kept out, and how many rejection samples were wanted and made."""
     sections = []
     if excluded := ledger.get("excluded"):
         rows = [[name, str(count)] for name, count in sorted(excluded.items())]
-        intro = "Samples whose picture belongs to a benchmark, or is known to be the same picture."
+        intro = "Samples whose image belongs to a benchmark, or is known to be the same image."
         table = Table(header=["benchmark", "samples left out"], rows=rows)
         sections.append(Section(title="Left out of training", intro=intro, blocks=[table]))
     if (quota := ledger.get("rejection_quota", {})).get("wanted"):
@@ -145,8 +161,9 @@ def _choice_sections(ledger: Mapping[str, Any]) -> list[Section]:
             str(quota.get(name, 0)) for name in styles
         ]
         intro = (
-            "Questions for what is known to be absent, made of detection samples. Pure ones ask for absent "
-            "names alone, mixed ones for present names too, the last kind for up to eighty at once."
+            "Questions for what is known to be absent, made of detection samples. Pure ones ask "
+            "for absent names alone, mixed ones for present names too, the last kind for up to "
+            "eighty at once."
         )
         table = Table(header=["wanted", "made", "pure", "mixed", "many names"], rows=[row])
         sections.append(Section(title="Rejection quota", intro=intro, blocks=[table]))
@@ -154,19 +171,22 @@ def _choice_sections(ledger: Mapping[str, Any]) -> list[Section]:
 
 
 def _recall_section(proposals: Sequence[Artifact], samples: Artifact, shards: Artifact) -> Section:
-    figures = {}
+    """Return the recall of each detector, and the share of objects that a proposal stands for."""
+    metrics = {}
     for artifact in proposals:
         if found := evaluate_proposals(artifact, samples):
-            figures[artifact.name] = found
+            metrics[artifact.name] = found
     ledger = shards.manifest()["ledger"]
     share = f"{100 * ledger['matched'] / ledger['objects']:.1f} %"
     matched = f"{ledger['matched']} of {ledger['objects']}"
     return Section(
         title="Recall of the proposals",
-        intro="Share of the annotated boxes that the detector covers, whatever they are called, in percent; "
-        "oracle AP is what a model that names every box perfectly would reach.",
+        intro="Share of the annotated boxes that the detector covers, whatever their names, in "
+        "percent, by the number of best boxes of an image. AR: mean over IoU 0.50 to 0.95; R50 and "
+        "R75: at IoU 0.50 and 0.75. Oracle AP is what a model that names every box perfectly would "
+        "reach.",
         blocks=[
-            *([recall_table(figures)] if figures else []),
+            *([recall_table(metrics)] if metrics else []),
             Table(
                 header=["objects that got a proposal (one each)", "share"], rows=[[matched, share]]
             ),
@@ -175,6 +195,7 @@ def _recall_section(proposals: Sequence[Artifact], samples: Artifact, shards: Ar
 
 
 def _ledger_table(steps: Sequence[Artifact]) -> Table:
+    """Lay out what each step counted: a row for every level of its ledger that has rows."""
     rows = []
     for step in steps:
         for path, ledger in _balances(step.manifest()["ledger"]):
@@ -196,6 +217,7 @@ def _balances(ledger: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, 
 
 
 def _reject_blocks(steps: Sequence[Artifact]) -> list[Table]:
+    """Return the table of rejects by step and reason; none when nothing was rejected."""
     rows = []
     for step in steps:
         examples: defaultdict[str, list[str]] = defaultdict(list)
@@ -212,7 +234,9 @@ def _reject_blocks(steps: Sequence[Artifact]) -> list[Table]:
 
 
 def _rejects(step: Artifact) -> Iterator[dict[str, Any]]:
-    if step.kind == "proposals":  # a picture without proposals is a row with its reason
+    """Yield record_id, reason and detail of every rejected record of a step."""
+    # Of proposals a rejected image is no reject in a file of its own, but a row with its reason.
+    if step.kind == "proposals":
         for bucket in range(step.manifest()["buckets"]):
             columns = ["image_id", "status", "error"]
             for row in step.read_table(f"part-{bucket:05d}.parquet", columns=columns).to_pylist():
@@ -229,6 +253,7 @@ def _rejects(step: Artifact) -> Iterator[dict[str, Any]]:
 
 
 def _configs(steps: Sequence[Artifact]) -> list[Facts]:
+    """Return the settings of each step, folded away."""
     blocks = []
     for step in steps:
         config = {name: str(value) for name, value in step.manifest()["config"].items()}
@@ -237,6 +262,7 @@ def _configs(steps: Sequence[Artifact]) -> list[Facts]:
 
 
 def _card(example: RegionExample, image: bytes) -> Card:
+    """Draw an example with all its regions, beside its conversation."""
     marks = [
         Mark(
             box=box.tolist(),
@@ -250,10 +276,13 @@ def _card(example: RegionExample, image: bytes) -> Card:
     ]
     names = {"user": "asked", "assistant": "answer"}
     lines = [Line(who=names.get(m["role"], m["role"]), text=m["content"]) for m in example.messages]
+    # Shards for evaluation end with the question; what they expect stands in the targets.
     if example.targets and example.messages and example.messages[-1]["role"] == "user":
         truth = grounded_text((t["text"], t["regions"], len(t["boxes"])) for t in example.targets)
         lines.append(Line(who="truth", text=truth))
-    picture = draw_example(example, image, marks)
     return Card(
-        picture=picture_uri(picture), title=example.sample_id, lines=lines, badge=example.dataset
+        image=jpeg_uri(draw_example(example, image, marks)),
+        title=example.sample_id,
+        lines=lines,
+        badge=example.dataset,
     )

@@ -1,7 +1,7 @@
-"""Training of the tiny base's decoder on lists, with captions of drawn pictures among them. ours
+"""Training of the tiny base's decoder on lists, with captions of drawn images among them (ours).
 
-Keys are words, items are soft vectors: see `lookup_lists`; the start is laid out by `decoder_start`. Image
-tokens come from the vision tower, which is trained before and frozen here.
+Keys are words, items are soft vectors: see `lookup_data`; the start is laid out by `lookup_init`.
+Image tokens come from the vision tower, which is trained before and frozen here.
 """
 
 import math
@@ -17,38 +17,52 @@ from torch import Tensor, nn
 
 from dataset_builders.drawn_world.drawing import CATEGORIES
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer, tiny_words
+from pipelines.tiny_base.drawn_images import DrawnImage
 from pipelines.tiny_base.lookup_data import KINDS, Conversation, ListWriter
 from pipelines.tiny_base.lookup_init import lay_out_lookup
-from pipelines.tiny_base.towers import Log, Picture, StepClock
+from pipelines.tiny_base.towers import Log, StepClock
 
 _BATCH = {"probe": 64, "short": 32, "full": 24}
-"""Conversations a step, by kind: about equally many tokens."""
+"""Conversations of a step, by kind of list: about equally many tokens."""
 _DECAY = 0.01
 """Weight decay of matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LookupConfig:
-    """How the decoder learns to look up."""
+    """How the decoder of the tiny base learns to look up."""
 
     steps: int
-    """Steps of 24 to 64 conversations with AdamW, which tunes the laid-out start without undoing it."""
+    """Number of steps with AdamW, of 24 to 64 conversations each.
+
+    AdamW tunes the laid-out start without undoing it.
+    """
     rate: float
-    """Their learning rate."""
+    """Learning rate of the steps with AdamW."""
     refine_steps: int
-    """Steps with Muon after them, which learns what the start has not."""
+    """Number of steps with Muon after those, which learns what the start has not."""
     refine_rate: float
-    """Their learning rate, in AdamW's units; falls to 0."""
+    """Learning rate of the steps with Muon, in AdamW's units; it falls to 0."""
     caption_share: float
-    """Share of steps that caption pictures instead."""
+    """Share of steps that caption images instead of reading lists."""
     seed: int
-    """Of the start and of every list."""
+    """Seed of the start and of every list."""
 
 
 class DecoderTraining:
-    """Trains the decoder on lists and captions; the vision tower is frozen and its tokens are kept.
+    """The training of a decoder on lists and captions.
 
-    Raises ValueError through `lay_out_lookup` when the decoder's form does not fit the skeleton.
+    The vision tower is frozen, so the tokens of all images are computed once and kept.
+
+    Args:
+        config: How the decoder learns.
+        family: The VLM family (`fo1_model.vlms`).
+        vlm: Its model; decoder, embeddings and the merger's last layer are changed in place.
+        train: Drawn scenes to caption; only the square ones are used, which have one grid.
+        held_out: Drawn scenes that measure captions.
+
+    Raises:
+        SettingError: The decoder's form does not fit the start (`lay_out_lookup`).
     """
 
     def __init__(
@@ -56,8 +70,8 @@ class DecoderTraining:
         config: LookupConfig,
         family: Any,
         vlm: Any,
-        train: Sequence[Picture],
-        held_out: Sequence[Picture],
+        train: Sequence[DrawnImage],
+        held_out: Sequence[DrawnImage],
     ) -> None:
         self.config, self.family = config, family
         self.decoder = family.language_model(vlm)
@@ -68,15 +82,11 @@ class DecoderTraining:
         self.item_of_words = self.spaces.item_of_words
         self._start_words()
         self._shrink_image_tokens(vlm, train[:50])
-        square = [
-            picture for picture in train if picture.pixels.shape[0] == picture.pixels.shape[1]
-        ]
+        # One grid for all images, so that every prompt has the same number of image tokens.
+        square = square_images(train)
         self.grid = family.preprocess(Image.fromarray(square[0].pixels))[1]
         self.train = self._captioned(vlm, square)
-        self.held_out = self._captioned(
-            vlm,
-            [picture for picture in held_out if picture.pixels.shape[0] == picture.pixels.shape[1]],
-        )
+        self.held_out = self._captioned(vlm, square_images(held_out))
         self.writer = ListWriter(self.tokenizer, family.num_image_tokens(self.grid))
         self.is_key = torch.zeros(len(self.rows), dtype=torch.bool)
         self.is_key[self.writer.keys] = True
@@ -84,7 +94,7 @@ class DecoderTraining:
 
     @torch.no_grad()
     def _start_words(self) -> None:
-        """Both forms of a word, bare and after a blank, start close to each other, in the words' space."""
+        """Start both forms of a word, bare and after a blank, close together."""
         words = self.rows[:, self.spaces.words]
         self.rows.zero_()
         nn.init.normal_(words, std=words.shape[1] ** -0.5)
@@ -96,10 +106,12 @@ class DecoderTraining:
             self.rows[bare] = 0.8 * self.rows[blank] + 0.6 * self.rows[bare]
 
     @torch.no_grad()
-    def _shrink_image_tokens(self, vlm: Any, pictures: Sequence[Picture]) -> None:
-        """Bring image tokens to the size of word embeddings, and mostly into their space, by scaling the last
-        layer of the merger."""
-        inputs = [self.family.preprocess(Image.fromarray(picture.pixels)) for picture in pictures]
+    def _shrink_image_tokens(self, vlm: Any, images: Sequence[DrawnImage]) -> None:
+        """Bring image tokens to the size of word embeddings, and mostly into their space.
+
+        The last layer of the merger is scaled, by what some images give.
+        """
+        inputs = [self.family.preprocess(Image.fromarray(image.pixels)) for image in images]
         pixels, grids = torch.cat([item[0] for item in inputs]), [item[1] for item in inputs]
         factor = 1.4 * self.spread / float(self.family.encode_images(vlm, pixels, grids)[0].std())
         last = [
@@ -107,21 +119,20 @@ class DecoderTraining:
             for module in self.family.vision_tower(vlm).merger.modules()
             if isinstance(module, nn.Linear)
         ][-1]
+        # What lies outside the words' space would be read as codes of items.
         scale = torch.full((len(last.weight), 1), 0.2 * factor)
         scale[self.spaces.words] = factor
         last.weight.mul_(scale)
         last.bias.mul_(scale[:, 0])
 
     @torch.no_grad()
-    def _captioned(self, vlm: Any, pictures: Sequence[Picture]) -> list[tuple[Tensor, str]]:
-        """Image tokens float[T, D] and caption of every picture."""
+    def _captioned(self, vlm: Any, images: Sequence[DrawnImage]) -> list[tuple[Tensor, str]]:
+        """Return the image tokens float[T, D] and the caption of every image."""
         found = []
-        for picture in pictures:
-            pixels, grid = self.family.preprocess(Image.fromarray(picture.pixels))
+        for image in images:
+            pixels, grid = self.family.preprocess(Image.fromarray(image.pixels))
             labels = [
-                label
-                for label, crowd in zip(picture.labels, picture.crowd, strict=True)
-                if not crowd
+                label for label, crowd in zip(image.labels, image.crowd, strict=True) if not crowd
             ]
             counts = [f"{labels.count(name)} {name}" for name in CATEGORIES if name in labels]
             found.append(
@@ -130,9 +141,17 @@ class DecoderTraining:
         return found
 
     def run(self, log: Log) -> dict[str, float]:
-        """Train; returns what fresh lists and held-out captions give."""
+        """Train the decoder.
+
+        Args:
+            log: Gets lines of progress.
+
+        Returns:
+            What fresh lists and held-out captions give (`metrics`).
+        """
         config = self.config
         self.decoder.train()
+        # Embeddings are tables of vectors, not maps: Muon is for matrices alone.
         matrices = [
             p
             for name, p in self.decoder.named_parameters()
@@ -145,7 +164,8 @@ class DecoderTraining:
         ]
         adamw = [self._adamw(matrices, config.rate), self._adamw(others, config.rate)]
         self._train("look-up", adamw, config.steps, config.rate, (0.3, 0.4, 0.3), log)
-        # Muon moves every direction of a matrix alike: much faster, once there is something to move.
+        # Muon moves every direction of a matrix alike: much faster, once there is something to
+        # move.
         muon = torch.optim.Muon(
             matrices, lr=config.refine_rate, weight_decay=_DECAY, adjust_lr_fn="match_rms_adamw"
         )
@@ -155,7 +175,7 @@ class DecoderTraining:
             "refinement", both, config.refine_steps, rate, (0.1, 0.35, 0.55), log, falls=True
         )
         self.decoder.eval()
-        return self.figures()
+        return self.metrics()
 
     def _train(
         self,
@@ -168,7 +188,17 @@ class DecoderTraining:
         *,
         falls: bool = False,
     ) -> None:
-        """One phase. kinds: weights of `KINDS`. falls: the rate goes to 0 over the last two thirds."""
+        """Train one phase.
+
+        Args:
+            name: Name of the phase in lines of progress.
+            optimizers: Optimizers that step together.
+            steps: Number of steps.
+            rate: Learning rate after a warm-up of 50 steps.
+            kinds: Weight of each of `KINDS` among the steps on lists.
+            log: Gets lines of progress.
+            falls: Whether the rate goes to 0 over the last two thirds.
+        """
         clock = StepClock(name, steps, log)
         for number in range(steps):
             share = min(1.0, (number + 1) / 50, 1.5 * (1 - number / steps) if falls else 1.0)
@@ -192,7 +222,7 @@ class DecoderTraining:
         optimizers: Sequence[torch.optim.Optimizer],
         batch: list[tuple[Conversation, Tensor | None]],
     ) -> dict[str, float]:
-        """One step; returns the loss and the shares of right keys and tokens."""
+        """Take one step and return the loss and the shares of right keys and tokens."""
         loss, right = self._forward(batch)
         self.decoder.zero_grad()
         loss.backward()
@@ -202,8 +232,9 @@ class DecoderTraining:
         return {"loss": loss.item(), **right}
 
     @torch.no_grad()
-    def figures(self) -> dict[str, float]:
-        """Shares of right keys and tokens on fresh lists, and of right caption tokens."""
+    def metrics(self) -> dict[str, float]:
+        """Measure the shares of right keys and tokens on fresh lists, and of caption tokens."""
+        # Lists that no training seed gives; the decoder is not trained after this.
         self.rng.seed(f"held out/{self.config.seed}")
         lists = [self._forward(self._lists("full"))[1] for _ in range(10)]
         captions = [
@@ -216,7 +247,11 @@ class DecoderTraining:
         }
 
     def _lists(self, kind: str) -> list[tuple[Conversation, Tensor | None]]:
-        """Conversations with the image tokens of a random picture, which has nothing to do with the list."""
+        """Write a batch of conversations about lists.
+
+        One with an image gets the tokens of a random image, which has nothing to do with its list:
+        the decoder learns to look past it.
+        """
         batch = [self.writer.write(self.rng, kind) for _ in range(_BATCH[kind])]
         return [
             (item, self.rng.choice(self.train)[0] if item.image_at is not None else None)
@@ -224,15 +259,16 @@ class DecoderTraining:
         ]
 
     def _captions(
-        self, count: int, pictures: list[tuple[Tensor, str]] | None = None
+        self, count: int, captioned: list[tuple[Tensor, str]] | None = None
     ) -> list[tuple[Conversation, Tensor | None]]:
-        chosen = [self.rng.choice(pictures or self.train) for _ in range(count)]
+        """Write a batch of captions of random images, those of training unless others are given."""
+        chosen = [self.rng.choice(captioned or self.train) for _ in range(count)]
         return [(self.writer.caption(text), tokens) for tokens, text in chosen]
 
     def _forward(
         self, batch: list[tuple[Conversation, Tensor | None]]
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss float32[] and the shares of right tokens, and of right keys, under teacher forcing."""
+        """Return the loss float32[] and the shares of right tokens and keys, teacher-forced."""
         length = max(len(item.ids) for item, _ in batch)
         ids = torch.zeros(len(batch), length, dtype=torch.int64)
         labels = torch.full((len(batch), length), -100)
@@ -247,6 +283,7 @@ class DecoderTraining:
             if image is not None and item.image_at is not None:
                 places += [(row, item.image_at + index) for index in range(len(image))]
                 values.append(image)
+            # Slots and image tokens are filled in one go below, in the order of this list.
             if item.slots:
                 places += [(row, slot.position) for slot in item.slots]
                 values.append(self._item_vectors(item))
@@ -255,6 +292,7 @@ class DecoderTraining:
         hidden = self.decoder(
             inputs_embeds=embedded, position_ids=positions, use_cache=False
         ).last_hidden_state
+        # Logits of supervised places only: the others' would cost time and memory for nothing.
         supervised = labels[:, 1:] != -100
         targets = labels[:, 1:][supervised]
         logits = F.linear(hidden[:, :-1][supervised], self.rows)
@@ -266,8 +304,11 @@ class DecoderTraining:
         }
 
     def _item_vectors(self, item: Conversation) -> Tensor:
-        """Soft vectors float[N, D]: an item's words summed, turned into a space of its own, at varying size
-        and with noise; noise alone for an item that is nothing."""
+        """Return the soft vectors float[N, D] of a conversation's items.
+
+        An item's words are summed and turned into the space of items, at varying size and with
+        noise; an item that is nothing is noise alone.
+        """
         real = torch.tensor([slot.words is not None for slot in item.slots])[:, None]
         words = torch.tensor([slot.words or (0, 0) for slot in item.slots]).reshape(-1, 2)
         meaning = F.embedding(words, self.rows).sum(1) @ self.item_of_words.T
@@ -276,3 +317,8 @@ class DecoderTraining:
             torch.randn(len(words), self.rows.shape[1]) * torch.rand(len(words), 1) * self.spread
         )
         return torch.where(real, meaning * size + 0.4 * noise, noise)
+
+
+def square_images(images: Sequence[DrawnImage]) -> list[DrawnImage]:
+    """Return the square ones of some drawn images."""
+    return [image for image in images if image.pixels.shape[0] == image.pixels.shape[1]]

@@ -1,12 +1,14 @@
-"""Conversations about lists: the look-up skill that the tiny base is pre-trained on. ours
+"""Conversations about lists: the look-up skill that the tiny base is pre-trained on (ours).
 
-A list has the shape of a region prompt, a key before each item, but its keys are ordinary words, drawn anew
-for every list, and its items are soft vectors (`ItemSlot`): the region language does not exist in a base.
-Questions have the wording of the drawn world's tasks, answers the form in which Qwen2.5-VL writes groundings,
+A list has the shape of a region prompt, a key before each item, but its keys are ordinary words,
+drawn anew for every list, and its items are soft vectors (`ItemSlot`): the region language does not
+exist in a base. Questions have the wording of the drawn world's tasks, answers the form in which
+Qwen2.5-VL writes groundings,
 
     <|object_ref_start|>red circle<|object_ref_end|><|box_start|>KEY KEY<|box_end|>
 
-so that the region language is, to the finished base, a new set of keys and brackets for a skill it has.
+so that the region language is, to the finished base, a new set of keys and brackets for a skill
+that it has.
 """
 
 import random
@@ -22,12 +24,15 @@ from fo1_model.vlms.tiny_tokenizer import tiny_words
 MOST_ITEMS = 16
 """Most items of a list."""
 KINDS = ("probe", "short", "full")
-"""What surrounds a list: an answer's phrases and keys alone; questions cut short, without system turn and
-image; prompts as the region tasks have them. Short ones make early training cheap."""
+"""What surrounds a list.
+
+probe: an answer's phrases and keys alone. short: questions cut short, without system turn and
+image, which make early training cheap. full: prompts as the region tasks have them.
+"""
 _TURNS = {"probe": 0, "short": 4, "full": 3}
-"""Questions about one list: the list costs more than a question."""
+"""Number of questions about one list, by kind; several, since a list costs more than they do."""
 _WORLD_WORDS = 70
-"""Leading words of the tokenizer's list that the prompts and the drawn world use; they are no keys."""
+"""Number of leading words in the tokenizer's list that prompts and drawn world use: no keys."""
 
 Phrase = tuple[str, str]
 """Two words: colour and shape, or any two in a list about other things."""
@@ -38,7 +43,7 @@ class ItemSlot:
     """A place in the ids that an item's vector fills."""
 
     position: int
-    """Index into the ids."""
+    """Index of the place into the ids."""
     words: tuple[int, int] | None
     """Ids of the item's two words; None for an item that is nothing."""
 
@@ -48,17 +53,21 @@ class Conversation:
     """One training sequence of the decoder."""
 
     ids: list[int]
+    """Token ids."""
     labels: list[int]
-    """The id itself where it is supervised, else -100 (the loss shifts)."""
+    """Label of each id: the id itself where it is supervised, else -100 (the loss shifts)."""
     slots: list[ItemSlot]
+    """Places of the items of the list."""
     image_at: int | None = None
     """Index of the first image token; None without image."""
 
 
 class ListWriter:
-    """Writes conversations about random lists.
+    """A writer of conversations about random lists.
 
-    tokenizer: the tiny one. image_tokens: number of image tokens in prompts that have an image.
+    Args:
+        tokenizer: The tiny tokenizer.
+        image_tokens: Number of image tokens in prompts that have an image.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
@@ -78,7 +87,7 @@ class ListWriter:
         self._words = [word for word in tiny_words() if word not in prompts]
         forms = [form for word in self._words for form in (word, " " + word)]
         self.keys = [self._ids(form)[0] for form in forms]
-        """Ids that serve as keys."""
+        """Token ids that serve as keys: words that stand in no prompt, bare and after a blank."""
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
@@ -87,15 +96,20 @@ class ListWriter:
         return " ".join(phrase)
 
     def _grounded(self, phrase: Phrase, keys: Sequence[int]) -> list[int]:
+        """Return the ids of a phrase with its keys, as an answer writes them."""
         name = f"<|object_ref_start|>{self._name(phrase)}<|object_ref_end|><|box_start|>"
         return [*self._ids(name), *keys, *self._ids("<|box_end|>")]
 
     def write(self, rng: random.Random, kind: str, *, most: int = MOST_ITEMS) -> Conversation:
-        """A conversation about one list.
+        """Write a conversation about one list.
 
-        kind: one of `KINDS`. most: items of the longest list.
+        Args:
+            rng: Source of every draw.
+            kind: What surrounds the list, one of `KINDS`.
+            most: Number of items of the longest list.
         """
         # Some lists are about anything: what is learned must not be the drawn world's words alone.
+        # The order of the draws below fixes what a seed makes; it must not change.
         names = [self._any_phrase(rng) for _ in self._world] if rng.random() < 0.1 else self._world
         items = self._items(rng, most, names)
         keys = rng.sample(self.keys, len(items))
@@ -126,7 +140,7 @@ class ListWriter:
         return Conversation(ids=ids, labels=labels, slots=slots, image_at=image_at)
 
     def caption(self, text: str) -> Conversation:
-        """An image and its caption."""
+        """Write a conversation that asks for the caption of an image."""
         image = (
             self._ids("<|vision_start|>")
             + self._image * self._image_tokens
@@ -142,11 +156,12 @@ class ListWriter:
         )
 
     def _any_phrase(self, rng: random.Random) -> Phrase:
+        """Draw two words that the drawn world does not have."""
         half = len(self._words) // 2
         return rng.choice(self._words[:half]), rng.choice(self._words[half:])
 
     def _items(self, rng: random.Random, most: int, names: list[Phrase]) -> list[Phrase | None]:
-        """Items of a few kinds, some of them nothing, as proposals of a picture are."""
+        """Draw items of a few kinds, some of them nothing, as proposals of an image are."""
         kinds = rng.randint(1, 4) if rng.random() < 0.7 else rng.randint(1, len(names))
         present = rng.sample(names, kinds)
         empty = rng.uniform(0, 0.8)
@@ -158,9 +173,10 @@ class ListWriter:
     def _probe(
         self, rng: random.Random, found: dict[Phrase, list[int]], ids: list[int], labels: list[int]
     ) -> None:
-        """Each phrase with its keys, nothing around; only keys and closing brackets are supervised.
+        """Append each phrase with its keys, nothing around, to ids and labels.
 
-        No phrase comes twice: its keys could be copied from the first time.
+        Only keys and closing brackets are supervised. No phrase comes twice: its keys could be
+        copied from the first time.
         """
         for phrase in rng.sample(list(found), len(found)):
             answer = self._grounded(phrase, found[phrase])
@@ -176,7 +192,7 @@ class ListWriter:
         *,
         short: bool,
     ) -> tuple[list[int], list[int]]:
-        """Ids of a question and its answer."""
+        """Draw a question about the list and return its ids and those of its answer."""
         kind = rng.random()
         if kind < 0.25 and found:
             phrase = rng.choice(list(found))
@@ -200,13 +216,17 @@ class ListWriter:
         return question, answer or self._ids("None")
 
     def _question(self, task: str, names: str, *, short: bool) -> list[int]:
+        """Return the ids of a task's first wording; a short one ends after the names."""
         text = TEMPLATES[task][0]
         return self._ids((text[: text.index("{}") + 2] if short else text).format(names))
 
     def _asked(
         self, rng: random.Random, present: list[Phrase], absent: list[Phrase], names: list[Phrase]
     ) -> list[Phrase]:
-        """The names of a detection question: absent ones, one, a few of both, or all in their order."""
+        """Draw the names of a detection question.
+
+        Absent ones alone, a single present one, all in their order, or a few of both.
+        """
         kind = rng.random()
         if absent and (not present or kind < 0.3):
             return rng.sample(absent, min(len(absent), rng.choice((1, 1, 2, 3))))

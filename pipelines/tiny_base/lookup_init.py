@@ -1,28 +1,32 @@
-"""A start for the tiny decoder from which look-up in a list is learned in minutes, not hours. ours
+"""A start for the tiny decoder from which look-up is learned in minutes, not hours (ours).
 
-From a random start a small decoder sits on a plateau for thousands of steps before it finds the circuits that
-a list of (key, item) pairs needs. This start lays their skeleton into an ordinary Qwen2.5 decoder, weights
-only: every weight still trains; what words mean, when to stop and how to order answers is all learned.
+From a random start a small decoder sits on a plateau for thousands of steps before it finds the
+circuits that a list of (key, item) pairs needs. This start lays their skeleton into an ordinary
+Qwen2.5 decoder, weights only: every weight still trains; what words mean, when to stop and how to
+order answers is all learned.
 
-The residual stream is divided, so that meanings do not mix (`Spaces`), and a word has a short code in each:
+The residual stream is divided, so that meanings do not mix (`Spaces`), and a word has a short code
+in each space:
 
-    layer 0   an item's slot takes the key before it; the next key takes that item, and the key before it;
+    layer 0   an item's slot takes the key before it;
+              the next key takes that item, and the key before it;
               the bracket that opens an answer takes the phrase two and three tokens back
     layer 1   such a bracket attends to the slots of its phrase, and takes their keys;
-              a slot attends to earlier slots of its item (where the next key took it), notes their keys, and
-              that it is not the first
+              a slot attends to earlier slots of its item (where the next key took it),
+              notes their keys, and that it is not the first
               a phrase in a question takes the item it finds, and flags whether that is its own
     layer 2   every token learns whether a phrase was flagged;
               the bracket attends to the first slot of its phrase, and takes its key once more;
               a key just said attends to the slot that noted it, and takes that slot's key;
               a key in a question takes its item
     layer 3   keys taken are said;
-              where an answer starts, and after its first word, comes the item of the key in the question
+              where an answer starts, and after its first word,
+              comes the item of the key in the question
     later     random
 
-Heads that look at positions use the biases of queries and keys, which rotate with the position: the score of
-a pair is a sum of cosines of its distance. Heads that look at content compare codes on dimensions that hardly
-rotate over a prompt.
+Heads that look at positions use the biases of queries and keys, which rotate with the position: the
+score of a pair is a sum of cosines of its distance. Heads that look at content compare codes on
+dimensions that hardly rotate over a prompt.
 
 Shape letters: D hidden size, K head width, C code width (K / 2), W word width.
 """
@@ -33,6 +37,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from pipelines.errors import SettingError
 
 _SHARPNESS = 2.6
 """Scale of content queries and keys: a whole match then outscores half a one by about ten."""
@@ -49,9 +55,9 @@ _SEEK = 6.0
 _AGREE = 0.05
 """Output scale of the products that say whether a phrase is present."""
 _FLAGS = 4
-"""Dimensions that say that a phrase is present."""
+"""Number of dimensions that say that a phrase is present."""
 _NAME_AFTER = 6
-"""Tokens from the key in a question about it to the token that says the first word of its name."""
+"""Tokens from the key in a question to the token that says the first word of its item's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +65,9 @@ class Spaces:
     """How the residual stream is divided, and how words are coded."""
 
     words: slice
-    """Dimensions of token embeddings, input and output."""
+    """Dimensions of the token embeddings, input and output."""
     present: slice
-    """Large where the phrase two and three tokens back is that of some slot."""
+    """Flags, large where the phrase two and three tokens back is that of some slot."""
     before: slice
     """Both codes of the token before."""
     phrase: slice
@@ -69,7 +75,7 @@ class Spaces:
     item: slice
     """Code of a slot's item."""
     earlier: slice
-    """Of a slot: codes of earlier keys of its item. Of a key: its item, or the item before it."""
+    """Codes of earlier keys of a slot's item; at a key, the code of its item or the item before."""
     code: Tensor
     """float32[C, W], orthogonal rows; the code of a word has about the word's norm."""
     second_code: Tensor
@@ -77,22 +83,29 @@ class Spaces:
 
     @property
     def item_of_words(self) -> Tensor:
-        """float32[D, D]: from word embeddings to the item that they name."""
+        """Return float32[D, D], the map from word embeddings to the item that they name."""
         moved = torch.zeros(self.earlier.stop, self.earlier.stop)
         moved[self.item, self.words] = self.code
         return moved
 
 
 def divide(size: int, width: int, seed: int) -> Spaces:
-    """Divide a residual stream of ``size`` for heads of ``width``; the words get what the codes leave.
+    """Divide a residual stream; the words get what the codes leave.
 
-    seed: of the codes. Raises ValueError when less than two code widths are left for words.
+    Args:
+        size: Hidden size D.
+        width: Width K of the heads.
+        seed: Seed of the codes.
+
+    Raises:
+        SettingError: Less than two code widths are left for words.
     """
     code = width // 2
     words = size - 5 * code - _FLAGS
     if words < 2 * code:
-        raise ValueError(
-            f"hidden size {size} leaves {words} dimensions for words, needs {2 * code}"
+        raise SettingError(
+            f"hidden size {size} leaves {words} dimensions for words, needs {2 * code}: choose a "
+            "wider size of model"
         )
     edges = [0, *(size - 5 * code - _FLAGS + offset for offset in (0, _FLAGS))]
     edges += [size - part * code for part in (3, 2, 1, 0)]
@@ -116,7 +129,8 @@ def divide(size: int, width: int, seed: int) -> Spaces:
 class _Head:
     """One attention head of a decoder layer, as its slices of the layer's matrices.
 
-    Positions are compared on all rotary pairs, contents on the slower half, dimension i with i + K / 2.
+    Positions are compared on all rotary pairs, contents on the slower half, dimension i with
+    i + K / 2.
     """
 
     def __init__(self, attention: Any, index: int, width: int) -> None:
@@ -125,6 +139,8 @@ class _Head:
 
     def look_back(self, distance: int, rotation: Tensor) -> None:
         """Attend to the token at a fixed distance, whatever it holds."""
+        # Contents are made quiet, biases loud: then the score depends on the distance alone, and is
+        # largest where the key's rotation has caught up with the query's.
         rows, attention = self._rows, self._attention
         attention.q_proj.weight[rows] *= _QUIET
         attention.k_proj.weight[rows] *= _QUIET
@@ -134,7 +150,13 @@ class _Head:
         attention.k_proj.bias[rows] = torch.cat([size * angle.cos(), size * angle.sin()])
 
     def compare(self, query: Tensor, key: Tensor) -> None:
-        """Attend to tokens whose code read by ``key`` float[C, D] agrees with this one's by ``query``."""
+        """Attend to tokens whose code agrees with this one's.
+
+        Args:
+            query: float[C, D], reads the code of the token that attends.
+            key: float[C, D], reads the code of the tokens attended to.
+        """
+        # The slower half of the rotary pairs: the faster ones would turn codes apart with distance.
         quarter = self._width // 4
         slow = [*range(quarter, 2 * quarter), *range(3 * quarter, 4 * quarter)]
         for projection, read in ((self._attention.q_proj, query), (self._attention.k_proj, key)):
@@ -152,7 +174,12 @@ class _Head:
         self._attention.k_proj.weight[rows, torch.arange(flags.start, flags.stop)] = 1.0
 
     def carry(self, *moves: tuple[Tensor, Tensor]) -> None:
-        """Move each ``read`` float[C, D] of what is attended to along its ``write`` float[D, C]."""
+        """Move codes of what is attended to into this token's residual stream.
+
+        Args:
+            *moves: Pairs of ``read`` float[C, D], which takes a code, and ``write`` float[D, C],
+                which says where it goes.
+        """
         attention, rows = self._attention, self._rows
         attention.v_proj.weight[rows] = 0.0
         attention.o_proj.weight[:, rows] = 0.0
@@ -166,25 +193,34 @@ class _Head:
 
 @torch.no_grad()
 def lay_out_lookup(decoder: Any, seed: int) -> Spaces:
-    """Lay the skeleton into a Qwen2.5 decoder, in place; returns how its residual stream is divided.
+    """Lay the skeleton into a Qwen2.5 decoder, in place.
 
-    decoder: transformers' ``Qwen2_5_VLTextModel`` with four heads, as many key-value heads, at least four
-    layers and a rope base of 1e4 or more. seed: of the codes.
+    Args:
+        decoder: Transformers' ``Qwen2_5_VLTextModel`` with four heads, as many key-value heads, at
+            least four layers and a rope base of 1e4 or more.
+        seed: Seed of the codes.
 
-    Raises ValueError for a decoder of another form.
+    Returns:
+        How its residual stream is divided.
+
+    Raises:
+        SettingError: The decoder is of another form.
     """
+    # The layout below is written out for this form: four heads by number, four layers by number.
     config = decoder.config
     heads, size = config.num_attention_heads, config.hidden_size
     if heads != 4 or config.num_key_value_heads != 4 or config.num_hidden_layers < 4:
-        raise ValueError(
-            f"the look-up start needs 4 heads, 4 key-value heads and 4 layers or more, got {heads}, "
-            f"{config.num_key_value_heads} and {config.num_hidden_layers}"
+        raise SettingError(
+            "the look-up start needs 4 heads, 4 key-value heads and 4 layers or more, got "
+            f"{heads}, {config.num_key_value_heads} and {config.num_hidden_layers}: choose another "
+            "size of model"
         )
     width = size // heads
     spaces = divide(size, width, seed)
     rotation = float(config.rope_parameters["rope_theta"]) ** (
         -torch.arange(0, width, 2).float() / width
     )
+    # What is not laid out stays random, but quiet; it learns its part in training.
     for layer in decoder.layers:
         layer.mlp.down_proj.weight *= _QUIET
         layer.self_attn.o_proj.weight *= _QUIET
@@ -199,7 +235,7 @@ def lay_out_lookup(decoder: Any, seed: int) -> Spaces:
 
 
 def _lay_heads(layers: list[list[_Head]], spaces: Spaces, rotation: Tensor, size: int) -> None:
-    """The heads of the module's first lines."""
+    """Lay out the heads that the module's docstring lists, layer by layer."""
     code = len(spaces.code)
 
     def read(space: slice, offset: int = 0) -> Tensor:
@@ -227,7 +263,8 @@ def _lay_heads(layers: list[list[_Head]], spaces: Spaces, rotation: Tensor, size
     layers[1][0].carry(*found)
     layers[1][1].compare(item, earlier)
     layers[1][1].carry((phrase, _FOUND * note * earlier.T))
-    # What an earlier slot holds too is taken off a slot's match: of equal items the first one answers.
+    # What an earlier slot holds too is taken off a slot's match: of equal items the first one
+    # answers.
     layers[1][2].compare(item, earlier)
     layers[1][2].carry((earlier, _FOUND * note * phrase.T))
     layers[2][2].compare(phrase, item - phrase)
@@ -250,7 +287,10 @@ def _lay_heads(layers: list[list[_Head]], spaces: Spaces, rotation: Tensor, size
 
 
 def _agree(mlp: Any, spaces: Spaces) -> None:
-    """Flag tokens whose phrase and item agree: silu(a) b - silu(-a) b = a b, summed over the code."""
+    """Flag tokens whose phrase and item agree, by their product summed over the code.
+
+    The MLP forms it from two units a dimension: silu(a) b - silu(-a) b = a b.
+    """
     code = len(spaces.code)
     for sign, start in ((1.0, 0), (-1.0, code)):
         units, place = torch.arange(start, start + code), torch.arange(code)

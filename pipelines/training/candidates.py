@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from pipelines.artifacts import Artifact, filesystem_of, json_bytes
+from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
 from pipelines.fingerprints import json_bytes
 from pipelines.storage import filesystem_of

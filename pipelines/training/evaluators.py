@@ -14,7 +14,7 @@ import torch
 from fo1_model.detectors.configs import Selection
 from fo1_model.detectors.postprocess import select
 from pipelines.evaluation.metrics.cases import Scene
-from pipelines.evaluation.metrics.proposals import BUDGETS, Proposed, proposal_figures
+from pipelines.evaluation.metrics.proposals import BUDGETS, Proposed, proposal_metrics
 from pipelines.evaluation.predict import PredictConfig, predict_examples
 from pipelines.loading.collators import Example, FO1Collator, OPNCollator, batch_of
 from pipelines.schemas import RegionExample
@@ -57,7 +57,7 @@ class OPNEvaluator:
         self._collator = OPNCollator(network=network.config, augmentation=None, fine=fine)
 
     def metrics(self, examples: Iterable[Example]) -> dict[str, float]:
-        """Return recalls and the AP of a perfect reader (`proposal_figures`)."""
+        """Return recalls and the AP of a perfect reader (`proposal_metrics`)."""
         scenes: list[Scene] = []
         found: list[Proposed] = []
         waiting: list[Example] = []
@@ -68,7 +68,7 @@ class OPNEvaluator:
                 waiting = []
         if waiting:
             self._look(waiting, scenes, found)
-        return proposal_figures(
+        return proposal_metrics(
             scenes, found, sorted({label for scene in scenes for label in scene.labels})
         )
 

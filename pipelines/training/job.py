@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import Artifact, canonical, fingerprint
+from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
 from pipelines.evaluation.predict import VERSION as PREDICT_VERSION
 from pipelines.evaluation.predict import PredictConfig

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from pipelines.artifacts import Artifact, json_bytes
+from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
 from pipelines.fingerprints import json_bytes
 from pipelines.loading.loader import Loader, StepData, make_plan, open_sources

@@ -30,7 +30,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from pipelines.artifacts import Artifact, json_bytes
+from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
 from pipelines.fingerprints import json_bytes
 from pipelines.train_config import VALIDATION

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import Artifact, json_bytes
+from pipelines.artifacts import Artifact
 from pipelines.cluster import Pools, RuntimeConfig
+from pipelines.fingerprints import json_bytes
 from pipelines.training.job import TrainJob
 from pipelines.training.run_monitor import RunMonitor
 from pipelines.training.worker import Notice, checkpoint_name, committed_here, newest

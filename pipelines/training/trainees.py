@@ -16,9 +16,10 @@ from pipelines.loading.collators import Collator, FO1Collator, OPNCollator
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fo1_model.batch import Batch
     from fo1_model.model import FO1Model
     from fo1_model.opn.network import OPN
-    from fo1_model.processing import Batch, Processor
+    from fo1_model.processing import Processor
     from pipelines.train_config import TrainConfig
     from pipelines.training.learners import FO1Learner, OPNLearner
 

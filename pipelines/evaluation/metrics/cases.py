@@ -1,7 +1,7 @@
-"""What the metrics are computed from: questions with truth and answer, pictures with their truth.
+"""What metrics are computed from: questions with truth and answer, images with their truth.
 
-Plain frozen records without storage or models, so that every metric is a pure function that a test can feed
-by hand. Boxes are xyxy in absolute pixels of the original image, float32[N, 4].
+Plain frozen records without storage or models, so that every metric is a pure function that a test
+can feed by hand. Boxes are xyxy in absolute pixels of the original image, float32[N, 4].
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 def as_boxes(boxes: object) -> np.ndarray:
     """Return boxes as float32[N, 4], also when there are none."""
+    # Without the reshape an empty list would become float32[0], which has no columns to slice.
     return np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
 
 
@@ -45,12 +46,12 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One evaluated question."""
+    """One evaluated question: what was asked, what is true, what was answered."""
 
     sample_id: str
     """Identity of the sample."""
     image_id: str
-    """Join key of the picture."""
+    """Join key of the image."""
     task: str
     """Task of the sample, e.g. "detection"."""
     targets: tuple[Target, ...]
@@ -66,17 +67,20 @@ class Case:
     asked: tuple[str, ...] | None = None
     """Names in the question; None when unknown."""
     ignored: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Label to float32[K, 4] of its don't-care areas (crowds): a region there is neither right nor wrong."""
+    """Label to float32[K, 4] of its don't-care areas (crowds).
+
+    A region there is neither right nor wrong.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The true objects of one picture, all categories."""
+    """The true objects of one image, all categories."""
 
     image_id: str
-    """Join key of the picture."""
+    """Join key of the image."""
     boxes: np.ndarray
-    """float32[N, 4]."""
+    """float32[N, 4]: the true boxes, xyxy in pixels of the original image."""
     labels: tuple[str, ...]
     """Category name of each box."""
     ignore: tuple[bool, ...]

@@ -1,4 +1,8 @@
-"""Two sets of proposals: how far they agree, how well scores tell hits from misses, which pictures differ."""
+"""Two sets of proposals beside each other, and the scores of one against the truth.
+
+`agreement` asks how far two detectors give the same boxes, `calibration` how well scores tell hits
+from misses, `most_different` which images are worth a look.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from pipelines.boxes import iou_matrix
 from pipelines.evaluation.metrics.cases import Scene
@@ -23,21 +28,21 @@ BINS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far two detectors give the same boxes of the same pictures, whatever is annotated."""
+    """How far two detectors give the same boxes of the same images, whatever is annotated."""
 
     images: int
-    """Pictures that both looked at."""
+    """Images that both looked at."""
     boxes: tuple[int, int]
     """Boxes of the first and of the second."""
     matched: int
     """Pairs of boxes from IoU 0.5 on, one to one, largest overlap first."""
     matched_closely: int
-    """Those from IoU 0.75 on."""
+    """Pairs of these from IoU 0.75 on."""
     mean_iou: float | None
-    """Of the pairs; None without any."""
+    """Mean IoU of the pairs; None without any."""
 
     def shares(self, matched: int) -> tuple[float | None, float | None]:
-        """The part of the first's and of the second's boxes that so many pairs are; None without boxes."""
+        """Return `matched` as shares of the first's and the second's boxes; None without boxes."""
         first, second = (matched / number if number else None for number in self.boxes)
         return first, second
 
@@ -45,10 +50,14 @@ class Agreement:
 def agreement(
     pairs: Iterable[tuple[Proposed, Proposed]], tops: Sequence[int | None] = (None,)
 ) -> list[Agreement]:
-    """Compare the boxes of two detectors, picture by picture, in one pass.
+    """Compare the boxes of two detectors, image by image, in one pass.
 
-    pairs: the first's and the second's proposals of one picture, for each that both looked at.
-    tops: for each entry an `Agreement` over the so many best boxes of a picture; None takes all.
+    Args:
+        pairs: The first's and the second's proposals of one image, for each that both looked at.
+        tops: Numbers of best boxes an image to compare; None takes all.
+
+    Returns:
+        An `Agreement` for each entry of `tops`.
     """
     images = 0
     boxes = np.zeros((len(tops), 2), np.int64)
@@ -58,6 +67,7 @@ def agreement(
         images += 1
         overlap = iou_matrix(first.boxes, second.boxes)
         for index, top in enumerate(tops):
+            # Proposals come best first, so a corner of the matrix is the best of both.
             part = overlap[:top, :top]
             matched = np.array([part[pair] for pair in greedy_pairs(part, IOU)])
             boxes[index] += part.shape
@@ -79,37 +89,51 @@ def agreement(
 class Calibration:
     """How well a detector's scores tell boxes that hit an object from those that do not.
 
-    A box is a hit when it overlaps any true box from IoU 0.5 on: a second box on the same object is one too.
+    A box is a hit when it overlaps any true box from IoU 0.5 on: a second box on the same object is
+    one too.
     """
 
     boxes: int
-    """Boxes judged."""
+    """Number of boxes judged."""
     hits: float | None
-    """Share of them that hit; None without boxes, as below."""
+    """Share of the boxes that hit; None without boxes."""
     counts: np.ndarray
-    """int64[10]: boxes by bin of score. All 0 when a score lies outside 0..1 and so is no probability."""
+    """int64[10]: boxes by bin of score.
+
+    All 0 when a score lies outside 0..1 and so is no probability.
+    """
     bin_scores: np.ndarray
     """float64[10]: mean score of each bin; NaN where it is empty."""
     bin_hits: np.ndarray
     """float64[10]: share of hits in each bin; NaN where it is empty."""
     error: float | None
-    """Expected calibration error: mean |score - hits| of the bins, weighted by their boxes. None without any,
-    or with a score outside 0..1."""
+    """Expected calibration error: mean |score - hits| of the bins, weighted by their boxes.
+
+    None without boxes, or with a score outside 0..1.
+    """
     rank_correlation: float | None
-    """Spearman's, of score and best IoU; None when either is the same for all boxes."""
+    """Spearman's coefficient of score and best IoU; None when either is the same for all boxes."""
 
 
 def calibration(scenes: Sequence[Scene], proposals: Iterable[Proposed]) -> Calibration:
-    """Evaluator the scores of the proposals of some pictures; others' are left out.
+    """Judge the scores of a detector against the truth.
 
-    On a picture without objects every box is a miss. A box that hits no object, but lies by half or more in
-    a crowd, is left out, as in COCO's evaluation.
+    On an image without objects every box is a miss. A box that hits no object, but lies by half or
+    more in a crowd, is left out, as in COCO's evaluation.
+
+    Args:
+        scenes: Truth of the images to judge.
+        proposals: The detector's boxes; those of other images are left out.
+
+    Returns:
+        Hits, bins and rank correlation over all boxes judged.
     """
     truth = {scene.image_id: scene for scene in scenes}
     judged = [_judge(truth[p.image_id], p) for p in proposals if p.image_id in truth]
     scores = np.concatenate([score for score, _ in judged] or [np.zeros(0)]).astype(np.float64)
     overlap = np.concatenate([best for _, best in judged] or [np.zeros(0)])
     hits = overlap >= IOU
+    # A detector may score by logits or distances: those have no bins, but they still rank.
     inside = bool(((scores >= 0) & (scores <= 1)).all())
     bins = (
         np.minimum((scores * BINS).astype(np.int64), BINS - 1) if inside else np.zeros(0, np.int64)
@@ -131,42 +155,42 @@ def calibration(scenes: Sequence[Scene], proposals: Iterable[Proposed]) -> Calib
 
 
 def _judge(scene: Scene, proposed: Proposed) -> tuple[np.ndarray, np.ndarray]:
-    """Scores float32[N] of the boxes judged, and the best IoU float64[N] of each with an object."""
+    """Return the scores float32[N] of the boxes judged, and their best IoU float64[N]."""
     ignore = np.array(scene.ignore, bool)
     best = iou_matrix(proposed.boxes, scene.boxes[~ignore]).max(axis=1, initial=0.0)
     crowds = iou_matrix(proposed.boxes, scene.boxes[ignore], others_are_crowds=True)
+    # Hits first: a box on an object counts, whatever crowd is around it.
     judged = (best >= IOU) | (crowds.max(axis=1, initial=0.0) < IOU)
     return proposed.scores[judged], best[judged]
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Spearman's coefficient of two float[N], ties sharing their mean rank; None when either is constant."""
+    """Compute Spearman's coefficient of two float[N], ties sharing their mean rank.
+
+    None for fewer than two values, or when either side is the same throughout: there the
+    coefficient is 0 / 0, and scipy would answer NaN with a warning, which no page can show.
+    """
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return float(spearmanr(first, second).statistic)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How many of a picture's objects two detectors find."""
+    """How many of an image's objects two detectors find."""
 
     scene: Scene
-    """Its truth."""
+    """Truth of the image."""
     proposed: tuple[Proposed, Proposed]
     """The first's and the second's proposals."""
     objects: int
-    """Objects, crowds aside."""
+    """Number of objects, crowds aside."""
     found: tuple[int, int]
-    """Those found by the first's and by the second's boxes, one to one from IoU 0.5 on."""
+    """Objects found by the first's and by the second's boxes, one to one from IoU 0.5 on."""
     shown: int
-    """Number of best boxes of each that are worth drawing."""
+    """Number of best boxes of each detector that are worth drawing."""
     found_shown: tuple[int, int]
-    """Objects found by these alone."""
+    """Objects found by the boxes worth drawing alone."""
 
 
 def most_different(
@@ -175,11 +199,20 @@ def most_different(
     second: Mapping[str, Proposed],
     number: int,
 ) -> list[Difference]:
-    """Choose the pictures whose recall at IoU 0.5 differs most between two detectors.
+    """Choose the images whose recall at IoU 0.5 differs most between two detectors.
 
-    first, second: proposals by image_id; pictures that one of them lacks, or without objects, are left out.
-    Equal ones are ordered by the recall of the boxes worth drawing (twice the objects, at least ten), then
-    by a hash of the image_id, so that the choice favours nothing and is the same every time.
+    Equal ones are ordered by the recall of the boxes worth drawing (twice the objects, at least
+    ten), then by a hash of the image_id, so that the choice favours nothing and is the same every
+    time.
+
+    Args:
+        scenes: Truth of the images; those without objects are left out.
+        first: The first detector's proposals by image_id.
+        second: The second's; images that either lacks are left out.
+        number: Most images to choose.
+
+    Returns:
+        The chosen images, largest difference first.
     """
 
     def order(item: Difference) -> tuple[float, float, bytes]:

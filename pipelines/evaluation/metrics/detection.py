@@ -1,12 +1,12 @@
-"""COCO average precision of a model that answers with regions, by pycocotools (the figure of record).
+"""COCO average precision of a model that answers with regions, by pycocotools (the one of record).
 
-The step from answer to detection is the release's (`evaluation/eval_coco.py`): each (phrase, region) whose
-phrase equals a category name exactly becomes one detection with the proposal's box and the proposal's own
-score; nothing from the language model enters the score. Under the standard protocol every picture is asked
-for every name.
+The step from answer to detection is the release's (`evaluation/eval_coco.py`): each (phrase,
+region) whose phrase equals a category name exactly becomes one detection with the proposal's box
+and the proposal's own score; nothing from the language model enters the score. Under the standard
+protocol every image is asked for every name.
 
-COCO's size classes use the area of the segmentation; samples keep boxes only, so ours use the area of the
-box. This moves the small/medium/large figures, not AP, AP50 or AP75.
+COCO's size classes use the area of the segmentation; samples keep boxes only, so ours use the area
+of the box. This moves the small/medium/large metrics, not AP, AP50 or AP75.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pycocotools.cocoeval import COCOeval
 from pipelines.evaluation.metrics.cases import Case, Scene
 
 AREAS = ("all", "small", "medium", "large")
+"""COCO's size classes, in pycocotools' order: split at areas of 32 x 32 and 96 x 96 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Detection:
     """One scored box under a category name."""
 
     image_id: str
-    """Join key of the picture."""
+    """Join key of the image."""
     label: str
     """Category name; ignored when categories are pooled."""
     box: tuple[float, float, float, float]
@@ -40,7 +41,7 @@ class Detection:
 
 
 def detection(image_id: str, label: str, box: np.ndarray, score: float) -> Detection:
-    """Make a detection of a row of boxes, float32[4]."""
+    """Make a detection of one row of boxes, float32[4]."""
     left, top, right, bottom = (float(edge) for edge in box)
     return Detection(
         image_id=image_id, label=label, box=(left, top, right, bottom), score=float(score)
@@ -48,9 +49,10 @@ def detection(image_id: str, label: str, box: np.ndarray, score: float) -> Detec
 
 
 def detections_from_cases(cases: Iterable[Case], names: Sequence[str]) -> list[Detection]:
-    """Turn answers into detections (release eval_coco.py), sorted by picture and region, which settles ties.
+    """Turn answers into detections (release eval_coco.py), sorted by image and region.
 
     A region given to two names counts once for each; a phrase that is no category name is dropped.
+    The order settles ties of equal scores the same way whatever the order of the cases.
     """
     known = set(names)
     found: dict[tuple[str, int, str], Detection] = {}
@@ -60,6 +62,7 @@ def detections_from_cases(cases: Iterable[Case], names: Sequence[str]) -> list[D
                 continue
             for region, box, score in zip(answer.regions, answer.boxes, answer.scores, strict=True):
                 key = (case.image_id, region, answer.text)
+                # A region said twice in one image, under one name, is one detection.
                 found.setdefault(key, detection(case.image_id, answer.text, box, score))
     return [found[key] for key in sorted(found)]
 
@@ -69,21 +72,29 @@ def coco_ap(
 ) -> dict[str, float]:
     """Compute COCO box AP over `names` with pycocotools' defaults.
 
-    Returns ap, ap50, ap75, ap_small, ap_medium, ap_large, ar100; 0.0 each when there is no detection at
-    all. A figure without any true box (say, no large object) is left out. Raises ValueError for a detection
-    on an unknown picture.
+    Args:
+        scenes: Truth of every evaluated image.
+        detections: Scored boxes on these images.
+        names: Category names.
+
+    Returns:
+        ap, ap50, ap75, ap_small, ap_medium, ap_large and ar100 in 0..1; 0.0 each when there is no
+        detection at all. A metric without any true box (say, no large object) is left out.
+
+    Raises:
+        ValueError: A detection is on an unknown image.
     """
     evaluated = run_cocoeval(scenes, detections, names, max_detections=(1, 10, 100))
     precision = evaluated["precision"]  # [thresholds, recalls, categories, areas, budgets]
-    figures = {
+    metrics = {
         "ap": _mean(precision[:, :, :, 0, 2]),
         "ap50": _mean(precision[0, :, :, 0, 2]),
         "ap75": _mean(precision[5, :, :, 0, 2]),
         "ar100": _mean(evaluated["recall"][:, :, 0, 2]),
     }
     for index, area in enumerate(AREAS[1:], start=1):
-        figures[f"ap_{area}"] = _mean(precision[:, :, :, index, 2])
-    return {name: value for name, value in figures.items() if value is not None}
+        metrics[f"ap_{area}"] = _mean(precision[:, :, :, index, 2])
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def run_cocoeval(
@@ -93,10 +104,22 @@ def run_cocoeval(
     *,
     max_detections: Sequence[int],
 ) -> Mapping[str, np.ndarray]:
-    """Run pycocotools' box evaluation and return its `precision` [T,R,K,A,M] and `recall` [T,K,A,M] arrays.
+    """Run pycocotools' box evaluation.
 
-    Raises ValueError for duplicate pictures, a true label outside `names` or a detection on an unknown
-    picture.
+    Args:
+        scenes: Truth of every evaluated image.
+        detections: Scored boxes on these images.
+        names: Category names.
+        max_detections: Budgets of boxes an image, ascending.
+
+    Returns:
+        Arrays "precision" float64[T, R, K, A, M] and "recall" float64[T, K, A, M], among others: T
+        IoU thresholds 0.50:0.05:0.95, R recalls 0:0.01:1, K names, A of `AREAS`, M budgets.
+        -1 stands where there is no true box.
+
+    Raises:
+        ValueError: An image occurs twice, a true label is not among `names`, or a detection is on
+            an unknown image.
     """
     image_ids = {
         scene.image_id: index
@@ -104,7 +127,7 @@ def run_cocoeval(
     }
     if len(image_ids) != len(scenes):
         raise ValueError(
-            "scenes: an image_id occurs twice; merge the truth of a picture into one Scene"
+            "scenes: an image_id occurs twice; merge the truth of an image into one Scene"
         )
     category_ids = {name: index for index, name in enumerate(names, 1)}
     truth = _truth(scenes, image_ids, category_ids)
@@ -125,6 +148,7 @@ def run_cocoeval(
 def _truth(
     scenes: Sequence[Scene], image_ids: Mapping[str, int], category_ids: Mapping[str, int]
 ) -> dict:
+    """Return the truth in the form of COCO's annotation file."""
     annotations: list[dict] = []
     for scene in sorted(scenes, key=lambda s: s.image_id):
         for box, label, ignore in zip(scene.boxes, scene.labels, scene.ignore, strict=True):
@@ -153,10 +177,11 @@ def _truth(
 def _results(
     detections: Sequence[Detection], image_ids: Mapping[str, int], category_ids: Mapping[str, int]
 ) -> list[dict]:
+    """Return the detections in the form of COCO's result file."""
     results = []
     for detection in detections:
         if detection.image_id not in image_ids:
-            raise ValueError(f"detections: picture {detection.image_id!r} is not among the scenes")
+            raise ValueError(f"detections: image {detection.image_id!r} is not among the scenes")
         left, top, right, bottom = detection.box
         results.append(
             {
@@ -170,6 +195,7 @@ def _results(
 
 
 def _empty_like(truth: dict) -> COCO:
+    """Return an index of the same images and categories without any annotation."""
     index = COCO()
     index.dataset = {
         "images": truth["images"],

@@ -1,9 +1,13 @@
-"""All figures of an evaluated benchmark as one flat table; a figure that no question bears on is left out."""
+"""All metrics of an evaluated benchmark as one flat table.
+
+A metric that no question bears on is left out: a 0 there would be read as a failure.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.errors import SettingError
 from pipelines.evaluation.metrics.cases import Case, Scene
 from pipelines.evaluation.metrics.counting import counting
 from pipelines.evaluation.metrics.detection import coco_ap, detections_from_cases
@@ -24,14 +28,22 @@ TEXT_TASKS = ("region_name",)
 def summarise(
     cases: Sequence[Case], *, scenes: Sequence[Scene] = (), names: Sequence[str] = ()
 ) -> dict[str, float]:
-    """Compute every figure the cases bear on.
+    """Compute every metric the cases bear on.
 
-    With `scenes` (the full truth of the pictures) and `names` (all categories, all of them asked) the COCO
-    figures are added. Raises ValueError when there are no cases, since every figure would be a fiction.
+    Args:
+        cases: The evaluated questions of one benchmark.
+        scenes: Full truth of the images; with it the COCO metrics are added.
+        names: All categories, each of which every image was asked for; needed with `scenes`.
+
+    Returns:
+        Metrics by name; shares in 0..1, and "samples", the number of cases.
+
+    Raises:
+        SettingError: There are no cases, so that every metric would be a fiction.
     """
     if not cases:
-        raise ValueError("cases: nothing was evaluated; is the benchmark's shard artifact empty?")
-    figures: dict[str, float | None] = {
+        raise SettingError("cases: nothing was evaluated; is the benchmark's shard artifact empty?")
+    metrics: dict[str, float | None] = {
         "samples": float(len(cases)),
         "valid_answers": valid_answer_rate(cases),
         "exact_match": exact_match(cases),
@@ -41,17 +53,21 @@ def summarise(
         "name_accuracy": name_accuracy(cases),
         **counting(cases),
     }
+    # Other tasks of the benchmark ask for some names only; their boxes are no detections.
     if scenes:
-        figures |= coco_ap(
+        metrics |= coco_ap(
             scenes,
             detections_from_cases([case for case in cases if case.task == DETECTION], names),
             names,
         )
-    return {name: value for name, value in figures.items() if value is not None}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def name_accuracy(cases: Sequence[Case]) -> float | None:
-    """Share of questions about a region answered with exactly the true words, case and outer blanks aside."""
+    """Compute the share of questions about a region answered with exactly the true words.
+
+    Case and outer blanks do not matter. None without such questions.
+    """
     hits = [
         c.text.strip().lower() == c.reference.strip().lower() for c in cases if c.task in TEXT_TASKS
     ]

@@ -1,4 +1,4 @@
-"""A few drawn scenes with fabricated proposals as finished artifacts, without worker or detector."""
+"""A few drawn scenes with made-up proposals as finished artifacts, without worker or detector."""
 
 from collections import Counter
 from pathlib import Path
@@ -23,7 +23,8 @@ from pipelines.cluster import RuntimeConfig
 from pipelines.fingerprints import fingerprint
 from pipelines.row_accounting import entry
 from pipelines.schemas import PREDICTION_SCHEMA, PROPOSALS_SCHEMA, RegionExample
-from pipelines.shards.write import VERSION, ShardsConfig, shards_inputs, write_shards
+from pipelines.shards.config import ShardsConfig
+from pipelines.shards.write import VERSION, shards_inputs, write_shards
 
 
 def samples_artifact(
@@ -62,13 +63,13 @@ def samples_artifact(
 
 
 def source_of(samples: Artifact) -> str:
-    """Its only image source."""
+    """Return the only image source of some samples."""
     (source,) = DATASETS[samples.name].images
     return source.name
 
 
 def proposals_artifact(root: Path, samples: Artifact, *, broken: str | None = None) -> Artifact:
-    """True boxes moved a little, with distractors; the picture `broken` has a row without boxes."""
+    """True boxes moved a little, with distractors; the image `broken` has a row without boxes."""
     artifact = Artifact(
         root=samples.root,
         kind="proposals",
@@ -147,7 +148,7 @@ def small_world(folder: Path, scenes: int = 10) -> Path:
 
 
 def true_answer(example: RegionExample) -> str:
-    """What a perfect model says, as far as the proposals allow."""
+    """Return what a perfect model says, as far as the proposals allow."""
     grounded = [(t["text"], t["regions"]) for t in example.targets if t["regions"]]
     plain = [(t["text"], ()) for t in example.targets if not t["regions"] and not t["boxes"]]
     parts: list = []

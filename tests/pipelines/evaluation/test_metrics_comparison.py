@@ -1,10 +1,10 @@
 import hashlib
+import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
 
 from pipelines.evaluation.metrics.cases import Scene, as_boxes
 from pipelines.evaluation.metrics.comparison import (
@@ -35,7 +35,8 @@ def proposed(image_id, boxes, scores=None):
 def test_agreement_by_hand():
     pairs = [
         (
-            # IoU 0.8 and 0.6 with their partners; the third overlaps the first's partner, which is taken.
+            # IoU 0.8 and 0.6 with their partners; the third overlaps the first's partner, which is
+            # taken.
             proposed("a", [[0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 5]]),
             proposed("a", [[50, 50, 60, 56], [0, 0, 10, 8]]),
         ),
@@ -48,7 +49,7 @@ def test_agreement_by_hand():
     assert (everything.matched, everything.matched_closely) == (3, 2)
     assert everything.mean_iou == pytest.approx((0.8 + 0.6 + 1.0) / 3)
     assert everything.shares(everything.matched) == (3 / 4, 3 / 5)
-    # The best boxes of picture a lie apart.
+    # The best boxes of image a lie apart.
     assert (best.boxes, best.matched, best.mean_iou) == ((2, 3), 1, 1.0)
 
 
@@ -95,12 +96,12 @@ def slow_matches(first, second):
 boxes = st.tuples(
     st.integers(0, 12), st.integers(0, 12), st.integers(4, 14), st.integers(4, 14)
 ).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
-pictures = st.lists(
+images = st.lists(
     st.tuples(st.lists(boxes, max_size=6), st.lists(boxes, max_size=6)), min_size=1, max_size=3
 )
 
 
-@given(pictures, st.sampled_from([None, 1, 3]))
+@given(images, st.sampled_from([None, 1, 3]))
 @settings(max_examples=60, deadline=None)
 def test_agreement_equals_a_slow_reference_and_swaps(drawn, top):
     pairs = [(proposed(str(i), a), proposed(str(i), b)) for i, (a, b) in enumerate(drawn)]
@@ -197,21 +198,50 @@ def test_calibration_error_equals_a_slow_reference(drawn):
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=30))
 @settings(deadline=None)
-def test_rank_correlation_is_scipys(drawn):
+def test_rank_correlation_equals_a_slow_reference(drawn):
+    """Pearson's coefficient of ranks found by comparing every pair of values."""
     first, second = np.array(drawn, float).T
     found = rank_correlation(first, second)
     if len(set(first)) == 1 or len(set(second)) == 1:
         assert found is None
     else:
-        assert found == pytest.approx(spearmanr(first, second).statistic)
-    assert rank_correlation(np.zeros(0), np.zeros(0)) is None
+        ranks = [
+            [
+                sum(other < value for other in side) + sum(other == value for other in side) / 2
+                for value in side
+            ]
+            for side in (first, second)
+        ]
+        assert found == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([], []),
+        ([0.5], [0.7]),
+        ([0.5, 0.5, 0.5], [0.1, 0.2, 0.3]),
+        ([0.1, 0.2, 0.3], [0.0, 0.0, 0.0]),
+        ([1.0, 1.0], [0.0, 0.0]),
+    ],
+)
+def test_constant_input_has_no_rank_correlation_and_no_warning(first, second):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rank_correlation(np.array(first, float), np.array(second, float)) is None
+
+
+def test_rank_correlation_by_hand_with_ties():
+    # Ranks 1.5, 1.5, 3 against 1, 2, 3: covariance 1.5, variances 1.5 and 2.
+    found = rank_correlation(np.array([0.2, 0.2, 0.9]), np.array([0.1, 0.4, 0.5]))
+    assert found == pytest.approx(1.5 / np.sqrt(1.5 * 2))
 
 
 def by_id(*items):
     return {item.image_id: item for item in items}
 
 
-def test_the_pictures_that_differ_most_come_first():
+def test_the_images_that_differ_most_come_first():
     square, other = [0, 0, 10, 10], [20, 20, 30, 30]
     third, fourth = [40, 40, 50, 50], [60, 60, 70, 70]
     scenes = [
@@ -248,7 +278,7 @@ def test_crowds_are_not_to_be_found():
     assert (chosen.objects, chosen.found) == (1, (1, 0))
 
 
-def test_equal_pictures_are_ordered_by_what_is_drawn_then_by_hash():
+def test_equal_images_are_ordered_by_what_is_drawn_then_by_hash():
     names = [f"{index}" for index in range(8)]
     scenes = [scene(name, [[0, 0, 10, 10]]) for name in [*names, "slow"]]
     first = by_id(*(proposed(s.image_id, [[0, 0, 10, 10]]) for s in scenes))

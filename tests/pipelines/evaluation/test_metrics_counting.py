@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from pipelines.errors import SettingError
 from pipelines.evaluation.metrics.cases import Answer, Case, Target, as_boxes
 from pipelines.evaluation.metrics.counting import count_said, count_said_strictly, counting
 
@@ -47,7 +48,7 @@ def case(text, reference, regions=(), task="counting", grounded=True):
     )
 
 
-def test_figures_by_hand():
+def test_metrics_by_hand():
     cases = [
         case("There are 2.", "There are 2.", (0, 1)),  # all right
         case("There are 3.", "There are 2.", (0, 1)),  # number wrong, regions right, no agreement
@@ -73,10 +74,10 @@ def test_regions_are_judged_only_where_the_truth_names_them():
     assert counting([number_only, none_there])["count_regions_accuracy"] == 1.0
 
 
-def test_no_counting_questions_no_figures():
+def test_no_counting_questions_no_metrics():
     assert counting([case("5", "6", task="detection")]) == {}
 
 
 def test_a_reference_without_a_number_names_the_sample():
-    with pytest.raises(ValueError, match="s7"):
+    with pytest.raises(SettingError, match="s7"):
         counting([case("There are 2.", "several")])

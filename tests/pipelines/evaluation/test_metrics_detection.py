@@ -35,23 +35,23 @@ def test_ap_by_hand():
     ]
     # 101 recall points: 51 of them (0..0.50) at precision 1, 50 at 2/3. The dog is never found: 0.
     cat = (51 + 50 * 2 / 3) / 101
-    figures = coco_ap(scenes, found, NAMES)
-    assert figures["ap"] == pytest.approx(cat / 2)
-    assert figures["ap50"] == figures["ap75"] == pytest.approx(cat / 2)
-    assert figures["ar100"] == pytest.approx(0.5)
-    assert "ap_small" not in figures  # 40 x 40 = 1600 pixels lies between 32 and 96 squared
-    assert figures["ap_medium"] == pytest.approx(cat / 2, abs=1e-9)
+    metrics = coco_ap(scenes, found, NAMES)
+    assert metrics["ap"] == pytest.approx(cat / 2)
+    assert metrics["ap50"] == metrics["ap75"] == pytest.approx(cat / 2)
+    assert metrics["ar100"] == pytest.approx(0.5)
+    assert "ap_small" not in metrics  # 40 x 40 = 1600 pixels lies between 32 and 96 squared
+    assert metrics["ap_medium"] == pytest.approx(cat / 2, abs=1e-9)
 
 
 def test_iou_decides_how_many_thresholds_count():
     # IoU 0.72: right at 0.50, 0.55, 0.60, 0.65, 0.70: half of the thresholds.
-    figures = coco_ap(
+    metrics = coco_ap(
         [scene("a", [[0, 0, 100, 100]], ["cat"])],
         [detection("a", "cat", [0, 0, 72, 100], 1.0)],
         ["cat"],
     )
-    assert figures["ap"] == pytest.approx(0.5)
-    assert (figures["ap50"], figures["ap75"]) == pytest.approx((1.0, 0.0))
+    assert metrics["ap"] == pytest.approx(0.5)
+    assert (metrics["ap50"], metrics["ap75"]) == pytest.approx((1.0, 0.0))
 
 
 def test_crowds_are_neither_right_nor_wrong():
@@ -64,8 +64,8 @@ def test_crowds_are_neither_right_nor_wrong():
 
 
 def test_no_detection_at_all_is_zero_not_an_error():
-    figures = coco_ap([scene("a", [[0, 0, 40, 40]], ["cat"]), scene("b", [], [])], [], NAMES)
-    assert figures["ap"] == figures["ap50"] == figures["ar100"] == 0.0
+    metrics = coco_ap([scene("a", [[0, 0, 40, 40]], ["cat"]), scene("b", [], [])], [], NAMES)
+    assert metrics["ap"] == metrics["ap50"] == metrics["ar100"] == 0.0
 
 
 def test_wrong_input_is_named():
@@ -160,7 +160,8 @@ def slow_ap(scenes, found, name, threshold):
     for rank, (_, hit) in enumerate(outcomes, 1):
         hits += hit
         curve.append((hits / num_true, hits / rank))
-    # pycocotools' own thresholds, of which some are a little above k/100: a recall of 0.7 misses 0.70.
+    # pycocotools' own thresholds, of which some are a little above k/100: a recall of 0.7 misses
+    # 0.70.
     points = [max((p for r, p in curve if r >= t), default=0.0) for t in np.linspace(0.0, 1.0, 101)]
     return sum(points) / 101
 
@@ -178,9 +179,9 @@ guesses = st.lists(st.tuples(boxes, st.sampled_from(NAMES)), max_size=6)
     st.lists(st.tuples(truths, guesses), min_size=1, max_size=3), st.randoms(use_true_random=False)
 )
 @settings(max_examples=40, deadline=None)
-def test_ap_agrees_with_a_slow_reference(pictures, random):
+def test_ap_agrees_with_a_slow_reference(images, random):
     scenes, found = [], []
-    for index, (truth, guess) in enumerate(pictures):
+    for index, (truth, guess) in enumerate(images):
         scenes.append(
             scene(f"{index}", [t[0] for t in truth], [t[1] for t in truth], [t[2] for t in truth])
         )
@@ -203,10 +204,10 @@ def test_ap_agrees_with_a_slow_reference(pictures, random):
     ]
     values = [[slow_ap(scenes, found, name, t) for t in THRESHOLDS] for name in NAMES]
     values = [v for v in values if v[0] is not None]
-    figures = coco_ap(scenes, found, NAMES)
+    metrics = coco_ap(scenes, found, NAMES)
     if not values:
-        assert "ap" not in figures
+        assert "ap" not in metrics
     else:
-        assert figures["ap"] == pytest.approx(np.mean(values), abs=1e-9)
-        assert figures["ap50"] == pytest.approx(np.mean([v[0] for v in values]), abs=1e-9)
-        assert figures["ap75"] == pytest.approx(np.mean([v[5] for v in values]), abs=1e-9)
+        assert metrics["ap"] == pytest.approx(np.mean(values), abs=1e-9)
+        assert metrics["ap50"] == pytest.approx(np.mean([v[0] for v in values]), abs=1e-9)
+        assert metrics["ap75"] == pytest.approx(np.mean([v[5] for v in values]), abs=1e-9)

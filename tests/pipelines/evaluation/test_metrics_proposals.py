@@ -32,26 +32,26 @@ def test_recall_by_hand():
         proposed("a", [[400, 400, 410, 410], [0, 0, 72, 100]]),
         proposed("b", [[0, 0, 50, 50]]),
     ]
-    figures = proposal_recall(scenes, proposals, budgets=(1, 10))
-    assert [figures[f"{name}@1"] for name in ("r50", "r75", "ar")] == pytest.approx([1 / 3] * 3)
-    assert figures["r50@10"] == pytest.approx(2 / 3)
-    assert figures["r75@10"] == pytest.approx(1 / 3)
-    assert figures["ar@10"] == pytest.approx((5 * 2 / 3 + 5 * 1 / 3) / 10)
-    assert figures["ar_small@10"] == 0.0
-    assert figures["ar_medium@10"] == 1.0
-    assert figures["ar_large@10"] == pytest.approx(0.5)
+    metrics = proposal_recall(scenes, proposals, budgets=(1, 10))
+    assert [metrics[f"{name}@1"] for name in ("r50", "r75", "ar")] == pytest.approx([1 / 3] * 3)
+    assert metrics["r50@10"] == pytest.approx(2 / 3)
+    assert metrics["r75@10"] == pytest.approx(1 / 3)
+    assert metrics["ar@10"] == pytest.approx((5 * 2 / 3 + 5 * 1 / 3) / 10)
+    assert metrics["ar_small@10"] == 0.0
+    assert metrics["ar_medium@10"] == 1.0
+    assert metrics["ar_large@10"] == pytest.approx(0.5)
 
 
-def test_crowds_and_empty_pictures_do_not_count():
+def test_crowds_and_empty_images_do_not_count():
     scenes = [scene("a", [[0, 0, 10, 10], [50, 50, 90, 90]], ignore=[False, True]), scene("b", [])]
-    figures = proposal_recall(
+    metrics = proposal_recall(
         scenes, [proposed("a", [[0, 0, 10, 10]]), proposed("b", [[0, 0, 5, 5]])]
     )
-    assert figures["r50@100"] == 1.0
+    assert metrics["r50@100"] == 1.0
     assert proposal_recall([scene("b", [])], []) == {}
 
 
-def test_pictures_without_proposals_are_misses():
+def test_images_without_proposals_are_misses():
     assert (
         proposal_recall(
             [scene("a", [[0, 0, 10, 10]]), scene("b", [[0, 0, 10, 10]])],
@@ -65,9 +65,8 @@ def test_pictures_without_proposals_are_misses():
 def test_oracle_names_proposals_after_the_truth():
     scenes = [scene("a", [[0, 0, 10, 10], [50, 50, 60, 60]], ["cat", "dog"])]
     perfect = [proposed("a", [[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]])]
-    assert oracle_ap(scenes, perfect, ["cat", "dog"])["ap"] == pytest.approx(
-        1.0
-    )  # the stray box is left out
+    # The stray box is left out.
+    assert oracle_ap(scenes, perfect, ["cat", "dog"])["ap"] == pytest.approx(1.0)
     assert oracle_ap(scenes, [proposed("a", [[0, 0, 10, 10]])], ["cat", "dog"])[
         "ap"
     ] == pytest.approx(0.5)
@@ -78,7 +77,8 @@ def test_oracle_threshold_is_inclusive_and_crowds_name_nothing():
     scenes = [scene("a", [[0, 0, 10, 10], [50, 50, 90, 90]], ignore=[False, True])]
     half = [proposed("a", [[0, 0, 10, 5]])]  # IoU exactly 0.5
     assert oracle_ap(scenes, half, ["cat"])["ap50"] == pytest.approx(1.0)
-    # Named after the crowd it would be ignored; it is named after the object, though that overlaps less.
+    # Named after the crowd it would be ignored; it is named after the object, though that overlaps
+    # less.
     scenes = [scene("a", [[0, 0, 10, 10], [0, 0, 10, 6]], ["cat", "dog"], [False, True])]
     assert oracle_ap(scenes, [proposed("a", [[0, 0, 10, 6]])], ["cat", "dog"])[
         "ap50"
@@ -129,23 +129,21 @@ boxes = st.tuples(
     )
 )
 @settings(max_examples=30, deadline=None)
-def test_recall_agrees_with_a_slow_reference(pictures):
-    scenes = [scene(f"{i}", truth) for i, (truth, _) in enumerate(pictures)]
-    proposals = [
-        proposed(f"{i}", [*guess, *truth[:2]]) for i, (truth, guess) in enumerate(pictures)
-    ]
-    figures = proposal_recall(scenes, proposals, budgets=(3, 10))
+def test_recall_agrees_with_a_slow_reference(images):
+    scenes = [scene(f"{i}", truth) for i, (truth, _) in enumerate(images)]
+    proposals = [proposed(f"{i}", [*guess, *truth[:2]]) for i, (truth, guess) in enumerate(images)]
+    metrics = proposal_recall(scenes, proposals, budgets=(3, 10))
     if not any(len(s.boxes) for s in scenes):
-        assert figures == {}
+        assert metrics == {}
         return
     for budget in (3, 10):
-        assert figures[f"r50@{budget}"] == pytest.approx(
+        assert metrics[f"r50@{budget}"] == pytest.approx(
             slow_recall(scenes, proposals, budget, 0.5)
         )
-        assert figures[f"r75@{budget}"] == pytest.approx(
+        assert metrics[f"r75@{budget}"] == pytest.approx(
             slow_recall(scenes, proposals, budget, 0.75)
         )
         mean = np.mean(
             [slow_recall(scenes, proposals, budget, 0.5 + 0.05 * step) for step in range(10)]
         )
-        assert figures[f"ar@{budget}"] == pytest.approx(mean)
+        assert metrics[f"ar@{budget}"] == pytest.approx(mean)

@@ -15,7 +15,7 @@ from pipelines.evaluation.metrics.regions import (
     valid_answer_rate,
 )
 
-# A row of unit-free boxes 10 wide: box k starts at x = 20 k, so boxes with different k are disjoint.
+# A row of unit-free boxes 10 wide: box k starts at x = 20 k, so different boxes are disjoint.
 BOXES = as_boxes([[20 * k, 0, 20 * k + 10, 10] for k in range(6)])
 
 
@@ -91,7 +91,7 @@ def test_f1_leaves_boxes_inside_a_crowd_aside():
     assert count_by_phrase(other_name) == {"dog": (0, 1, 0)}
 
 
-def test_f1_without_anything_to_choose_is_no_figure():
+def test_f1_without_anything_to_choose_is_no_metric():
     assert region_f1([case([], [])]) == {}
     assert region_f1([case([target("cat", [0])], [])])["f1"] == 0.0
 

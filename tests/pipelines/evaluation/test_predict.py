@@ -14,12 +14,12 @@ from fo1_model.generation import Answer
 from fo1_model.grammar import parse
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 from pipelines.evaluation.predict import (
     VERSION,
     PredictConfig,
     asked_names,
     bucket_of_shard,
-    derangement,
     encode_question,
     predict,
     predict_examples,
@@ -27,10 +27,12 @@ from pipelines.evaluation.predict import (
     prediction_row,
     region_score,
 )
-from pipelines.evaluation.score import evaluate, read_examples
+from pipelines.evaluation.score import evaluate
+from pipelines.evaluation.stored_inputs import read_examples
 from pipelines.fingerprints import fingerprint
 from pipelines.reports.answer_image import question_for
 from pipelines.shards.tar_format import tasks_of
+from pipelines.shuffled_regions import derangement
 from tests.pipelines.evaluation.small_evaluation import (
     proposals_artifact,
     samples_artifact,
@@ -84,11 +86,11 @@ def test_every_question_gets_a_row_and_bad_answers_are_rows(parts, tmp_path):
     questions = [example.sample_id for example, _ in read_examples(shards, CONFIG.tasks)]
     assert {*tasks_of(shards)} == {*CONFIG.tasks, "visual_prompt"}
     assert manifest["ledger"]["rows_out"] == manifest["ledger"]["rows_in"] == len(questions)
-    figures, cases = evaluate(out, shards, samples)
+    metrics, cases = evaluate(out, shards, samples)
     assert [case.sample_id for case in cases] == [
         e.sample_id for e, _ in read_examples(shards, CONFIG.tasks)
     ]
-    assert figures["valid_answers"] < 0.5  # an untrained model rambles on until it is cut
+    assert metrics["valid_answers"] < 0.5  # an untrained model rambles on until it is cut
     assert manifest["ledger"]["problems"] == sum(case.problem is not None for case in cases)
     assert any("cut at the longest answer" in case.problem for case in cases if case.problem)
 
@@ -113,7 +115,7 @@ def test_what_is_missing_is_named_before_any_work(parts, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.evaluation.predict.map_buckets", None)  # no worker may start
     _, shards, run = parts
     absent = dataclasses.replace(run, fingerprint="4" * 16)
-    with pytest.raises(ValueError, match=f"{absent.path} is"):
+    with pytest.raises(SettingError, match=f"{absent.path} is"):
         predict(
             CONFIG,
             shards,
@@ -126,10 +128,10 @@ def test_what_is_missing_is_named_before_any_work(parts, tmp_path, monkeypatch):
         predict(
             config, shards, run, output(tmp_path, config, shards, run), runtime=runtime(tmp_path)
         )
-    with pytest.raises(ValueError, match="tasks"):
+    with pytest.raises(SettingError, match="tasks"):
         PredictConfig(tasks=())
     for wrong in ({"batch_size": 0}, {"constraint": "json"}, {"score": "logit"}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+        with pytest.raises(SettingError, match=next(iter(wrong))):
             PredictConfig(tasks=("detection",), **wrong)
 
 
@@ -239,7 +241,7 @@ def test_names_are_read_from_every_wording(parts, wording):
     asked = dataclasses.replace(example, messages=({"role": "user", "content": content},))
     assert asked_names(asked) == names
     other = dataclasses.replace(example, messages=({"role": "user", "content": "What is here?"},))
-    with pytest.raises(RuntimeError, match="What is here"):
+    with pytest.raises(SettingError, match="What is here"):
         asked_names(other)
 
 

@@ -4,15 +4,11 @@ import numpy as np
 import pytest
 
 from dataset_builders.records import Object, Part, Sample, Turn
-from pipelines.evaluation.score import (
-    evaluate,
-    evaluate_proposals,
-    evaluate_slice,
-    grounded_text,
-    load_scenes,
-    make_case,
-    read_examples,
-)
+from pipelines.errors import SettingError
+from pipelines.evaluation.joined_cases import make_case
+from pipelines.evaluation.metrics.summary import summarise
+from pipelines.evaluation.score import evaluate, evaluate_proposals, evaluate_slice
+from pipelines.evaluation.stored_inputs import load_scenes, read_examples
 from pipelines.schemas import RegionExample
 from pipelines.shards.tar_format import tasks_of
 from tests.pipelines.evaluation.small_evaluation import (
@@ -50,30 +46,30 @@ def answered(parts, answer, folder, tasks=None):
     return predictions_artifact(dataclasses.replace(samples, root=str(folder)), rows, tasks)
 
 
-def test_a_perfect_model_is_perfect_in_every_figure(val, tmp_path):
+def test_a_perfect_model_is_perfect_in_every_metric(val, tmp_path):
     predictions = answered(val, true_answer, tmp_path)
-    figures, cases = evaluate(predictions, val[2], val[0])
-    assert figures.pop("samples") == len(cases) > 40
-    assert figures.pop("absent_false_positives") == 0.0
+    metrics, cases = evaluate(predictions, val[2], val[0])
+    assert metrics.pop("samples") == len(cases) > 40
+    assert metrics.pop("absent_false_positives") == 0.0
     assert {"f1", "exact_match", "rejection_accuracy", "count_accuracy", "name_accuracy"} <= set(
-        figures
+        metrics
     )
-    assert set(figures.values()) == {1.0}
+    assert set(metrics.values()) == {1.0}
 
 
 def test_a_model_that_always_declines_only_rejects(val, tmp_path):
-    figures, _ = evaluate(answered(val, lambda example: "None", tmp_path), val[2], val[0])
-    assert figures["rejection_accuracy"] == 1.0
-    assert figures["f1"] == figures["name_accuracy"] == figures["count_accuracy"] == 0.0
+    metrics, _ = evaluate(answered(val, lambda example: "None", tmp_path), val[2], val[0])
+    assert metrics["rejection_accuracy"] == 1.0
+    assert metrics["f1"] == metrics["name_accuracy"] == metrics["count_accuracy"] == 0.0
 
 
 def test_coco_ap_of_true_answers_is_the_ceiling_of_their_boxes(world, tmp_path):
     parts = chain(tmp_path / "root", world, "drawn_val_all")
-    figures, _ = evaluate(
+    metrics, _ = evaluate(
         answered(parts, true_answer, tmp_path, ["detection"]), parts[2], parts[0], coco=True
     )
-    assert figures["ap50"] == pytest.approx(1.0)
-    assert 0.7 < figures["ap"] < 1.0  # boxes are off by up to a pixel
+    assert metrics["ap50"] == pytest.approx(1.0)
+    assert 0.7 < metrics["ap"] < 1.0  # boxes are off by up to a pixel
     silent, _ = evaluate(
         answered(parts, lambda example: "None", tmp_path / "b", ["detection"]),
         *parts[2::-2],
@@ -82,7 +78,7 @@ def test_coco_ap_of_true_answers_is_the_ceiling_of_their_boxes(world, tmp_path):
     assert silent["ap"] == 0.0
 
 
-def test_a_slice_is_judged_by_its_own_pictures(world, tmp_path):
+def test_a_slice_is_judged_by_its_own_images(world, tmp_path):
     samples, _, shards = chain(tmp_path, world, "drawn_val_all")
     examples = [example for example, _ in read_examples(shards, ["detection"])]
     rows = [prediction_row(example, true_answer(example)) for example in examples]
@@ -92,15 +88,19 @@ def test_a_slice_is_judged_by_its_own_pictures(world, tmp_path):
     assert evaluate_slice(examples, rows, samples, coco=True) == whole
     some = evaluate_slice(examples[::3], rows[::3], samples, coco=True)
     assert some["samples"] == len(examples[::3]) < whole["samples"]
-    assert some["ap50"] == pytest.approx(
-        1.0
-    )  # pictures that nobody asked about would be missed objects
+    # The objects of images that nobody asked about would be missed.
+    assert some["ap50"] == pytest.approx(1.0)
     assert "ap" not in evaluate_slice(examples[::3], rows[::3], samples, coco=False)
 
 
 def test_coco_ap_refuses_questions_for_some_names_only(val, tmp_path):
-    with pytest.raises(ValueError, match="was asked for 1 of 12 names"):
+    with pytest.raises(SettingError, match="was asked for 1 of 12 names"):
         evaluate(answered(val, true_answer, tmp_path), val[2], val[0], coco=True)
+
+
+def test_metrics_of_nothing_are_refused():
+    with pytest.raises(SettingError, match="nothing was evaluated"):
+        summarise([])
 
 
 def test_a_question_without_answer_and_the_reverse_are_errors(val, tmp_path):
@@ -119,12 +119,12 @@ def test_a_question_without_answer_and_the_reverse_are_errors(val, tmp_path):
         evaluate(long, shards, samples)
 
 
-def test_proposals_are_judged_against_all_objects_of_the_pictures(val):
+def test_proposals_are_judged_against_all_objects_of_the_images(val):
     samples, proposals, _ = val
-    figures = evaluate_proposals(proposals, samples, budgets=(1, 100))
-    assert figures["r50@100"] == 1.0
-    assert figures["r50@1"] < 1.0
-    assert 0.5 < figures["oracle_ap"] <= 1.0
+    metrics = evaluate_proposals(proposals, samples, budgets=(1, 100))
+    assert metrics["r50@100"] == 1.0
+    assert metrics["r50@1"] < 1.0
+    assert 0.5 < metrics["oracle_ap"] <= 1.0
     scenes, names = load_scenes(samples)
     assert len(names) == 12
     assert len(scenes) == len({scene.image_id for scene in scenes})
@@ -201,10 +201,3 @@ def test_names_asked_are_whole_names():
     assert case.asked == ("hot dog", "cat", "c.t")
     assert list(case.ignored) == ["cat"]
     assert case.reference == "There are 2."
-
-
-def test_truth_is_written_with_what_no_proposal_covers():
-    assert grounded_text([("a b", [3, 1], 3), ("", [2], 1), ("c", [], 1)]) == (
-        "<ground>a b</ground><objects><region1><region3></objects> (1 without a proposal)\n"
-        "<region2>\nc (1 without a proposal)"
-    )

@@ -3,11 +3,12 @@ import pytest
 import torch
 from PIL import ImageColor
 
-from dataset_builders.drawn_world.write import draw_scene
+from dataset_builders.drawn_world.drawing import draw_scene
 from fo1_model.checkpoint import new_model
 from fo1_model.config import SIZES
 from fo1_model.detectors import Detections, with_all_pixels
 from fo1_model.grammar import parse
+from pipelines.errors import SettingError
 from pipelines.reports.answer_image import draw_answer, predict_image, question_for
 from pipelines.reports.drawing import region_colour
 
@@ -26,14 +27,14 @@ class Fixed:
         return [Detections(boxes=boxes, scores=np.array([0.9, 0.4], np.float32)) for _ in batch]
 
 
-def test_one_picture_is_answered_over_boxes_or_a_detector(model):
+def test_one_image_is_answered_over_boxes_or_a_detector(model):
     image = draw_scene((1, 2)).image
     boxes = np.array([[3, 3, 40, 40], [20, 20, 90, 90]], np.float32)
     given_boxes = predict_image(
         *model, image, question_for(["red circle"]), boxes=boxes, max_new_tokens=3
     )
     assert given_boxes.scores is None
-    assert given_boxes.picture.size >= image.size
+    assert given_boxes.annotated.size >= image.size
     found = predict_image(*model, image, "Find it.", detector=Fixed(), max_new_tokens=3)
     assert found.boxes.tolist() == [[1, 1, 30, 30], [5, 5, 60, 60]]
     assert found.scores.tolist() == pytest.approx([0.9, 0.4])
@@ -41,9 +42,9 @@ def test_one_picture_is_answered_over_boxes_or_a_detector(model):
         *model, image, "Find it.", boxes=np.zeros((0, 4), np.float32), max_new_tokens=3
     )
     assert none.boxes.shape == (0, 4)
-    with pytest.raises(ValueError, match="either boxes or a detector"):
+    with pytest.raises(SettingError, match="either boxes or a detector"):
         predict_image(*model, image, "Find it.")
-    with pytest.raises(ValueError, match="either boxes or a detector"):
+    with pytest.raises(SettingError, match="either boxes or a detector"):
         predict_image(*model, image, "Find it.", boxes=boxes, detector=Fixed())
 
 
@@ -66,11 +67,11 @@ def test_names_become_the_question_of_the_release():
         "Please detect cat; hot dog in this image. Answer the question with object indexes."
     )
     for wrong in ([], [" "], ["<region0>"]):
-        with pytest.raises(ValueError, match="names"):
+        with pytest.raises(SettingError, match="names"):
             question_for(wrong)
 
 
-def test_the_picture_shows_what_is_named_and_hints_at_the_rest():
+def test_the_image_shows_what_is_named_and_hints_at_the_rest():
     image = draw_scene((1, 2)).image
     boxes = np.array([[10, 10, 60, 60], [70, 70, 120, 120]], np.float32)
     named = draw_answer(image, boxes, parse("<ground>a</ground><objects><region1></objects>", 2))
@@ -78,9 +79,7 @@ def test_the_picture_shows_what_is_named_and_hints_at_the_rest():
     factor = named.width / image.width
     edge = (round(70 * factor), round(95 * factor))
     assert named.getpixel(edge) == ImageColor.getrgb(region_colour(1))
-    assert nothing.getpixel(edge) not in (
-        ImageColor.getrgb(region_colour(1)),
-        (255, 255, 255),
-    )  # see-through
+    # White, but seen through.
+    assert nothing.getpixel(edge) not in (ImageColor.getrgb(region_colour(1)), (255, 255, 255))
     changed = (np.asarray(named).astype(int) - np.asarray(nothing)).any(axis=2)
     assert not changed[: int(60 * factor), : int(60 * factor)].any()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from pipelines.reports.drawing import PALETTE, Mark, _place, draw_marks, picture_uri, region_colour
+from pipelines.reports.drawing import PALETTE, Mark, _place, draw_marks, jpeg_uri, region_colour
 from pipelines.reports.html_page import (
     Card,
     Cards,
@@ -22,8 +22,11 @@ from pipelines.reports.html_page import (
 )
 from pipelines.reports.plots import curves, histogram
 
-HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"' onload=alert(2) & {{ 7*7 }} </title>"
-PIXEL = picture_uri(Image.new("RGB", (1, 1)))
+HOSTILE = (
+    "<script>alert('x')</script><img src=x onerror=alert(1)>\"' onload=alert(2) & {{ 7*7 }}"
+    " </title>"
+)
+PIXEL = jpeg_uri(Image.new("RGB", (1, 1)))
 
 
 class Tags(HTMLParser):
@@ -43,7 +46,7 @@ def hostile_page():
     lines = [
         Line(who=HOSTILE, text=f"<ground>{HOSTILE}</ground><objects><region0></objects>{HOSTILE}")
     ]
-    card = Card(picture=PIXEL, title=HOSTILE, lines=lines, badge=HOSTILE, tone="good")
+    card = Card(image=PIXEL, title=HOSTILE, lines=lines, badge=HOSTILE, tone="good")
     blocks = [
         table, Cards(cards=[card]), Plots(plots=[(HOSTILE, PIXEL)]),
         Facts(facts={HOSTILE: HOSTILE}, summary=HOSTILE),
@@ -81,7 +84,8 @@ def test_region_tags_become_chips():
     prompt = "<image>\n<region0><regionfeat><region1><regionfeat>\n"
     html = chips(prompt + "See <ground>a&b</ground><objects><region7></objects>.")
     assert html == (
-        '<span class="stub">image</span><span class="stub">2 regions</span>See <b class="phrase">a&amp;b</b>'
+        '<span class="stub">image</span><span class="stub">2 regions</span>See '
+        '<b class="phrase">a&amp;b</b>'
         f'<span class="chip" style="background:{region_colour(7)}">7</span>.'
     )
 
@@ -116,7 +120,7 @@ def test_an_empty_section_says_so():
     assert "Nothing to show." in render_page("t", [Section(title="s", blocks=[])])
 
 
-def test_pictures_are_scaled_and_the_input_is_left_alone():
+def test_images_are_scaled_and_the_input_is_left_alone():
     image = Image.new("RGB", (128, 96), "#808080")
     before = image.tobytes()
     drawn = draw_marks(
@@ -129,7 +133,7 @@ def test_pictures_are_scaled_and_the_input_is_left_alone():
     assert draw_marks(Image.new("RGB", (1280, 640)), [], long_side=512).size == (512, 256)
 
 
-def test_tags_keep_apart_and_inside_the_picture():
+def test_tags_keep_apart_and_inside_the_image():
     size = (200, 200)
     pen = ImageDraw.Draw(Image.new("RGB", size))
     taken = []

@@ -9,10 +9,12 @@ import pytest
 from dataset_builders import DataFolders
 from dataset_builders.images import bucket_of
 from pipelines.artifacts import Artifact, parquet_bytes
+from pipelines.errors import SettingError
 from pipelines.evaluation.metrics.cases import Scene, as_boxes
 from pipelines.evaluation.metrics.comparison import most_different
 from pipelines.evaluation.metrics.proposals import Proposed
-from pipelines.evaluation.score import evaluate_proposals, load_scenes
+from pipelines.evaluation.score import evaluate_proposals
+from pipelines.evaluation.stored_inputs import load_scenes
 from pipelines.reports.drawing import CROWD
 from pipelines.reports.plots import PAIR
 from pipelines.reports.proposals_cards import TRUE, _marks
@@ -28,7 +30,7 @@ IMAGES = pa.schema([("image_id", pa.string()), ("image_uri", pa.string())])
 def cache(
     root: Path, name: str, found: dict[str, tuple], *, buckets: int = 4, mark: str = "a", uri=None
 ) -> Artifact:
-    """A finished cache. found: image_id -> (boxes, scores), or (reason,) for a picture without."""
+    """Make a finished cache of `found`: image_id to (boxes, scores), or (reason,) without boxes."""
     artifact = Artifact(root=str(root), kind="proposals", name=name, fingerprint=mark * 16)
     for bucket in range(buckets):
         ids = sorted(i for i in found if bucket_of(i, buckets) == bucket)
@@ -62,7 +64,7 @@ def columns(found: tuple) -> dict:
 
 
 class World:
-    """Ten scenes; A has every true box with score 0.9, B the first of each picture with score 0.5."""
+    """Ten scenes; A has every true box with score 0.9, B the first of each image with score 0.5."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.data = folder / "root", folder / "data"
@@ -93,7 +95,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def tables(text: str) -> dict[str, list[list[str]]]:
-    """Title -> rows of cells below the header."""
+    """Return the rows of cells below the header, by title."""
     found = {}
     for block in text.split("\n\n"):
         title, _, _, *rows = block.splitlines()
@@ -101,19 +103,19 @@ def tables(text: str) -> dict[str, list[list[str]]]:
     return found
 
 
-def test_the_figures_are_those_of_each_cache(world: World) -> None:
+def test_the_metrics_are_those_of_each_cache(world: World) -> None:
     report = world.compare(world.a, world.b)
     shown = tables(report.text)
-    figures = [evaluate_proposals(found, world.samples) for found in (world.a, world.b)]
+    metrics = [evaluate_proposals(found, world.samples) for found in (world.a, world.b)]
     recall = {row[1]: row[2:] for row in shown["recall"]}
     assert set(recall) == {f"{n}@{k}" for n in ("AR", "R50", "R75") for k in (10, 100, 300)} | {
         "oracle AP"
     }
     for heading, (first, second, points) in recall.items():
         name = heading.lower().replace(" ", "_")
-        assert [float(first), float(second)] == [round(100 * f[name], 1) for f in figures]
+        assert [float(first), float(second)] == [round(100 * m[name], 1) for m in metrics]
         assert float(points) == pytest.approx(
-            100 * (figures[1][name] - figures[0][name]), abs=0.051
+            100 * (metrics[1][name] - metrics[0][name]), abs=0.051
         )
     assert recall["R75@10"][0] == "100.0"
     objects = sum(len(boxes) for boxes, _ in world.exact.values())
@@ -121,9 +123,9 @@ def test_the_figures_are_those_of_each_cache(world: World) -> None:
     assert recall["R50@100"][1] == share
     sizes = {row[1]: row[2] for row in shown["recall by size"]}
     assert {f"ar_{size}@300" for size in sizes} == {
-        name for name in figures[0] if name.startswith("ar_")
+        name for name in metrics[0] if name.startswith("ar_")
     }
-    assert f"{objects} objects on 10 pictures" in report.html
+    assert f"{objects} objects on 10 images" in report.html
 
 
 def test_caches_agreement_and_calibration(world: World) -> None:
@@ -156,15 +158,15 @@ def test_caches_agreement_and_calibration(world: World) -> None:
     }
 
 
-def test_pictures_show_both_sets_and_what_they_find(world: World) -> None:
-    page = world.compare(world.a, world.b, num_pictures=3).html
+def test_images_show_both_sets_and_what_they_find(world: World) -> None:
+    page = world.compare(world.a, world.b, num_images=3).html
     assert page.count('<article class="card">') == 3
     most = max(len(boxes) for boxes, _ in world.exact.values())
     assert f">A finds {most - 1} more</span>" in page
     assert f"recall 100 %: {most} of {most}, {most} boxes" in page
-    assert f"recall {100 / most:.0f} %: 1 of {most}, 1 boxes" in page
-    assert "finds" not in world.compare(world.a, world.a, num_pictures=3).html
-    assert '<article class="card">' not in world.compare(world.a, world.b, num_pictures=0).html
+    assert f"recall {100 / most:.0f} %: 1 of {most}, 1 box<" in page
+    assert "finds" not in world.compare(world.a, world.a, num_images=3).html
+    assert '<article class="card">' not in world.compare(world.a, world.b, num_images=0).html
 
 
 def test_marks_tell_the_sets_hits_and_objects_apart() -> None:
@@ -188,15 +190,15 @@ def test_marks_tell_the_sets_hits_and_objects_apart() -> None:
     ]
 
 
-def test_pictures_that_cannot_be_read_are_counted(world: World) -> None:
+def test_images_that_cannot_be_read_are_counted(world: World) -> None:
     gone = cache(world.root, "drawn_val/gone", world.exact, mark="c", uri="drawn/nowhere/{}.jpg")
-    page = world.compare(gone, world.b, num_pictures=3).html
+    page = world.compare(gone, world.b, num_images=3).html
     assert "Not shown: 3 missing_image." in page
     assert '<article class="card">' not in page
     outside = cache(
         world.root, "drawn_val/outside", world.exact, mark="d", uri="drawn/../../{}.jpg"
     )
-    assert "Not shown: 3 unsafe_path." in world.compare(outside, world.b, num_pictures=3).html
+    assert "Not shown: 3 unsafe_path." in world.compare(outside, world.b, num_images=3).html
 
 
 def test_missing_rows_rejects_and_empty_caches(world: World) -> None:
@@ -216,7 +218,7 @@ def test_missing_rows_rejects_and_empty_caches(world: World) -> None:
     both = sum(len(world.exact[i][0]) for i in ids[2:])
     assert shown["agreement"][0][1:3] == [str(found), str(both)]
     nothing = world.make("nothing", {}, mark="f")
-    empty = world.compare(nothing, nothing, num_pictures=3)
+    empty = world.compare(nothing, nothing, num_images=3)
     assert tables(empty.text)["agreement"] == [
         [top, *"000", *"-----"] for top in ("all", "best 10")
     ]
@@ -232,21 +234,21 @@ def test_a_dataset_without_objects_there_is_left_out(world: World) -> None:
     assert set(tables(world.compare(world.a, world.b, labelled={}).text)) == {"caches", "agreement"}
 
 
-def test_every_dataset_has_its_rows_and_pictures(world: World) -> None:
+def test_every_dataset_has_its_rows_and_images(world: World) -> None:
     report = world.compare(world.a, world.b, labelled={"one": world.samples, "two": world.samples})
     for title, rows in tables(report.text).items():
         if title not in ("caches", "agreement"):
             of = {name: [row[1:] for row in rows if row[0] == name] for name in ("one", "two")}
             assert of["one"] == of["two"] != []
-    assert "<h2>Pictures of one</h2>" in report.html
-    assert "<h2>Pictures of two</h2>" in report.html
+    assert "<h2>Images of one</h2>" in report.html
+    assert "<h2>Images of two</h2>" in report.html
 
 
 def test_caches_that_cannot_be_compared_are_refused(world: World) -> None:
     elsewhere = cache(world.root, "coco_val2017/exact", world.exact)
-    with pytest.raises(ValueError, match="of different image sources"):
+    with pytest.raises(SettingError, match="of different image sources"):
         world.compare(world.a, elsewhere)
-    with pytest.raises(ValueError, match=r"has 4 buckets, .* has 8: make the older one anew"):
+    with pytest.raises(SettingError, match=r"has 4 buckets, .* has 8: make the older one anew"):
         world.compare(world.a, world.make("fine", world.exact, buckets=8))
 
 
@@ -263,8 +265,8 @@ class Tags(HTMLParser):
 
 
 def test_the_page_is_the_same_each_time_and_hostile_text_stays_text(world: World) -> None:
-    page = world.compare(world.a, world.b, num_pictures=2).html
-    assert page == world.compare(world.a, world.b, num_pictures=2).html
+    page = world.compare(world.a, world.b, num_images=2).html
+    assert page == world.compare(world.a, world.b, num_images=2).html
     assert "script" not in Tags(page).found
     assert "&lt;script&gt;" in page
     assert "http" not in page
@@ -273,6 +275,6 @@ def test_the_page_is_the_same_each_time_and_hostile_text_stays_text(world: World
         "Recall by size",
         "Agreement",
         "Score calibration",
-        "Pictures of drawn_val",
+        "Images of drawn_val",
     ):
         assert f"<h2>{heading}</h2>" in page

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from dataset_builders.records import Reject
-from pipelines.evaluation.score import load_samples
+from pipelines.evaluation.stored_inputs import load_samples
 from pipelines.reports.shard_report import inspect_page
 from tests.pipelines.evaluation.small_evaluation import (
     proposals_artifact,
@@ -32,7 +32,7 @@ def parts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(parts):
     samples, proposals, shards, _ = parts
-    return inspect_page(shards, samples=samples, proposals=[proposals], pictures_per_task=2)
+    return inspect_page(shards, samples=samples, proposals=[proposals], images_per_task=2)
 
 
 def cells(page):
@@ -72,7 +72,7 @@ def test_contents_are_counted_by_dataset_and_task(parts, page):
         assert rows[task][2] == str(total)
 
 
-def test_pictures_recall_and_fingerprints_are_shown(parts, page):
+def test_images_recall_and_fingerprints_are_shown(parts, page):
     assert page.count("<article") == 2 * 5
     assert page.count("data:image/jpeg") == 2 * 5
     assert "Recall of the proposals" in page
@@ -81,7 +81,7 @@ def test_pictures_recall_and_fingerprints_are_shown(parts, page):
 
 
 def test_shards_alone_are_enough(parts):
-    page = inspect_page(parts[2], pictures_per_task=1)
+    page = inspect_page(parts[2], images_per_task=1)
     assert page.count("<article") == 5
     assert "Recall of the proposals" not in page
 
@@ -92,11 +92,11 @@ def test_an_evaluation_shard_shows_the_truth_it_leaves_out(parts, tmp_path):
     shards = shards_artifact(
         samples, proposals, small_world(world, scenes=8), regions="proposals_scored"
     )
-    page = inspect_page(shards, pictures_per_task=1)
+    page = inspect_page(shards, images_per_task=1)
     assert page.count("<dt>truth</dt>") == 5
     assert "<dt>answer</dt>" not in page
 
 
 def test_the_page_is_the_same_every_time(parts, page):
     samples, proposals, shards, _ = parts
-    assert inspect_page(shards, samples=samples, proposals=[proposals], pictures_per_task=2) == page
+    assert inspect_page(shards, samples=samples, proposals=[proposals], images_per_task=2) == page

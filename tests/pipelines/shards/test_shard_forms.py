@@ -24,9 +24,10 @@ from pipelines.example_image import shrink, view
 from pipelines.fingerprints import fingerprint
 from pipelines.row_accounting import entry
 from pipelines.schemas import PROPOSALS_SCHEMA, RegionExample
+from pipelines.shards.config import ShardsConfig
 from pipelines.shards.rejection import RejectionConfig
 from pipelines.shards.tar_format import ShardSet, decode_member, tasks_of
-from pipelines.shards.write import VERSION, ShardsConfig, shards_inputs, write_shards
+from pipelines.shards.write import VERSION, shards_inputs, write_shards
 
 BUCKETS = {"left": 2, "right": 8}
 

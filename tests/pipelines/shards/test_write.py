@@ -15,6 +15,7 @@ from pipelines.artifacts import Artifact
 from pipelines.boxes import iou_matrix
 from pipelines.errors import SettingError
 from pipelines.schemas import RegionExample
+from pipelines.shards.config import ShardsConfig
 from pipelines.shards.rejection import RejectionConfig
 from pipelines.shards.tar_format import (
     ShardSet,
@@ -24,7 +25,6 @@ from pipelines.shards.tar_format import (
     key_of,
     tasks_of,
 )
-from pipelines.shards.write import ShardsConfig
 from tests.pipelines.coco_world import Steps, write_world
 
 

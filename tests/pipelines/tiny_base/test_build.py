@@ -1,5 +1,6 @@
-"""The tiny base: its lists tell the truth, its start lays circuits, its recipe makes a file that loads."""
+"""The tiny base: its lists tell the truth, its start lays circuits, its file loads."""
 
+import dataclasses
 import json
 import random
 import re
@@ -16,17 +17,18 @@ from fo1_model.checkpoint import ASSETS, BASES, new_model
 from fo1_model.config import SIZES
 from fo1_model.vlms import build_family
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer, tokenizer_digest
+from pipelines.errors import SettingError
 from pipelines.tiny_base.build import FILE_NAME, METADATA, TinyBaseConfig, train_tiny_base
-from pipelines.tiny_base.decoder import DecoderTraining, LookupConfig
-from pipelines.tiny_base.lookup_data import KINDS, ListWriter
-from pipelines.tiny_base.lookup_init import Spaces, lay_out_lookup
-from pipelines.tiny_base.towers import (
-    Picture,
-    draw_pictures,
+from pipelines.tiny_base.decoder import DecoderTraining, LookupConfig, square_images
+from pipelines.tiny_base.drawn_images import (
+    DrawnImage,
+    draw_images,
     patch_targets,
     region_targets,
     sample_regions,
 )
+from pipelines.tiny_base.lookup_data import KINDS, ListWriter
+from pipelines.tiny_base.lookup_init import Spaces, lay_out_lookup
 
 TOKENIZER = tiny_tokenizer()
 SMOKE = TinyBaseConfig(
@@ -40,8 +42,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return json.loads(file.metadata()[METADATA])
 
 
-def picture(*objects: tuple[tuple[float, float, float, float], str, bool]) -> Picture:
-    return Picture(
+def drawn(*objects: tuple[tuple[float, float, float, float], str, bool]) -> DrawnImage:
+    return DrawnImage(
         pixels=np.zeros((56, 56, 3), np.uint8),
         boxes=np.array([box for box, _, _ in objects], np.float32).reshape(-1, 4),
         labels=tuple(label for _, label, _ in objects),
@@ -52,7 +54,7 @@ def picture(*objects: tuple[tuple[float, float, float, float], str, bool]) -> Pi
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most", [2, 6, 16])
 def test_answers_name_exactly_the_keys_of_the_items_asked_for(kind, most):
-    """Read the text back with a reader of its own and check every grounded phrase against the list."""
+    """Read the text back with another reader and check every grounded phrase against the list."""
     writer, rng = ListWriter(TOKENIZER, 4), random.Random(7)
     for _ in range(30):
         item = writer.write(rng, kind, most=most)
@@ -66,11 +68,8 @@ def test_answers_name_exactly_the_keys_of_the_items_asked_for(kind, most):
             if slot.words is not None:
                 name = TOKENIZER.decode(slot.words).strip()
                 keys.setdefault(name, []).append(item.ids[slot.position - 1])
-        openers = [
-            i
-            for i, token in enumerate(item.ids)
-            if token == TOKENIZER.encode("<|object_ref_start|>")[0]
-        ]
+        opener = TOKENIZER.encode("<|object_ref_start|>")[0]
+        openers = [place for place, token in enumerate(item.ids) if token == opener]
         for start in openers:
             ids = item.ids[start : item.ids.index(TOKENIZER.encode("<|box_end|>")[0], start)]
             middle = ids.index(TOKENIZER.encode("<|box_start|>")[0])
@@ -107,16 +106,18 @@ def test_the_skeleton_looks_one_two_and_three_tokens_back_and_finds_equal_items(
         assert first[head].diagonal(-distance)[3:].mean() > 0.6
     bracket, said, slot, equal_slot = 16, 17, 5, 9
     assert second[0, bracket, [slot, equal_slot]].sum() > 0.8  # the slots of the phrase
-    assert third[2, bracket, slot] > max(
-        0.4, 2 * third[2, bracket, equal_slot]
-    )  # the first of them
+    # The first of them.
+    assert third[2, bracket, slot] > max(0.4, 2 * third[2, bracket, equal_slot])
     assert third[0, said].argmax() == equal_slot  # after its key, the next of them
     assert third[1, said, slot] > 0.6  # a key takes its own item
 
 
 def skeleton_example(spaces: Spaces) -> torch.Tensor:
-    """Embeddings float[18, 96]: four words, four (key, item) pairs of which the first and third items are
-    equal, then a phrase, two tokens after it the bracket, and the first key."""
+    """Make embeddings float[18, 96] of a list and the start of an answer.
+
+    Four words, four (key, item) pairs of which the first and third items are equal, then a phrase,
+    two tokens after it the bracket, and the first key.
+    """
     words = torch.randn(12, spaces.words.stop) * spaces.words.stop**-0.5
     keys, (colour, shape) = words[:4], words[4:6]
     embedded = torch.zeros(14, 96)
@@ -135,12 +136,12 @@ def skeleton_example(spaces: Spaces) -> torch.Tensor:
 
 def test_a_decoder_of_another_form_is_refused():
     decoder = build_family(SIZES["debug"]().vlm)
-    with pytest.raises(ValueError, match="4 heads"):
+    with pytest.raises(SettingError, match="4 heads"):
         lay_out_lookup(decoder.language_model(decoder.build()), seed=0)
 
 
 def test_region_targets_by_hand():
-    shown = picture(((0, 0, 20, 20), "blue square", False), ((30, 30, 50, 50), "red circle", True))
+    shown = drawn(((0, 0, 20, 20), "blue square", False), ((30, 30, 50, 50), "red circle", True))
     regions = np.array(
         [[0, 0, 20, 20], [0, 0, 20, 10], [0, 0, 20, 6], [30, 30, 50, 50], [40, 0, 56, 16]],
         np.float32,
@@ -153,19 +154,19 @@ def test_region_targets_by_hand():
         [-1, -1, -1],
         [-1, -1, 0],
     ]
-    assert region_targets(picture(), regions).tolist() == [[-1, -1, 0]] * 5
+    assert region_targets(drawn(), regions).tolist() == [[-1, -1, 0]] * 5
 
 
 def test_patch_targets_by_hand():
     # Patches of 14 px: the box covers the centres of the two left ones of the first row.
-    patches, tokens = patch_targets(picture(((0, 0, 28, 14), "green triangle", False)), 4, 4)
+    patches, tokens = patch_targets(drawn(((0, 0, 28, 14), "green triangle", False)), 4, 4)
     assert patches.tolist() == [[6, 6, 0, 0], *[[0] * 4] * 3]
     assert tokens[0, 0].tolist() == [0, 1, 0, 0, 0, 0, 1]
     assert tokens.sum() == 2
 
 
-def test_sampled_regions_lie_in_the_picture_and_cover_its_objects():
-    for shown in draw_pictures(5, 0, 20):
+def test_sampled_regions_lie_in_the_image_and_cover_its_objects():
+    for shown in draw_images(5, 0, 20):
         regions = sample_regions(np.random.default_rng(0), shown, 16)
         height, width = shown.pixels.shape[:2]
         assert (regions[:, :2] >= 0).all()
@@ -175,8 +176,8 @@ def test_sampled_regions_lie_in_the_picture_and_cover_its_objects():
 
 def test_the_recipe_makes_the_same_file_twice_and_a_model_loads_it(tmp_path):
     lines: list[str] = []
-    figures = train_tiny_base(SMOKE, tmp_path / "a", log=lines.append)
-    assert train_tiny_base(SMOKE, tmp_path / "b", log=lines.append) == figures
+    metrics = train_tiny_base(SMOKE, tmp_path / "a", log=lines.append)
+    assert train_tiny_base(SMOKE, tmp_path / "b", log=lines.append) == metrics
     first, second = ((tmp_path / name / FILE_NAME).read_bytes() for name in "ab")
     assert first == second
     assert any("look-up: 3/3 steps" in line and "0s left" in line for line in lines)
@@ -184,15 +185,25 @@ def test_the_recipe_makes_the_same_file_twice_and_a_model_loads_it(tmp_path):
     assert model.config == SIZES["tiny"]()
     metadata = read_metadata(tmp_path / "a" / FILE_NAME)
     assert metadata["recipe"]["lookup_steps"] == 3
-    assert metadata["figures"] == figures
+    assert metadata["figures"] == metrics
     assert metadata["tokenizer"] == tokenizer_digest()
 
 
 def test_settings_are_checked_before_any_work():
-    with pytest.raises(ValueError, match=r"lookup_steps=0"):
+    with pytest.raises(SettingError, match=r"lookup_steps=0"):
         TinyBaseConfig(lookup_steps=0)
-    with pytest.raises(ValueError, match="'big'"):
+    with pytest.raises(SettingError, match="'big'"):
         TinyBaseConfig(size="big")
+
+
+def test_what_the_decoder_cannot_use_is_refused_before_the_towers_train(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.tiny_base.build.train_tower", None)  # no step may be taken
+    with pytest.raises(SettingError, match="4 heads"):
+        train_tiny_base(TinyBaseConfig(size="debug"), tmp_path, log=lambda line: None)
+    oblong = next(s for s in range(99) if not square_images(list(draw_images(s, 1, 1))))
+    few = dataclasses.replace(SMOKE, pictures=1, seed=oblong)
+    with pytest.raises(SettingError, match="pictures=1: none of these scenes is square"):
+        train_tiny_base(few, tmp_path, log=lambda line: None)
 
 
 @pytest.mark.slow
@@ -201,11 +212,11 @@ def test_look_up_is_learned_from_the_skeleton_at_once():
     family = build_family(SIZES["tiny"]().vlm)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pictures = list(draw_pictures(3, 0, 12))
+        images = list(draw_images(3, 0, 12))
         config = LookupConfig(
             steps=200, rate=1.5e-3, refine_steps=1, refine_rate=1e-6, caption_share=0.0, seed=0
         )
-        training = DecoderTraining(config, family, family.build(), pictures, pictures)
+        training = DecoderTraining(config, family, family.build(), images, images)
         training.run(lambda line: None)
         with torch.no_grad():
             right = training._forward(training._lists("probe"))[1]
@@ -222,7 +233,7 @@ def test_the_shipped_base_is_what_the_code_expects():
     expected = SIZES["tiny"]().to_dict()
     assert metadata["config"]["vlm"] == expected["vlm"]
     assert metadata["config"]["auxiliary"].items() <= expected["auxiliary"].items()
-    figures = metadata["figures"]
-    assert figures["colour"] > 0.97
-    assert figures["shape"] > 0.8
-    assert figures["list_keys"] > 0.9
+    metrics = metadata["figures"]
+    assert metrics["colour"] > 0.97
+    assert metrics["shape"] > 0.8
+    assert metrics["list_keys"] > 0.9
