@@ -90,7 +90,7 @@ def recall(model: OPN, examples: list[Example], best: int) -> float:
     return found / total
 
 
-def test_fits_four_pictures() -> None:
+def test_fits_four_images() -> None:
     torch.set_num_threads(1)
     model = new_opn(OPN_SIZES["tiny"](), seed=0)
     losses = train(model, [draw(i) for i in range(4)], steps=40, batch_size=4)
