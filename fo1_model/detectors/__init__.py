@@ -1,7 +1,21 @@
 """Detectors: an image in, class-agnostic boxes out, all behind one protocol and one selection.
 
 `DETECTORS` names their configs (light to import: they are hashed before any worker starts);
-`build_detector(config, checkpoint)` makes the detector, once a worker, and `preparation` its CPU half alone.
+`build_detector(config, checkpoint)` makes the detector, once a worker, and `preparation` its CPU
+half alone.
+
+- `configs`: the configs of all detectors, and `DETECTORS`.
+- `protocol`: what every detector takes and gives.
+- `postprocess`: from raw boxes to proposals, the same for every detector.
+- `batching`: images of one shape side by side, and the arithmetic a detector runs in.
+- `pretrained`: what the Hugging Face detectors share.
+- `opn`: OPN, trained or not.
+- `closed_set`: Hugging Face detectors with fixed classes, and the small untrained RT-DETR.
+- `text_prompted`: Hugging Face detectors that are asked in words.
+- `torchvision_models`: torchvision's detectors or their region proposals.
+- `upn`: ChatRex's UPN.
+- `known_boxes`: annotated boxes, exact or jittered, and boxes from a file.
+- `union`: several detectors as one.
 """
 
 from collections.abc import Sequence
@@ -36,6 +50,7 @@ from fo1_model.detectors.protocol import (
     as_known,
     with_all_pixels,
 )
+from fo1_model.errors import SettingError
 
 __all__ = [
     "DETECTORS",
@@ -67,7 +82,7 @@ __all__ = [
 ]
 
 Checkpoints = str | None | Sequence[str | None]
-"""Path that a detector loads its weights from, None for one without; of a union, one for each member."""
+"""Path that a detector loads its weights from, None for one without; of a union, one a member."""
 
 _WHERE: dict[type[Leaf], tuple[str, str]] = {
     OPNDetectorConfig: ("opn", "OPNDetector"),
@@ -81,17 +96,24 @@ _WHERE: dict[type[Leaf], tuple[str, str]] = {
     GroundTruthJitterConfig: ("known_boxes", "KnownBoxesDetector"),
     BoxFileConfig: ("known_boxes", "KnownBoxesDetector"),
 }
-"""Module and class of each detector. The module also has ``preparation(config, checkpoint)``. Imported when
-it is needed: each brings a library with it."""
+"""Module and class of each detector; the module also has `preparation(config, checkpoint)`.
+
+It is imported when it is needed: each brings a library with it.
+"""
 
 
 def build_detector(
     config: DetectorConfig, checkpoint: Checkpoints = None, device: str = "cpu"
 ) -> Detector:
-    """The detector of a config, weights loaded.
+    """Return the detector of a config, its weights loaded.
 
-    checkpoint: where the weights lie, for configs that need a "run" or "weights".
-    Raises ValueError when a checkpoint is missing, unreadable, or given to a detector that has none.
+    Args:
+        config: Which detector, and its settings.
+        checkpoint: Where the weights lie, for configs that need a "run" or "weights".
+        device: Where the network runs, as torch names it.
+
+    Raises:
+        SettingError: A checkpoint is missing, unreadable, or given to a detector that has none.
     """
     if isinstance(config, UnionConfig):
         from fo1_model.detectors.union import UnionDetector
@@ -106,7 +128,7 @@ def build_detector(
 
 
 def preparation(config: DetectorConfig, checkpoint: Checkpoints = None) -> Prepare:
-    """The CPU half of a detector, without its weights; arguments and errors as for `build_detector`."""
+    """Return the CPU half of a detector, without weights; takes what `build_detector` takes."""
     if isinstance(config, UnionConfig):
         _of_members(config, checkpoint)
         return with_all_pixels
@@ -115,9 +137,9 @@ def preparation(config: DetectorConfig, checkpoint: Checkpoints = None) -> Prepa
 
 
 def _find(config: Leaf, checkpoint: Checkpoints) -> tuple[Any, str]:
-    """Module and class of a detector; raises ValueError when it and the checkpoint do not go together."""
+    """Return module and class of a detector that goes together with the checkpoint."""
     if type(config) not in _WHERE:
-        raise ValueError(
+        raise SettingError(
             f"{type(config).__name__} is no detector config; use one of {', '.join(DETECTORS)}"
         )
     name = type(config).__name__
@@ -125,18 +147,21 @@ def _find(config: Leaf, checkpoint: Checkpoints) -> tuple[Any, str]:
         what = (
             "the export folder of a run" if config.needs == "run" else "a folder or file of weights"
         )
-        raise ValueError(f"checkpoint={checkpoint!r}: {name} needs {what}")
+        raise SettingError(f"checkpoint={checkpoint!r}: {name} needs {what}")
     if config.needs not in ("run", "weights") and checkpoint is not None:
-        raise ValueError(f"checkpoint={checkpoint!r}: {name} has no weights to load; leave it out")
+        raise SettingError(
+            f"checkpoint={checkpoint!r}: {name} has no weights to load; leave it out"
+        )
     module, kind = _WHERE[type(config)]
     return import_module(f"fo1_model.detectors.{module}"), kind
 
 
 def _of_members(config: UnionConfig, checkpoint: Checkpoints) -> Sequence[str | None]:
+    """Return the checkpoints of a union's members, one for each."""
     if checkpoint is None:
         return [None] * len(config.members)
     if isinstance(checkpoint, str) or len(checkpoint) != len(config.members):
-        raise ValueError(
+        raise SettingError(
             f"checkpoint={checkpoint!r}: give a union one for each of {len(config.members)}"
         )
     return checkpoint

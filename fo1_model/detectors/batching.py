@@ -14,10 +14,15 @@ from fo1_model.detectors.protocol import Detections, Prepared
 
 
 def equal_shapes(batch: Sequence[Prepared]) -> Iterator[tuple[list[int], Tensor]]:
-    """Indices of the images of one shape, and their pixels [B, 3, H, W], shape after shape.
+    """Group images by shape, so that nothing is padded to the size of a neighbour.
 
-    Nothing is padded to the size of a neighbour: an image's boxes do not depend on its batch.
-    Raises ValueError naming an image without pixels.
+    So an image's boxes do not depend on its batch.
+
+    Yields:
+        Indices of the images of one shape, and their pixels [B, 3, H, W].
+
+    Raises:
+        ValueError: An image has no pixels.
     """
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, item in enumerate(batch):
@@ -33,10 +38,16 @@ def detect_by_shape(
     network: Callable[[Tensor, list[Prepared]], Iterable[tuple[np.ndarray, np.ndarray]]],
     selection: Selection,
 ) -> list[Detections]:
-    """Proposals of each image, in the order of `batch`; those of one shape go through `network` together.
+    """Return the proposals of each image; those of one shape go through `network` together.
 
-    network: pixels [B, 3, H, W] and the images they are of -> of each its boxes, float32[N, 4] xyxy original
-        px, and scores, float32[N].
+    Args:
+        batch: The images, prepared.
+        network: Takes pixels [B, 3, H, W] and the images that they are of; gives for each its
+            boxes, float32[N, 4] xyxy original px, and scores, float32[N].
+        selection: Which of the boxes are kept.
+
+    Returns:
+        Proposals in the order of `batch`.
     """
     found: dict[int, Detections] = {}
     for indices, pixels in equal_shapes(batch):
@@ -52,7 +63,7 @@ def detect_by_shape(
 
 @contextlib.contextmanager
 def inference(device: str, precision: Precision) -> Iterator[None]:
-    """No gradients, and matrix products in bfloat16 where the config asks for it."""
+    """Run without gradients, with matrix products in bfloat16 where the config asks for it."""
     with (
         torch.inference_mode(),
         torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"),

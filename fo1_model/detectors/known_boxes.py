@@ -1,4 +1,4 @@
-"""Boxes that are known already, as proposals: annotated ones, exact or jittered, or those of a file."""
+"""Boxes that are known already as proposals: annotated ones, exact or jittered, or a file's."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from fo1_model.detectors.postprocess import select
 from fo1_model.detectors.protocol import Detections, Prepare, Prepared, without_pixels
 
 KnownBoxesConfig = GroundTruthConfig | GroundTruthJitterConfig | BoxFileConfig
+"""Config of a detector whose boxes are known before anybody looks."""
 DISTRACTOR_SIDES = (0.08, 0.6)
 """Range of a distractor's sides as a share of the image's, drawn log-uniformly."""
 SCORE_NOISE = 0.15
@@ -19,7 +20,10 @@ SCORE_NOISE = 0.15
 
 
 class KnownBoxesDetector:
-    """Gives back the known boxes of each image; ValueError naming the image when it has none attached."""
+    """A detector that gives back the known boxes of each image.
+
+    An image that comes without them is a ValueError that names it.
+    """
 
     def __init__(
         self,
@@ -30,13 +34,15 @@ class KnownBoxesDetector:
         self.config, self.prepare = config, preparation(config)
 
     def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
-        """See `Detector.detect`."""
+        """Return the proposals of each image, as `Detector.detect`."""
         return [self._detect(item) for item in batch]
 
     def _detect(self, item: Prepared) -> Detections:
+        """Return the known boxes of one image that the selection keeps."""
         if item.known is None:
             raise ValueError(
-                f"image {item.image_id}: {type(self.config).__name__} needs its boxes (empty if none)"
+                f"image {item.image_id}: {type(self.config).__name__} needs its boxes "
+                "(empty if none)"
             )
         boxes, scores = item.known.boxes, item.known.scores
         if isinstance(self.config, GroundTruthJitterConfig):
@@ -47,16 +53,26 @@ class KnownBoxesDetector:
 
 
 def preparation(_: KnownBoxesConfig, checkpoint: None = None) -> Prepare:  # noqa: ARG001
-    """See `fo1_model.detectors.preparation`."""
+    """Return the CPU half of the detector, as `fo1_model.detectors.preparation`."""
     return without_pixels
 
 
 def jittered(
     objects: np.ndarray, width: int, height: int, image_id: str, config: GroundTruthJitterConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moved objects and distractors: boxes float32[N, 4] xyxy px, scores float32[N] that mostly follow IoU.
+    """Return moved objects and distractors, with scores that mostly follow IoU.
 
     The draws depend on the seed and the image id alone, not on batch or worker.
+
+    Args:
+        objects: The annotated boxes, float32[M, 4] xyxy px.
+        width: Width of the image, px.
+        height: Height of the image, px.
+        image_id: Draws, together with the config's seed.
+        config: How far objects move, how many are missed, how many distractors there are.
+
+    Returns:
+        Boxes float32[N, 4] xyxy px and scores float32[N].
     """
     digest = hashlib.sha256(f"{config.seed}:{image_id}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))

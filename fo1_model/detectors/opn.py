@@ -9,6 +9,7 @@ import torch
 from fo1_model.detectors.batching import detect_by_shape, inference
 from fo1_model.detectors.configs import OPNDetectorConfig, UntrainedOPNConfig
 from fo1_model.detectors.protocol import Detections, DetectorInput, Prepare, Prepared
+from fo1_model.errors import SettingError
 from fo1_model.opn.config import OPN_SIZES, PROMPTS
 from fo1_model.opn.network import OPN, load_config, load_opn, new_opn
 from fo1_model.opn.targets import Letterbox, normalised_square, scaled_pixels
@@ -26,7 +27,7 @@ class OPNDetector:
         if isinstance(config, UntrainedOPNConfig):
             model = new_opn(OPN_SIZES[config.size](), config.seed).eval()
         elif checkpoint is None:
-            raise ValueError("OPNDetector(checkpoint=None): give the export folder of an OPN run")
+            raise SettingError("OPNDetector(checkpoint=None): give the export folder of an OPN run")
         else:
             model = load_opn(checkpoint)
         self.config, self.device = config, device
@@ -35,13 +36,13 @@ class OPNDetector:
         self._prompts = PROMPTS if config.prompt == "both" else (config.prompt,)
 
     def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
-        """See `Detector.detect`."""
+        """Return the proposals of each image, as `Detector.detect`."""
         return detect_by_shape(batch, self._boxes, self.config.selection)
 
     def _boxes(
         self, pixels: torch.Tensor, items: list[Prepared]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Boxes in original px and scores of each image, those of all prompts together."""
+        """Yield boxes in original px and scores of each image, those of all prompts together."""
         squares = normalised_square(pixels.to(self.device), self.model.config)
         per_prompt = [self._forward(squares, prompt) for prompt in self._prompts]
         for row, item in enumerate(items):
@@ -51,7 +52,7 @@ class OPNDetector:
             yield np.concatenate(boxes), np.concatenate(scores)
 
     def _forward(self, squares: torch.Tensor, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Boxes [B, K, 4] cxcywh in [0, 1] of the square and scores [B, K], float32."""
+        """Return boxes [B, K, 4] cxcywh in [0, 1] of the square and scores [B, K], float32."""
         prompts = torch.full((len(squares),), PROMPTS.index(prompt), device=squares.device)
         with inference(self.device, self.config.precision):
             outputs = self.model(squares, prompts)
@@ -59,7 +60,7 @@ class OPNDetector:
 
 
 def preparation(config: OPNDetectorConfig | UntrainedOPNConfig, checkpoint: str | None) -> Prepare:
-    """See `fo1_model.detectors.preparation`."""
+    """Return the CPU half of the detector, as `fo1_model.detectors.preparation`."""
     network = (
         OPN_SIZES[config.size]()
         if isinstance(config, UntrainedOPNConfig)

@@ -17,10 +17,19 @@ def select(
 ) -> Detections:
     """Clip, drop, sort, suppress, cut; the inputs are left as they are.
 
-    boxes: float32[N, 4] xyxy original px. scores: float32[N]. width, height: of the image, px.
-    Order of work: not finite dropped, clipped to the image, sides under 1 px dropped, score floor, sorted by
-    score (ties by original position), class-agnostic NMS, the best `max_boxes`.
-    Raises ValueError when the lengths differ.
+    The order of work: boxes that are not finite are dropped, the others clipped to the image; sides
+    under 1 px and scores under the floor are dropped; the rest is sorted by score (ties by original
+    position) and goes through class-agnostic NMS; the best `max_boxes` stay.
+
+    Args:
+        boxes: float32[N, 4], xyxy original px.
+        scores: float32[N].
+        width: Width of the image, px.
+        height: Height of the image, px.
+        selection: Score floor, NMS threshold and number of boxes.
+
+    Raises:
+        ValueError: The lengths of boxes and scores differ.
     """
     box = torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 4))
     score = torch.from_numpy(np.array(scores, dtype=np.float32).reshape(-1))
@@ -34,7 +43,8 @@ def select(
     order = torch.argsort(score, descending=True, stable=True)
     box, score = box[order], score[order]
     if selection.nms_iou is not None:
-        kept = nms(box, score, selection.nms_iou).sort().values  # nms promises no order among ties
+        # The order among ties is ours to keep: nms promises none.
+        kept = nms(box, score, selection.nms_iou).sort().values
         box, score = box[kept], score[kept]
     box, score = box[: selection.max_boxes], score[: selection.max_boxes]
     return Detections(boxes=box.numpy(), scores=score.numpy())

@@ -1,4 +1,4 @@
-"""What the Hugging Face detectors share: reading a folder, preparing an image, raw boxes to proposals."""
+"""What the Hugging Face detectors share: reading a folder, preparing an image, placing boxes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,27 +15,40 @@ from transformers.utils import logging
 
 from fo1_model.boxes import scale, to_corners
 from fo1_model.detectors.protocol import DetectorInput, Prepared
+from fo1_model.errors import SettingError
 
 THIN = 16.0
-"""From this ratio of the sides on, a processor may leave nothing of the short one; such images get no box."""
+"""Ratio of the sides from which on a processor may leave nothing of the short one.
+
+Such images get no box.
+"""
 
 Network = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Pixels float32[B, 3, H, W] and mask int64[B, H, W] (0 on padding) to boxes float[B, Q, 4], cxcywh in [0, 1]
-of the whole input, and scores float[B, Q]; one box a query."""
+"""Pixels and mask to boxes and scores, one box a query.
+
+Takes float32[B, 3, H, W] and int64[B, H, W], 0 on padding; gives float[B, Q, 4], cxcywh in [0, 1]
+of the whole input, and float[B, Q].
+"""
 
 
 def load_model(auto: Any, folder: str, **options: Any) -> Any:
-    """The model of a folder, through a class of transformers, in float32 and for inference.
+    """Read the model of a folder, in float32 and for inference.
 
-    options: further arguments of its `from_pretrained`. Reads safetensors only and no code of the folder;
-    asks no hub.
-    Raises ValueError naming the folder when it is missing, holds no safetensors or another kind of model, or
-    when its weights leave a part of the model out.
+    Reads safetensors only and no code of the folder; asks no hub.
+
+    Args:
+        auto: The class of transformers that reads it.
+        folder: Where the model lies.
+        **options: Further arguments of the class's `from_pretrained`.
+
+    Raises:
+        SettingError: The folder is missing, holds no safetensors or another kind of model, or its
+            weights leave a part of the model out.
     """
     if Path(folder).is_dir() and not any(Path(folder).glob("*.safetensors")):
-        raise ValueError(
-            f"checkpoint={folder!r}: holds no *.safetensors, and pickles (pytorch_model.bin) are not read; "
-            "load the model where its maker is trusted and save_pretrained it again"
+        raise SettingError(
+            f"checkpoint={folder!r}: holds no *.safetensors, and pickles (pytorch_model.bin) are "
+            "not read; load the model where its maker is trusted and save_pretrained it again"
         )
     model, report = load_part(
         auto,
@@ -43,31 +56,38 @@ def load_model(auto: Any, folder: str, **options: Any) -> Any:
         use_safetensors=True,
         dtype=torch.float32,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are in the report
+        ignore_mismatched_sizes=True,  # the report names them all; the error would name the first
         **options,
     )
     absent = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
     if absent:
-        raise ValueError(
-            f"checkpoint={folder!r}: {len(absent)} tensors of {type(model).__name__} are missing or of "
-            f"another shape, such as {absent[0]}; give the folder of a whole detector"
+        raise SettingError(
+            f"checkpoint={folder!r}: {len(absent)} tensors of {type(model).__name__} are missing "
+            f"or of another shape, such as {absent[0]}; give the folder of a whole detector"
         )
     return model.eval()
 
 
 def load_part(auto: Any, folder: str, **options: Any) -> Any:
-    """What an auto class of transformers reads from a folder, and from nowhere else.
+    """Read what an auto class of transformers makes of a folder, and from nowhere else.
 
-    Raises ValueError naming the folder when it is missing or holds nothing of that kind.
+    Args:
+        auto: The class of transformers.
+        folder: What it reads.
+        **options: Further arguments of the class's `from_pretrained`.
+
+    Raises:
+        SettingError: The folder is missing or holds nothing of that kind.
     """
     if not Path(folder).is_dir():
-        raise ValueError(
+        raise SettingError(
             f"checkpoint={folder!r}: no such folder; give one that save_pretrained wrote"
         )
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # one bar a worker is noise
-    # A config of before transformers 5 names its backbone, and the library looks on the hub for a repository
-    # of that name, whatever `local_files_only` says; it takes a model of timm when there is none.
+    # A config of before transformers 5 names its backbone, and the library looks on the hub for a
+    # repository of that name, whatever `local_files_only` says; it takes a model of timm when there
+    # is none.
     hub = SimpleNamespace(repo_exists=lambda _: False)
     no_hub = mock.patch.object(backbone_utils, "hf_api", return_value=hub)
     try:
@@ -76,7 +96,7 @@ def load_part(auto: Any, folder: str, **options: Any) -> Any:
                 folder, local_files_only=True, trust_remote_code=False, **options
             )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(
+        raise SettingError(
             f"checkpoint={folder!r}: {auto.__name__} does not read it: {error}"
         ) from error
     finally:
@@ -85,11 +105,15 @@ def load_part(auto: Any, folder: str, **options: Any) -> Any:
 
 
 def prepare_image(item: DetectorInput, *, processor: Any, to_square: bool = False) -> Prepared:
-    """One image through the processor of its detector, alone, so that a neighbour's size pads nothing.
+    """Send an image through its detector's processor, alone: no neighbour's size pads it.
 
-    The pixels are float32: some processors scale values before they resize, so that bytes would not do.
-    to_square: the processor pads the image to a square before it resizes it (OWLv2).
-    An image so thin that the processor leaves nothing of it has pixels of size 0.
+    The pixels are float32: some processors scale values before they resize, so that bytes would
+    not do. An image so thin that the processor leaves nothing of it has pixels of size 0.
+
+    Args:
+        item: The image.
+        processor: The image processor of the model's folder.
+        to_square: Whether the processor pads the image to a square before it resizes it (OWLv2).
     """
     width, height = item.image.size
     try:
@@ -123,7 +147,7 @@ def prepare_image(item: DetectorInput, *, processor: Any, to_square: bool = Fals
 def raw_boxes(
     network: Network, pixels: Tensor, items: list[Prepared]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Boxes in original px and scores of each image that goes through a network, for `detect_by_shape`."""
+    """Yield boxes in original px and scores of each image of a network, for `detect_by_shape`."""
     height, width = pixels.shape[-2:]
     if pixels.numel():
         boxes, scores = (
@@ -136,7 +160,7 @@ def raw_boxes(
 
 
 def pixel_mask(items: Sequence[Prepared], width: int, height: int) -> Tensor:
-    """1 on the image and 0 on padding of inputs of `width` x `height` px, int64[B, height, width]."""
+    """Return 1 on the image and 0 on padding of `width` x `height` px, int64[B, height, width]."""
     mask = torch.zeros(len(items), height, width, dtype=torch.int64)
     for row, item in zip(mask, items, strict=True):
         row[: round(item.height * item.scale[1]), : round(item.width * item.scale[0])] = 1
@@ -144,5 +168,15 @@ def pixel_mask(items: Sequence[Prepared], width: int, height: int) -> Tensor:
 
 
 def to_original(boxes: Tensor, item: Prepared, width: int, height: int) -> Tensor:
-    """Boxes float32[N, 4], cxcywh in [0, 1] of the input of `width` x `height` px, as xyxy original px."""
+    """Return boxes of a network's input as boxes of the original image.
+
+    Args:
+        boxes: float32[N, 4], cxcywh in [0, 1] of the whole input.
+        item: The image, with its scale.
+        width: Width of the input, px.
+        height: Height of the input, px.
+
+    Returns:
+        float32[N, 4], xyxy original px.
+    """
     return scale(to_corners(boxes), width / item.scale[0], height / item.scale[1])

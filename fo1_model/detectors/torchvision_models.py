@@ -1,8 +1,9 @@
-"""Torchvision's detectors (Faster R-CNN, RetinaNet, FCOS, SSD, ...) or their region proposals, as proposers.
+"""Torchvision's detectors, or their region proposals, as proposers.
 
-The models keep their own cuts before `select`: a score threshold (here the selection's own floor), NMS within
-a class, and a number of boxes an image (here ten times as many as wanted, since one object counts once a
-class until the class-agnostic NMS of `select` leaves its best). Region proposals are as many as wanted.
+Faster R-CNN, RetinaNet, FCOS, SSD and others. The models keep their own cuts before `select`: a
+score threshold (here the selection's own floor), NMS within a class, and a number of boxes an image
+(here ten times as many as wanted, since one object counts once a class until the class-agnostic NMS
+of `select` leaves its best). Region proposals are as many as wanted.
 """
 
 from collections.abc import Sequence
@@ -20,18 +21,24 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from fo1_model.detectors.batching import detect_by_shape, inference
 from fo1_model.detectors.configs import TorchvisionConfig
 from fo1_model.detectors.protocol import Detections, Prepare, Prepared, with_all_pixels
+from fo1_model.errors import SettingError
 from fo1_model.weights import read_state
 
 _NUM_CLASSES = 91
-"""Of the model that a file is compared with to learn its own number; COCO's, background included."""
+"""Classes of the model that a file is compared with to learn its own number.
+
+COCO's, background included.
+"""
 _WITHOUT_EPS = (
     "fasterrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn",
     "keypointrcnn_resnet50_fpn",
     "retinanet_resnet50_fpn",
 )
-"""Their published weights were trained with norms that add nothing to the variance; torchvision sets eps to 0
-for them (``overwrite_eps``)."""
+"""Models whose published weights were trained with norms that add nothing to the variance.
+
+torchvision sets eps to 0 for them (`overwrite_eps`).
+"""
 
 
 class TorchvisionDetector:
@@ -46,11 +53,14 @@ class TorchvisionDetector:
         )
 
     def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
-        """See `Detector.detect`."""
+        """Return the proposals of each image, as `Detector.detect`."""
         return detect_by_shape(batch, self._boxes, self.config.selection)
 
     def _boxes(self, pixels: Tensor, _: list[Prepared]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Boxes in px of `pixels`, the original ones, and scores of each image of uint8[B, 3, H, W]."""
+        """Return boxes and scores of each image of uint8[B, 3, H, W].
+
+        The pixels are the original ones, and so are the boxes'.
+        """
         if vanishes(self.model.transform, *pixels.shape[-2:]):
             return [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))] * len(pixels)
         images = list(pixels.to(self.device).float() / 255)
@@ -67,15 +77,19 @@ class TorchvisionDetector:
 
 
 def preparation(config: TorchvisionConfig, checkpoint: str | None) -> Prepare:  # noqa: ARG001
-    """All pixels: the models scale images themselves, on their device."""
+    """Return a preparation that keeps all pixels: the models scale images on their device."""
     return with_all_pixels
 
 
 def load_detector(name: str, path: str) -> nn.Module:
-    """The model of a builder with the weights of a file; its number of classes is read off the file.
+    """Return the model of a builder with the weights of a file, which tell the number of classes.
 
-    path: a state dict, as .safetensors or as a torch file of plain tensors.
-    Raises ValueError for an unknown builder, an unreadable file, or weights of another model.
+    Args:
+        name: A builder in `torchvision.models.detection`.
+        path: A state dict, as .safetensors or as a torch file of plain tensors.
+
+    Raises:
+        SettingError: The builder is unknown, the file unreadable, or its weights another model's.
     """
     state = read_state(Path(path))
     with torch.device("meta"):
@@ -89,7 +103,7 @@ def load_detector(name: str, path: str) -> nn.Module:
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise ValueError(
+        raise SettingError(
             f"checkpoint={path!r}: holds no weights of {name}: {str(error)[:500]}"
         ) from error
     if frozen and name in _WITHOUT_EPS:
@@ -100,19 +114,24 @@ def load_detector(name: str, path: str) -> nn.Module:
 
 
 def build(name: str, num_classes: int) -> nn.Module:
-    """The randomly initialised model of a builder; raises ValueError naming the builders there are."""
+    """Return a builder's randomly initialised model; an unknown builder is a SettingError."""
     known = torchvision.models.list_models(module=torchvision.models.detection)
     if name not in known:
-        raise ValueError(f"TorchvisionConfig.model={name!r}: use one of {', '.join(known)}")
+        raise SettingError(f"TorchvisionConfig.model={name!r}: use one of {', '.join(known)}")
     return torchvision.models.get_model(
         name, weights=None, weights_backbone=None, num_classes=num_classes
     )
 
 
 def classes_in(state: dict[str, Tensor], expected: dict[str, Tensor]) -> int:
-    """Number of classes of a state dict, by the rows of its tensors against those of `_NUM_CLASSES` classes.
+    """Return the number of classes of a state dict.
 
-    Whatever does not fit besides is left to the strict loading that follows.
+    Its tensors' rows are compared with those of `_NUM_CLASSES` classes. Whatever does not fit
+    besides is left to the strict loading that follows.
+
+    Args:
+        state: The tensors of the file.
+        expected: Those of the same model with `_NUM_CLASSES` classes.
     """
     for key, tensor in expected.items():
         if key in state and tensor.ndim and state[key].shape[:1] != tensor.shape[:1]:
@@ -122,25 +141,34 @@ def classes_in(state: dict[str, Tensor], expected: dict[str, Tensor]) -> int:
 
 
 def with_cuts(model: Any, config: TorchvisionConfig) -> Any:
-    """The model with its own cuts set by the selection, and its box arithmetic kept in float32.
+    """Set a model's own cuts by the selection, and keep its box arithmetic in float32.
 
-    Raises ValueError when region proposals are wanted of a model that has none.
+    Args:
+        model: The model, which is changed.
+        config: Which boxes are wanted, and how many.
+
+    Returns:
+        The same model.
+
+    Raises:
+        SettingError: Region proposals are wanted of a model that has none.
     """
     wanted = 10 * config.selection.max_boxes
     two_stage = isinstance(model, GeneralizedRCNN)
     if config.boxes == "rpn" and not two_stage:
-        raise ValueError(
-            f"TorchvisionConfig.boxes='rpn': {config.model} has no region proposal network; use 'final'"
+        raise SettingError(
+            f"TorchvisionConfig.boxes='rpn': {config.model} has no region proposal network; "
+            "use 'final'"
         )
     last = model.roi_heads if two_stage else model
     last.score_thresh = config.selection.score_min
     last.detections_per_img = max(last.detections_per_img, wanted)
     if two_stage:
-        model.roi_heads.mask_roi_pool = model.roi_heads.keypoint_roi_pool = (
-            None  # nobody asks for these
-        )
+        # Nobody asks for masks and keypoints; without these poolers they are not computed.
+        model.roi_heads.mask_roi_pool = model.roi_heads.keypoint_roi_pool = None
     if config.boxes == "rpn":
-        # Constructor arguments, under the names it keeps them; more proposals leave the best as they were.
+        # Constructor arguments, under the names that the model keeps. More proposals leave the best
+        # ones as they were.
         for kept in (model.rpn._pre_nms_top_n, model.rpn._post_nms_top_n):
             kept["testing"] = max(kept["testing"], config.selection.max_boxes)
     heads = (model.rpn.head, last.box_predictor) if two_stage else (model.head,)
@@ -150,7 +178,10 @@ def with_cuts(model: Any, config: TorchvisionConfig) -> Any:
 
 
 def in_float32(output: Any) -> Any:
-    """Tensors of nested lists, tuples and dicts in float32; bfloat16 moves an anchor at 1,000 px by 2."""
+    """Return nested lists, tuples and dicts of tensors in float32.
+
+    In bfloat16 an anchor at 1,000 px would move by 2.
+    """
     if isinstance(output, Tensor):
         return output.float()
     if isinstance(output, dict):
@@ -159,9 +190,16 @@ def in_float32(output: Any) -> Any:
 
 
 def region_proposals(model: Any, images: list[Tensor]) -> list[dict[str, Tensor]]:
-    """Boxes and objectness of a model's region proposal network, whose own forward gives no scores.
+    """Return boxes and objectness of a model's region proposals.
 
-    images: float32[3, H, W] in [0, 1] each. Returns boxes [N, 4] in px of the image and scores [N] each.
+    The steps are called one by one, because the forward of that network gives no scores.
+
+    Args:
+        model: A two-stage detector.
+        images: float32[3, H, W] in [0, 1] each.
+
+    Returns:
+        For each image `boxes`, float32[N, 4] in px of the image, and `scores`, float32[N].
     """
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
     scaled, _ = model.transform(images)
@@ -177,6 +215,9 @@ def region_proposals(model: Any, images: list[Tensor]) -> list[dict[str, Tensor]
 
 
 def vanishes(transform: GeneralizedRCNNTransform, height: int, width: int) -> bool:
-    """Whether an image is so thin that its short side is under 1 px once the long one is scaled down."""
+    """Return whether an image is so thin that nothing of it is left once it is scaled down.
+
+    Its short side is then under 1 px.
+    """
     longer, shorter = max(height, width), min(height, width)
     return transform.fixed_size is None and shorter * transform.max_size < longer

@@ -17,14 +17,14 @@ from fo1_model.detectors.protocol import (
 
 
 class UnionDetector:
-    """The members look at the same picture one after the other, each in its own preparation."""
+    """Detectors that look at the same image one after the other, each in its own preparation."""
 
     def __init__(self, config: UnionConfig, members: Sequence[Detector]) -> None:
         self.config, self.members = config, tuple(members)
         self.prepare = with_all_pixels
 
     def detect(self, batch: Sequence[Prepared]) -> list[Detections]:
-        """See `Detector.detect`."""
+        """Return the proposals of each image, as `Detector.detect`."""
         inputs = [_input(item) for item in batch]
         found = [
             member.detect([member.prepare(item) for item in inputs]) for member in self.members
@@ -42,6 +42,7 @@ class UnionDetector:
 
 
 def _input(item: Prepared) -> DetectorInput:
+    """Return the image as it was before its preparation, which kept all pixels."""
     if item.pixels is None:
         raise ValueError(f"image {item.image_id}: a union needs its pixels")
     image = Image.fromarray(np.ascontiguousarray(item.pixels.transpose(1, 2, 0)))

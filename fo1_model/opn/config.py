@@ -7,75 +7,86 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from fo1_model.errors import SettingError
+
 PROMPTS = ("coarse", "fine")
-"""Granularities a prompt can ask for; the position is the row in OPN's prompt tables."""
+"""Granularities that a prompt can ask for; the position is the row in OPN's prompt tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OPNConfig:
-    """What determines OPN's architecture and its input; weights aside, this is the network."""
+    """OPN's architecture and its input; weights aside, this is the network."""
 
     backbone: str = "test_convnext2"
-    """timm model with three maps at strides 8, 16, 32."""
+    """Name of a timm model that gives three maps, at strides 8, 16, 32."""
     backbone_indices: tuple[int, ...] = (1, 2, 3)
-    """Which of its stages give those maps."""
+    """Stages of the backbone that give those maps."""
     backbone_channels: tuple[int, ...] = (64, 96, 128)
-    """Channels of those maps; checked against the backbone."""
+    """Channels of the backbone's three maps; checked against it."""
     backbone_layout: Literal["channels_first", "channels_last"] = "channels_first"
-    """Layout of the maps. channels_last (timm Swin) also puts a LayerNorm on each, as OmDet-Turbo does."""
+    """Layout of the backbone's maps.
+
+    `channels_last` (timm Swin) also puts a LayerNorm on each, as OmDet-Turbo does.
+    """
     image_size: int = 128
-    """Side of the square the image is letterboxed into, px; a multiple of 32."""
+    """Side of the square that the image is letterboxed into, px; a multiple of 32."""
     pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Subtracted from RGB in [0, 1]; the padding has this colour."""
+    """Mean that is subtracted from RGB in [0, 1]; the padding has this colour."""
     pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Divides RGB after the mean."""
+    """Standard deviation that RGB is divided by once the mean is subtracted."""
     hidden_dim: int = 64
     """Width of encoder and decoder."""
     feedforward_dim: int = 128
-    """Inner width of their feed-forward layers."""
+    """Inner width of the feed-forward layers of encoder and decoder."""
     num_heads: int = 4
     """Attention heads of encoder and decoder."""
     num_decoder_layers: int = 2
-    """Decoder layers; each gives boxes and scores, the last is the answer."""
+    """Number of decoder layers; each gives boxes and scores, the last is the answer."""
     num_points: int = 4
-    """Points a head samples a level in deformable attention."""
+    """Points that a head samples on each level in deformable attention."""
     num_queries: int = 50
-    """Boxes out; clamped to the number of feature positions of small images."""
+    """Boxes out; at most the number of feature positions, which small images have few of."""
     prompt_dim: int = 96
-    """Width of the learned prompts (OmDet-Turbo's class embedding); must differ from hidden_dim."""
+    """Width of the learned prompts (OmDet-Turbo's class embedding).
+
+    Must differ from `hidden_dim`.
+    """
     normalization: Literal["batch", "group"] = "batch"
-    """Norm of the convolutional neck. batch: OmDet-Turbo's (needed for its weights). group: per image, so
-    that results do not depend on how a batch is split over workers."""
+    """Norm of the convolutional neck.
+
+    `batch` is OmDet-Turbo's, needed for its weights; `group` works per image, so that results do
+    not depend on how a batch is split over workers.
+    """
     denoising_groups: int = 0
-    """Groups of noised ground truth added as extra queries in training (RT-DETR); 0 = off."""
+    """Groups of noised ground truth added as extra queries in training (RT-DETR); 0 is off."""
     box_noise_scale: float = 1.0
-    """Size of that noise in half box sides."""
+    """Size of the noise on the extra queries, in half box sides."""
 
     def __post_init__(self) -> None:
         if self.image_size <= 0 or self.image_size % 32:
-            raise ValueError(
+            raise SettingError(
                 f"OPNConfig.image_size={self.image_size}: use a positive multiple of 32"
             )
         if self.prompt_dim == self.hidden_dim:
-            raise ValueError(
+            raise SettingError(
                 f"OPNConfig.prompt_dim={self.prompt_dim} equals hidden_dim: choose another width "
                 "(OmDet-Turbo's decoder builds its prompt projection only when they differ)"
             )
         if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
-            raise ValueError(
+            raise SettingError(
                 f"OPNConfig.hidden_dim={self.hidden_dim}: use a multiple of 4 and of num_heads "
                 f"({self.num_heads})"
             )
         if len(self.backbone_indices) != 3 or len(self.backbone_channels) != 3:
-            raise ValueError(
+            raise SettingError(
                 f"OPNConfig.backbone_indices={self.backbone_indices}, backbone_channels="
                 f"{self.backbone_channels}: name exactly three maps, at strides 8, 16, 32"
             )
         for name in ("num_queries", "num_decoder_layers", "num_points", "feedforward_dim"):
             if getattr(self, name) < 1:
-                raise ValueError(f"OPNConfig.{name}={getattr(self, name)}: use at least 1")
+                raise SettingError(f"OPNConfig.{name}={getattr(self, name)}: use at least 1")
         if self.denoising_groups < 0 or self.box_noise_scale <= 0:
-            raise ValueError(
+            raise SettingError(
                 f"OPNConfig.denoising_groups={self.denoising_groups}, "
                 f"box_noise_scale={self.box_noise_scale}: use groups >= 0 and a scale > 0"
             )
@@ -84,18 +95,24 @@ class OPNConfig:
             ("normalization", ("batch", "group")),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"OPNConfig.{name}={getattr(self, name)!r}: use one of {allowed}")
+                raise SettingError(
+                    f"OPNConfig.{name}={getattr(self, name)!r}: use one of {allowed}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values; `from_dict` reverses it."""
+        """Return plain JSON-ready values; `from_dict` reverses it."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "OPNConfig":
-        """Strict reverse of `to_dict`: a missing or unknown name raises ValueError."""
+        """Return the config of `to_dict`'s values.
+
+        Raises:
+            SettingError: A name is missing or unknown.
+        """
         names = {f.name for f in fields(cls)}
         if set(values) != names:
-            raise ValueError(
+            raise SettingError(
                 f"OPN config.json: unknown {sorted(set(values) - names)}, "
                 f"missing {sorted(names - set(values))}"
             )
@@ -107,72 +124,91 @@ class OPNConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    """What may happen to a picture."""
+    """What may happen to a training image."""
 
     flip: bool = True
-    """Mirror it left-right with probability 1/2."""
+    """Whether an image is mirrored left-right, with probability 1/2."""
     zoom: float = 1.0
-    """Show it between 1/zoom and zoom times its size, drawn log-uniformly: nearer, a random window of it is
-    cut out; farther, it lies somewhere on a larger canvas of the padding's colour. 1 = off."""
+    """An image is shown at between 1/zoom and zoom times its size, drawn log-uniformly; 1 is off.
+
+    Nearer, a random window of it is cut out; farther, it lies somewhere on a larger canvas of the
+    padding's colour.
+    """
     min_visible: float = 0.3
-    """A box of which less than this share is left by a window becomes an ignore region: it is neither an
-    object to find nor background. ours"""
+    """A box of which a window leaves less than this share becomes an ignore region (ours).
+
+    It is then neither an object to find nor background.
+    """
 
     def __post_init__(self) -> None:
         if not 1.0 <= self.zoom <= 8.0:
-            raise ValueError(f"AugmentationConfig.zoom={self.zoom}: use a factor from 1 (off) to 8")
+            raise SettingError(
+                f"AugmentationConfig.zoom={self.zoom}: use a factor from 1 (off) to 8"
+            )
         if not 0.0 <= self.min_visible <= 1.0:
-            raise ValueError(
+            raise SettingError(
                 f"AugmentationConfig.min_visible={self.min_visible}: use a share in [0, 1]"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OPNCriterionConfig:
-    """Weights of the loss and of the matching; defaults are RT-DETR's."""
+    """Weights of the loss and of the matching; the defaults are RT-DETR's."""
 
     varifocal_weight: float = 1.0
-    """Score: binary cross-entropy towards the IoU of the matched box."""
+    """Weight of the score's term: binary cross-entropy towards the IoU of the matched box."""
     l1_weight: float = 5.0
-    """Box: L1 over cxcywh in [0, 1]."""
+    """Weight of the boxes' L1 distance, over cxcywh in [0, 1]."""
     giou_weight: float = 2.0
-    """Box: 1 - GIoU."""
+    """Weight of the boxes' 1 - GIoU."""
     matching_score_cost: float = 2.0
-    """Focal score cost in the matching; the box costs equal the box weights."""
+    """Weight of the focal score cost in the matching; the box costs equal the box weights."""
     focal_alpha: float = 0.75
-    """Varifocal weight of negatives."""
+    """Weight of negatives in the varifocal term."""
     focal_gamma: float = 2.0
-    """Varifocal exponent on the predicted score of negatives."""
+    """Exponent on the predicted score of negatives in the varifocal term."""
     ignore_coverage: float = 0.5
-    """An unmatched query with at least this share of its area inside an ignore region is no negative."""
+    """An unmatched query with this share of its area in an ignore region is no negative."""
     incomplete_iou: float = 0.1
-    """On an image with incomplete labels, an unmatched query is a negative only if its IoU with some object
-    is at least this: a second box of a known object is wrong, a box of something else may be right. ours"""
+    """IoU with some object from which on an unmatched query is a negative on incomplete labels.
+
+    Ours. On such an image a second box of a known object is wrong; a box of something else may be
+    right.
+    """
     ignore_band: tuple[float, float] | None = None
-    """An unmatched query whose best IoU with the objects lies between these is no negative, on any image:
-    labels of an open world are never complete (OLN uses 0.1 to 0.5). None = off."""
+    """An unmatched query whose best IoU lies between these is no negative; None is off.
+
+    This holds on any image: labels of an open world are never complete (OLN uses 0.1 to 0.5).
+    """
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.incomplete_iou <= 1.0:
-            raise ValueError(
+            raise SettingError(
                 f"OPNCriterionConfig.incomplete_iou={self.incomplete_iou}: use an IoU in [0, 1]"
             )
         if (
             self.ignore_band is not None
             and not 0.0 <= self.ignore_band[0] < self.ignore_band[1] <= 1.0
         ):
-            raise ValueError(
-                f"OPNCriterionConfig.ignore_band={self.ignore_band}: use two rising IoUs such as (0.1, 0.5)"
+            raise SettingError(
+                f"OPNCriterionConfig.ignore_band={self.ignore_band}: use two rising IoUs such as "
+                "(0.1, 0.5)"
             )
 
 
 def tiny() -> OPNConfig:
-    """1.3 M parameters, 128 px: learns drawn scenes on two CPU cores in minutes."""
+    """Return a size that learns drawn scenes on two CPU cores in minutes.
+
+    1.3 M parameters, 128 px.
+    """
     return OPNConfig(normalization="group", denoising_groups=2)
 
 
 def swin_tiny() -> OPNConfig:
-    """The paper's family: OmDet-Turbo's Swin-tiny sizes without its text tower, 52 M parameters, 640 px."""
+    """Return the paper's family: OmDet-Turbo's Swin-tiny sizes without its text tower.
+
+    52 M parameters, 640 px.
+    """
     return OPNConfig(
         backbone="swin_tiny_patch4_window7_224",
         backbone_channels=(192, 384, 768),
@@ -191,8 +227,10 @@ def swin_tiny() -> OPNConfig:
 
 
 def large() -> OPNConfig:
-    """The same neck and decoder on Swin-large (UPN's backbone), 220 M parameters, 768 px: windows of 12 tile
-    the maps of all stages, so that nothing is padded. ours"""
+    """Return the same neck and decoder on Swin-large, UPN's backbone (ours).
+
+    220 M parameters, 768 px: windows of 12 tile the maps of all stages, so that nothing is padded.
+    """
     return replace(
         swin_tiny(),
         backbone="swin_large_patch4_window12_384",
@@ -206,4 +244,4 @@ OPN_SIZES: dict[str, Callable[[], OPNConfig]] = {
     "swin_tiny": swin_tiny,
     "large": large,
 }
-"""Named sizes: `OPN_SIZES["tiny"]()`."""
+"""The named sizes; `OPN_SIZES["tiny"]()` makes one's config."""

@@ -1,9 +1,10 @@
-"""OPN's loss: Hungarian matching, varifocal score, L1 and GIoU on every layer and on the encoder's selection.
+"""OPN's loss: Hungarian matching, varifocal score, L1 and GIoU, on all layers and the encoder.
 
-transformers' RTDetrLoss does the matching and the three terms (one class, "object"); this file sums them
-without dividing, so that the training loop can divide by the number of boxes over all workers, and leaves
-out of the score's negatives what may be an object all the same: queries inside ignore regions, those that an
-image with incomplete labels says nothing about, and, as an option, those that overlap an object in part.
+transformers' RTDetrLoss does the matching and the three terms (one class, "object"). This file sums
+them without dividing, so that the training loop can divide by the number of boxes over all workers,
+and leaves out of the score's negatives what may be an object all the same: queries inside ignore
+regions, those that an image with incomplete labels says nothing about, and, as an option, those
+that overlap an object in part.
 """
 
 from types import SimpleNamespace
@@ -18,12 +19,13 @@ from fo1_model.opn.network import OPNOutputs
 from fo1_model.opn.targets import OPNBatch
 
 Indices = list[tuple[Tensor, Tensor]]
+"""Of each image, the matched queries and their objects, int64[M] each."""
 IGNORED_LOGIT = -30.0
-"""Stands in for the logit of an ignored query: its varifocal term and gradient vanish."""
+"""Logit in the place of an ignored query's: its varifocal term and gradient vanish."""
 
 
 class OPNCriterion(nn.Module):
-    """`criterion(outputs, batch) -> (loss_sum, num_boxes, logs)`; see `forward`."""
+    """OPN's loss as a module: `criterion(outputs, batch) -> (loss_sum, num_boxes, logs)`."""
 
     def __init__(self, config: OPNCriterionConfig | None = None) -> None:
         super().__init__()
@@ -50,10 +52,17 @@ class OPNCriterion(nn.Module):
     def forward(
         self, outputs: OPNOutputs, batch: OPNBatch
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """The loss of one batch, as a sum.
+        """Return the loss of one batch, as a sum.
 
-        Returns loss_sum float32[] (divide by the number of boxes over all workers, at least 1), num_boxes
-        float32[] of this batch, and logs: the summed terms of the last layer. Finite without any box.
+        Args:
+            outputs: What the network gave for the batch.
+            batch: The objects and ignore regions that it is measured against.
+
+        Returns:
+            loss_sum: float32[], finite without any box; divide it by the number of boxes over all
+                workers, at least 1.
+            num_boxes: float32[], the boxes of this batch.
+            logs: The summed terms of the last layer, by name.
         """
         targets = [
             {"boxes": boxes, "class_labels": boxes.new_zeros(len(boxes), dtype=torch.int64)}
@@ -70,7 +79,7 @@ class OPNCriterion(nn.Module):
         return total, total.new_tensor(float(num_boxes)), logs
 
     def _denoising(self, outputs: OPNOutputs, targets: list[dict[str, Tensor]]) -> Tensor:
-        """The same terms on the noised queries, whose matches are known; a mean over the groups."""
+        """Return the terms of the noised queries, whose matches are known; a mean of the groups."""
         total = outputs.logits.new_zeros(())
         if (
             outputs.noised_logits is None
@@ -85,6 +94,7 @@ class OPNCriterion(nn.Module):
             (positives, torch.arange(len(target["boxes"]), device=positives.device).tile(groups))
             for positives, target in zip(outputs.noised_positives, targets, strict=True)
         ]
+        # Padding queries must not count as negatives.
         logits_of_layers = outputs.noised_logits.masked_fill(~outputs.noised_real, IGNORED_LOGIT)
         for logits, boxes in zip(logits_of_layers, outputs.noised_boxes, strict=True):
             total = total + _sum(self._weighted(logits, boxes, targets, matched)) / groups
@@ -93,15 +103,24 @@ class OPNCriterion(nn.Module):
     def _layer(
         self, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]], batch: OPNBatch
     ) -> dict[str, Tensor]:
-        """One layer's weighted terms: matching, then who is no negative, then the loss."""
+        """Return one layer's weighted terms: matching, then who is no negative, then the loss."""
         indices = self.terms.matcher({"logits": logits.unsqueeze(-1), "pred_boxes": boxes}, targets)
         ignored = self._ignored(boxes.detach(), batch)
+        # A matched query is a positive, wherever it lies.
         for i, (queries, _) in enumerate(indices):
             ignored[i, queries] = False
         return self._weighted(logits.masked_fill(ignored, IGNORED_LOGIT), boxes, targets, indices)
 
     def _ignored(self, boxes: Tensor, batch: OPNBatch) -> Tensor:
-        """bool[B, K]: queries that are no negatives unless matched. boxes: float32[B, K, 4] cxcywh."""
+        """Return which queries are no negatives unless they are matched.
+
+        Args:
+            boxes: float32[B, K, 4], cxcywh.
+            batch: The objects and regions of the B images.
+
+        Returns:
+            bool[B, K].
+        """
         ignored = _inside(boxes, batch.ignore_boxes, self.config.ignore_coverage)
         band = self.config.ignore_band
         if band is None and all(batch.complete):
@@ -119,7 +138,7 @@ class OPNCriterion(nn.Module):
     def _weighted(
         self, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]], indices: Indices
     ) -> dict[str, Tensor]:
-        """Weighted, undivided terms of given matches."""
+        """Return the weighted terms of given matches, not divided by anything."""
         layer = {"logits": logits.unsqueeze(-1), "pred_boxes": boxes}
         terms: dict[str, Tensor] = {}
         for name in self.terms.losses:
@@ -128,12 +147,15 @@ class OPNCriterion(nn.Module):
 
 
 def _sum(terms: dict[str, Tensor]) -> Tensor:
-    """The terms added up."""
+    """Return the sum of the terms."""
     return torch.stack(list(terms.values())).sum()
 
 
 def _inside(boxes: Tensor, regions: tuple[Tensor, ...], coverage: float) -> Tensor:
-    """bool[B, K]: the share of a box's area inside some single ignore region of its image is >= coverage."""
+    """Return which boxes lie inside some single ignore region of their image, bool[B, K].
+
+    A box does when at least the share `coverage` of its area is inside the region.
+    """
     inside = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
     for i, image_regions in enumerate(regions):
         if len(image_regions):

@@ -1,8 +1,9 @@
-"""Denoising queries: noised ground truth that the decoder learns to put right, hidden from the real queries.
+"""Denoising queries: noised ground truth that the decoder learns to put right.
 
-The scheme is RT-DETR's and DINO's (contrastive: a near copy to restore, a far one to reject). Unlike the
-library's helper, an image's noise comes from its own seed and padding is masked out, so that the loss does
-not depend on which images share a batch, nor so on the number of workers.
+The scheme is RT-DETR's and DINO's (contrastive: a near copy to restore, a far one to reject); real
+queries cannot see the noised ones. Unlike in the library's helper, an image's noise comes from its
+own seed and padding is masked out, so that the loss depends neither on which images share a batch
+nor, therefore, on the number of workers.
 """
 
 from collections.abc import Sequence
@@ -16,27 +17,36 @@ from fo1_model.boxes import to_center_size, to_corners
 
 @dataclass(frozen=True, kw_only=True)
 class NoisedQueries:
-    """N extra queries an image: per group the near copies of its boxes, then the far ones, each padded.
+    """N extra queries an image.
 
-    box_logits: float32[B, N, 4], inverse sigmoid of cxcywh. real: bool[B, N], False on padding.
-    mask: float32[B, 1, N+K+1, N+K+1] added to attention; K real queries and one task token follow the N.
-    positives: int64 indices of the near copies, one tensor an image, in the order of its boxes, per group.
+    Per group the near copies of its boxes, then the far ones, each padded.
     """
 
     box_logits: Tensor
+    """Inverse sigmoid of the noised boxes, float32[B, N, 4] cxcywh."""
     real: Tensor
+    """Which queries are no padding, bool[B, N]."""
     mask: Tensor
+    """Mask that is added to attention, float32[B, 1, N+K+1, N+K+1].
+
+    K real queries and one task token follow the N.
+    """
     positives: tuple[Tensor, ...]
+    """Indices of the near copies, int64, one tensor an image: per group, in its boxes' order."""
 
 
 def noised_queries(
     boxes: Sequence[Tensor], seeds: Sequence[int], *, num_queries: int, groups: int, scale: float
 ) -> NoisedQueries | None:
-    """Noised copies of the boxes of a batch; None when it has none.
+    """Return noised copies of the boxes of a batch, or None when it has none.
 
-    boxes: B tensors float32[N_i, 4] cxcywh in [0, 1]. seeds: B, each draws its image's noise.
-    num_queries: K. groups: independent repetitions. scale: each edge of a near copy moves by up to this many
-    half sides, of a far one by once to twice that.
+    Args:
+        boxes: B tensors float32[N_i, 4], cxcywh in [0, 1].
+        seeds: B seeds; each draws its image's noise.
+        num_queries: K, the number of real queries.
+        groups: Independent repetitions.
+        scale: Each edge of a near copy moves by up to this many half sides, of a far one by once to
+            twice that.
     """
     most = max((len(b) for b in boxes), default=0)
     if most == 0 or groups == 0:
@@ -59,7 +69,8 @@ def noised_queries(
 
 
 def _noised(boxes: Tensor, seed: int, groups: int, scale: float) -> Tensor:
-    """float32[groups, 2, N, 4] cxcywh: near and far copies of float32[N, 4], inside the square."""
+    """Return near and far copies of float32[N, 4] in the square: float32[groups, 2, N, 4]."""
+    # Drawn on the CPU whatever the boxes' device: a seed gives the same noise everywhere.
     generator = torch.Generator().manual_seed(seed)
     shape = (groups, 2, len(boxes), 4)
     amount = torch.rand(shape, generator=generator)
@@ -75,14 +86,16 @@ def _noised(boxes: Tensor, seed: int, groups: int, scale: float) -> Tensor:
 
 
 def _mask(real: Tensor, group: Tensor, num_others: int) -> Tensor:
-    """The additive mask: noised queries see their group's real ones and all others, who see no noised one."""
+    """Return the mask that is added to attention.
+
+    Noised queries see the real ones of their group, and all K + 1 others; those see no noised one.
+    """
     batch, size = real.shape
     hidden = torch.zeros(
         batch, size + num_others, size + num_others, dtype=torch.bool, device=real.device
     )
-    alone = ~torch.eye(
-        size, dtype=torch.bool, device=real.device
-    )  # padding sees itself: no empty softmax
+    # Padding sees itself: a softmax over nothing would be NaN.
+    alone = ~torch.eye(size, dtype=torch.bool, device=real.device)
     hidden[:, :size, :size] = ((group[:, None] != group) | ~real[:, None, :]) & alone
     hidden[:, size:, :size] = True
     return (

@@ -1,10 +1,12 @@
 """OPN: transformers' OmDet-Turbo blocks with learned prompts in place of the text towers.
 
-The blocks (backbone, hybrid encoder, decoder layers and heads) are composed, not edited. The decoder's loop
-is written here because the library's takes no denoising queries, gives all layers only in training, and
-fails when an image has fewer feature positions than queries (paper 3.2 names OmDet-Turbo; prompts ours).
+The blocks (backbone, hybrid encoder, decoder layers and heads) are composed, not edited. The
+decoder's loop is written here because the library's takes no denoising queries, gives all layers
+only in training, and fails when an image has fewer feature positions than queries (paper 3.2 names
+OmDet-Turbo; the prompts are ours).
 
-Shapes: B images, S side px, K queries, N noised queries, L decoder layers, D hidden_dim, E prompt_dim.
+Shapes: B images, S side px, K queries, N noised queries, L decoder layers, D hidden_dim,
+E prompt_dim.
 Boxes inside the network are cxcywh in [0, 1] of the square input.
 """
 
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import OmDetTurboConfig
@@ -25,37 +28,46 @@ from transformers.models.omdet_turbo.modeling_omdet_turbo import (
     get_class_similarity,
 )
 
+from fo1_model.errors import SettingError
 from fo1_model.opn.config import PROMPTS, OPNConfig
 from fo1_model.opn.denoising import noised_queries
+from fo1_model.weights import read_json
 
 INITIAL_BIAS = -4.0
-"""Start of the logit bias: a cosine score starts at sigmoid 0.5 on every query, far from the few objects."""
+"""Value that the logit bias starts at.
+
+Without it a cosine score starts at sigmoid 0.5 on every query, and objects are few.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OPNOutputs:
-    """What one forward gives.
-
-    logits: float32[L, B, K] objectness before the sigmoid, one row a decoder layer; the last is the answer.
-    boxes: float32[L, B, K, 4] cxcywh in [0, 1] of the square.
-    encoder_logits, encoder_boxes: float32[B, K], float32[B, K, 4], the selected encoder positions.
-    noised_logits, noised_boxes: the same per layer for the N noised queries; None without denoising.
-    noised_real: bool[B, N], False on padding.
-    noised_positives: int64 indices of the queries to restore, one tensor an image: its boxes, per group.
-    """
+    """What one forward gives."""
 
     logits: Tensor
+    """Objectness before the sigmoid, float32[L, B, K]; the last layer is the answer."""
     boxes: Tensor
+    """Boxes of every layer, float32[L, B, K, 4] cxcywh in [0, 1] of the square."""
     encoder_logits: Tensor
+    """Objectness of the selected encoder positions, float32[B, K]."""
     encoder_boxes: Tensor
+    """Boxes of the selected encoder positions, float32[B, K, 4]."""
     noised_logits: Tensor | None = None
+    """Objectness of the noised queries, float32[L, B, N]; None without denoising."""
     noised_boxes: Tensor | None = None
+    """Boxes of the noised queries, float32[L, B, N, 4]; None without denoising."""
     noised_real: Tensor | None = None
+    """Which noised queries are no padding, bool[B, N]; None without denoising."""
     noised_positives: tuple[Tensor, ...] = ()
+    """Indices of the queries to restore, one int64 tensor an image: its boxes, per group."""
 
 
 class OPN(nn.Module):
-    """The proposal network. Raises ValueError when the backbone does not give the configured channels."""
+    """The proposal network.
+
+    Raises:
+        SettingError: The backbone does not give the configured channels.
+    """
 
     def __init__(self, config: OPNConfig) -> None:
         super().__init__()
@@ -64,13 +76,13 @@ class OPN(nn.Module):
         self.backbone = OmDetTurboVisionBackbone(omdet)
         channels = tuple(self.backbone.vision_backbone.channels)
         if channels != config.backbone_channels:
-            raise ValueError(
-                f"OPNConfig.backbone_channels={config.backbone_channels}: {config.backbone} gives {channels}"
+            raise SettingError(
+                f"OPNConfig.backbone_channels={config.backbone_channels}: {config.backbone} gives "
+                f"{channels}"
             )
         if config.backbone_layout == "channels_first":
-            self.backbone.layer_norms = (
-                nn.ModuleList()
-            )  # unused there: parameters that never get a gradient
+            # Unused in this layout: its parameters would never get a gradient.
+            self.backbone.layer_norms = nn.ModuleList()
         self.encoder = OmDetTurboHybridEncoder(omdet)
         self.decoder = OmDetTurboDecoder(omdet)
         if config.normalization == "group":
@@ -89,12 +101,17 @@ class OPN(nn.Module):
         boxes: Sequence[Tensor] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> OPNOutputs:
-        """Pixels to boxes and scores.
+        """Return boxes and scores of a batch of images.
 
-        pixels: float32[B, 3, S, S] normalised RGB. prompts: int64[B] rows of PROMPTS; None = all coarse.
-        boxes: the ground truth, B tensors float32[N_i, 4]; in training it makes the denoising queries when
-            the config asks for them. seeds: B, draw an image's noise, so that a resumed run repeats it.
-        Raises ValueError for denoising without seeds.
+        Args:
+            pixels: float32[B, 3, S, S], normalised RGB.
+            prompts: int64[B], rows of PROMPTS; None asks for coarse on all.
+            boxes: The ground truth, B tensors float32[N_i, 4]. In training it makes the denoising
+                queries when the config asks for them.
+            seeds: B seeds that draw the images' noise, so that a resumed run repeats it.
+
+        Raises:
+            ValueError: Denoising without seeds.
         """
         if prompts is None:
             prompts = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)
@@ -103,7 +120,7 @@ class OPN(nn.Module):
         content, box_logits, encoder_logits = self._select(vision[0], vision[2], prompts)
         encoder_boxes = box_logits.sigmoid()
         if self.training:
-            # Queries start at the encoder's choice; the decoder's loss must not move it (as in RT-DETR).
+            # Queries start at the encoder's choice; the decoder's loss must not move it (RT-DETR).
             content, box_logits = content.detach(), box_logits.detach()
         noised = None
         if self.training and self.config.denoising_groups and boxes is not None:
@@ -118,7 +135,8 @@ class OPN(nn.Module):
                 groups=self.config.denoising_groups,
                 scale=self.config.box_noise_scale,
             )
-            content = content + 0.0 * self.noised_query  # every rank reduces the same gradients
+            # A batch without boxes uses no noised query; every rank must reduce the same gradients.
+            content = content + 0.0 * self.noised_query
         if noised is None:
             logits, refined = self._decode(content, box_logits.sigmoid(), vision, prompts)
             return OPNOutputs(
@@ -145,7 +163,16 @@ class OPN(nn.Module):
         )
 
     def _objectness(self, states: Tensor, head: nn.Module, prompts: Tensor) -> Tensor:
-        """float32[B, K]: scaled cosine of states [B, K, D] and the projected prompt, plus the bias."""
+        """Return the scaled cosine of states and the projected prompt, plus the bias.
+
+        Args:
+            states: float[B, K, D].
+            head: Projects the prompts [B, E] to [B, D].
+            prompts: int64[B], rows of PROMPTS.
+
+        Returns:
+            float32[B, K].
+        """
         target = head(self.object_prompts[prompts]).unsqueeze(-1)
         return (
             get_class_similarity("cosine", states.float(), target.float()).squeeze(-1)
@@ -155,11 +182,14 @@ class OPN(nn.Module):
     def _select(
         self, features: Tensor, shapes: list[tuple[int, int]], prompts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best positions of all levels: content [B, K, D], box logits [B, K, 4], objectness [B, K]."""
+        """Return the best positions of all levels.
+
+        Returns:
+            Content [B, K, D], box logits [B, K, 4] and objectness [B, K].
+        """
         decoder = self.decoder
-        with torch.inference_mode(
-            False
-        ):  # the anchors are cached: training must be able to use them later
+        # The anchors are cached, and training must be able to use them after an inference.
+        with torch.inference_mode(False):
             anchors, valid = decoder.generate_anchors(
                 tuple(shapes), device=features.device, dtype=torch.float32
             )
@@ -186,7 +216,18 @@ class OPN(nn.Module):
         prompts: Tensor,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Decoder layers over the queries and one task token: logits [L, B, K], boxes [L, B, K, 4]."""
+        """Run the decoder's layers over the queries and one task token.
+
+        Args:
+            content: Where the queries start, float[B, K, D].
+            reference: The boxes that they start from, float32[B, K, 4] cxcywh in [0, 1].
+            vision: The encoded maps, as the library's decoder flattens them.
+            prompts: int64[B], rows of PROMPTS.
+            mask: What is added to attention; None lets every query see every other.
+
+        Returns:
+            Logits float32[L, B, K] and boxes float32[L, B, K, 4].
+        """
         decoder = self.decoder
         features, shapes, shape_list, level_starts = vision
         task = decoder.task_project(decoder.task_encoder(self.task_prompts[prompts])).unsqueeze(0)
@@ -206,7 +247,7 @@ class OPN(nn.Module):
             )
             delta = decoder.decoder_bbox_head[i](content).float()
             logits.append(self._objectness(content, decoder.decoder_class_head[i], prompts))
-            # A layer's box loss also reaches the layer before it (look forward twice, as OmDet-Turbo trains).
+            # A layer's box loss also reaches the layer before it: OmDet-Turbo looks forward twice.
             boxes.append((delta + torch.logit(previous, eps=1e-5)).sigmoid())
             previous = (delta + torch.logit(reference, eps=1e-5)).sigmoid()
             reference = previous.detach() if self.training else previous
@@ -214,14 +255,17 @@ class OPN(nn.Module):
 
 
 def new_opn(config: OPNConfig, seed: int) -> OPN:
-    """A randomly initialised OPN; the caller's random state is untouched."""
+    """Return a randomly initialised OPN; the caller's random state is untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return OPN(config)
 
 
 def save_opn(model: OPN, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors into `folder`, made when missing. Same weights, same bytes."""
+    """Write config.json and model.safetensors into `folder`, which is made when it is missing.
+
+    The same weights give the same bytes.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(model.config.to_dict(), indent=2, sort_keys=True) + "\n"
@@ -233,34 +277,50 @@ def save_opn(model: OPN, folder: str | Path) -> None:
 
 
 def load_opn(folder: str | Path) -> OPN:
-    """The network `save_opn` wrote, on the CPU, for inference. Raises ValueError naming a missing file."""
+    """Return the network that `save_opn` wrote, on the CPU, for inference.
+
+    Raises:
+        SettingError: A file is missing or unreadable, or the weights are not the config's.
+    """
     model = new_opn(load_config(folder), seed=0)
-    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    file = Path(folder) / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(file))
+    except (RuntimeError, SafetensorError) as error:
+        raise SettingError(f"{file}: holds no weights of its config.json: {error}") from error
     return model.eval()
 
 
 def load_config(folder: str | Path) -> OPNConfig:
-    """Config of the network in a folder that `save_opn` wrote. Raises ValueError naming a missing file."""
+    """Return the config of the network in a folder that `save_opn` wrote.
+
+    Raises:
+        SettingError: A file is missing, or config.json is no such config.
+    """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise ValueError(
+            raise SettingError(
                 f"OPN checkpoint {folder}: {name} is missing; give an OPN run's export folder"
             )
-    return OPNConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    values = read_json(folder / "config.json")
+    if not isinstance(values, dict):
+        raise SettingError(
+            f"{folder}/config.json: no OPN's config; give an OPN run's export folder"
+        )
+    return OPNConfig.from_dict(values)
 
 
 def omdet_config(config: OPNConfig) -> OmDetTurboConfig:
-    """OmDet-Turbo's settings for our sizes; its text side keeps defaults, nothing of it is built."""
+    """Return OmDet-Turbo's settings for our sizes; its text side, never built, keeps defaults."""
     channels_last = config.backbone_layout == "channels_last"
     backbone: dict[str, Any] = {
         "model_type": "timm_backbone",
         "backbone": config.backbone,
         "out_indices": list(config.backbone_indices),
     }
-    if (
-        channels_last
-    ):  # timm's Swin takes its size at construction; windows as OmDet-Turbo cuts them
+    if channels_last:
+        # timm's Swin takes its size at construction; windows are cut as OmDet-Turbo cuts them.
         backbone |= {"img_size": config.image_size, "always_partition": True}
     return OmDetTurboConfig(
         backbone_config=backbone,
@@ -283,7 +343,7 @@ def omdet_config(config: OPNConfig) -> OmDetTurboConfig:
 
 
 def _batch_to_group_norm(module: nn.Module) -> None:
-    """Replaces every BatchNorm2d by a GroupNorm with 8 channels a group, in place."""
+    """Replace every BatchNorm2d by a GroupNorm with 8 channels a group, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(

@@ -1,7 +1,7 @@
 """Images and boxes to OPN's input, and its boxes back to pixels of the original image.
 
-One letterbox: the longer side is scaled to the square's side, the rest (right, bottom) is padding of the mean
-colour. So a box maps by one scale and no offset, either way.
+One letterbox: the longer side is scaled to the square's side, the rest (right, bottom) is padding
+of the mean colour. So a box maps by one scale and no offset, either way.
 """
 
 from collections.abc import Sequence
@@ -20,59 +20,79 @@ from fo1_model.opn.config import PROMPTS, AugmentationConfig, OPNConfig
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How one image sits in the square: `scale` = square px per original px; `side` of the square, px."""
+    """How one image sits in the square."""
 
     scale: float
+    """Px of the square per px of the original image."""
     side: int
+    """Side of the square, px."""
 
     def to_square(self, boxes: np.ndarray) -> Tensor:
-        """boxes: float32[N, 4] xyxy original px -> float32[N, 4] cxcywh in [0, 1] of the square."""
+        """Return boxes of the original image as boxes of the square.
+
+        Args:
+            boxes: float32[N, 4], xyxy original px.
+
+        Returns:
+            float32[N, 4], cxcywh in [0, 1] of the square.
+        """
         xyxy = torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 4))
         return to_center_size(xyxy * (self.scale / self.side))
 
     def to_original(self, boxes: Tensor) -> np.ndarray:
-        """boxes: float32[N, 4] cxcywh in [0, 1] of the square -> float32[N, 4] xyxy original px."""
+        """Return boxes of the square as boxes of the original image.
+
+        Args:
+            boxes: float32[N, 4], cxcywh in [0, 1] of the square.
+
+        Returns:
+            float32[N, 4], xyxy original px.
+        """
         xyxy = to_corners(boxes.detach().float().cpu())
         return (xyxy * (self.side / self.scale)).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
 class OPNExample:
-    """One picture with its annotated boxes."""
+    """One image with its annotated boxes."""
 
     image: Image.Image
-    """RGB."""
+    """The image, RGB."""
     boxes: np.ndarray
-    """float32[N, 4] xyxy px."""
+    """Annotated boxes, float32[N, 4] xyxy px."""
     ignore: np.ndarray
-    """bool[N]: crowds and don't-care regions."""
+    """Which boxes are crowds and don't-care regions, bool[N]."""
     prompt: Literal["coarse", "fine"] = "coarse"
     """Granularity of the annotation: whole objects, or parts of them too."""
     complete: bool = True
-    """Whether every object of the annotated kinds has a box. Federated sets such as LVIS are not complete,
-    nor are the objects of one expression: what they leave out is no background."""
+    """Whether every object of the annotated kinds has a box.
+
+    Federated sets such as LVIS are not complete, nor are the objects of one expression: what they
+    leave out is no background.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class OPNBatch:
-    """B letterboxed images and their boxes (cxcywh in [0, 1] of the square).
-
-    pixels: float32[B, 3, S, S] normalised RGB. prompts: int64[B] rows of PROMPTS.
-    boxes: B tensors float32[N_i, 4], the objects. ignore_boxes: B tensors float32[M_i, 4], regions where an
-    unmatched query is no mistake. complete: B, whether every object of an image is among its boxes.
-    letterboxes: B. seeds: B, draw the denoising noise.
-    """
+    """B letterboxed images and their boxes (cxcywh in [0, 1] of the square)."""
 
     pixels: Tensor
+    """Normalised RGB, float32[B, 3, S, S]."""
     prompts: Tensor
+    """Rows of PROMPTS, int64[B]."""
     boxes: tuple[Tensor, ...]
+    """The objects, B tensors float32[N_i, 4]."""
     ignore_boxes: tuple[Tensor, ...]
+    """Regions where an unmatched query is no mistake, B tensors float32[M_i, 4]."""
     complete: tuple[bool, ...]
+    """Whether every object of an image is among its boxes, B flags."""
     letterboxes: tuple[Letterbox, ...]
+    """How each of the B images sits in its square."""
     seeds: tuple[int, ...]
+    """Seeds that draw the denoising noise, B."""
 
     def to(self, device: torch.device | str) -> "OPNBatch":
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         return replace(
             self,
             pixels=self.pixels.to(device),
@@ -83,13 +103,13 @@ class OPNBatch:
 
 
 def letterbox(image: Image.Image, config: OPNConfig) -> tuple[Tensor, Letterbox]:
-    """Scales and pads one RGB image: float32[3, S, S] normalised, and the way back."""
+    """Scale and pad one RGB image: float32[3, S, S] normalised, and the way back."""
     pixels, placed = scaled_pixels(image, config.image_size)
     return normalised_square(torch.from_numpy(pixels), config), placed
 
 
 def scaled_pixels(image: Image.Image, side: int) -> tuple[np.ndarray, Letterbox]:
-    """Scales one image so that its longer side is `side`: uint8[3, H, W] RGB, and the way back."""
+    """Scale an image so that its longer side is `side` px: uint8[3, H, W] RGB, and the way back."""
     width, height = image.size
     scale = side / max(width, height)
     if scale != 1.0:
@@ -100,7 +120,15 @@ def scaled_pixels(image: Image.Image, side: int) -> tuple[np.ndarray, Letterbox]
 
 
 def normalised_square(pixels: Tensor, config: OPNConfig) -> Tensor:
-    """Normalises and pads scaled pixels: uint8[..., 3, H, W] -> float32[..., 3, S, S], on their device."""
+    """Normalise and pad scaled pixels, on their device.
+
+    Args:
+        pixels: uint8[..., 3, H, W], RGB.
+        config: Gives the square's side, the mean and the standard deviation.
+
+    Returns:
+        float32[..., 3, S, S].
+    """
     rgb = pixels.float() / 255.0
     mean = torch.tensor(config.pixel_mean, device=pixels.device).view(3, 1, 1)
     std = torch.tensor(config.pixel_std, device=pixels.device).view(3, 1, 1)
@@ -118,12 +146,18 @@ def collate(
     seeds: Sequence[int] | None = None,
     augmentation: AugmentationConfig | None = None,
 ) -> OPNBatch:
-    """One batch from pictures with their boxes.
+    """Return one batch of images with their boxes.
 
-    seeds: one an image (None = its position), for its augmentation and its denoising noise: what happens to
-        an image does not depend on the others of its batch.
-    augmentation: None shows the pictures as they are.
-    Raises ValueError on an empty batch, a box without positive sides or not finite, or unequal lengths.
+    Args:
+        examples: The images.
+        config: Gives the square's side, the mean and the standard deviation.
+        seeds: One an image (None takes its position), for its augmentation and its denoising noise:
+            what happens to an image does not depend on the others of its batch.
+        augmentation: What may happen to the images; None shows them as they are.
+
+    Raises:
+        ValueError: The batch is empty, a box has no positive sides or is not finite, or lengths
+            differ.
     """
     if not examples:
         raise ValueError("collate(examples=[]): a batch needs at least one image")
@@ -152,7 +186,7 @@ def collate(
 
 
 def _checked(index: int, example: OPNExample) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-    """Picture, boxes and flags in shape; raises ValueError naming the image's place in the batch."""
+    """Return image, boxes and flags in shape; a ValueError names the image's place in the batch."""
     boxes = np.asarray(example.boxes, dtype=np.float32).reshape(-1, 4)
     ignore = np.asarray(example.ignore, dtype=bool).reshape(-1)
     if len(boxes) != len(ignore):

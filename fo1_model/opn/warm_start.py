@@ -1,10 +1,14 @@
-"""OPN from an OmDet-Turbo checkpoint: its weights, and its words "object" and "Detect object." as prompts.
+"""OPN from an OmDet-Turbo: its weights, and its words "object" and "Detect object." as prompts.
 
-Everything but the text tower is taken over, so that OPN starts as OmDet-Turbo asked for "object": with a
-task of one token both give the same boxes and scores. What differs from it: its several task tokens
-("Detect object." with start and end) become one, their mean; OPN letterboxes where OmDet-Turbo squashes, and
-never prefers a border position that has no anchor. Batch statistics are its own (normalization "batch"), the
-logit bias is 0 as it has none, and the denoising query, which inference does not use, starts afresh.
+Everything but the text tower is taken over, so that OPN starts as OmDet-Turbo asked for "object":
+with a task of one token both give the same boxes and scores. What differs:
+
+- OmDet-Turbo's several task tokens ("Detect object." with start and end) become one, their mean.
+- OPN letterboxes where OmDet-Turbo squashes.
+- OPN never prefers a border position that has no anchor.
+
+Batch statistics are OmDet-Turbo's (normalization "batch"), the logit bias is 0 as it has none, and
+the denoising query, which inference does not use, starts afresh.
 """
 
 from pathlib import Path
@@ -23,40 +27,39 @@ from transformers import (
 )
 
 from fo1_model.detectors.pretrained import load_model, load_part
+from fo1_model.errors import SettingError
 from fo1_model.opn.config import OPNConfig
 from fo1_model.opn.network import OPN, new_opn, omdet_config
 from fo1_model.weights import check_names
 
 WORD = "object"
-"""What OmDet-Turbo is asked for; its processor makes the task "Detect object." of it."""
+"""Word that OmDet-Turbo is asked for; its processor makes the task "Detect object." of it."""
 DENOISING_GROUPS = 5
-"""As in the named sizes; OmDet-Turbo's config says nothing of its training."""
+"""Groups as in the named sizes; OmDet-Turbo's config says nothing of its training."""
 FILES = (
     ("config.json",),
     ("model.safetensors", "model.safetensors.index.json"),
     ("preprocessor_config.json", "processor_config.json"),
     ("tokenizer.json", "vocab.json"),
 )
-"""What a folder must hold, one of each line."""
-OF_OTHER_PARTS = {
-    *(
-        "text_config",
-        "text_projection_in_dim",
-        "text_projection_out_dim",
-        "cache_size",
-    ),  # the text tower
-    *("encoder_dropout", "encoder_feedforward_dropout", "decoder_dropout", "init_std"),  # training
-    *("disable_custom_kernels", "is_encoder_decoder"),  # without effect
-}
+"""Files that a folder must hold, one of each line."""
+_OF_TEXT = {"text_config", "text_projection_in_dim", "text_projection_out_dim", "cache_size"}
+_OF_TRAINING = {"encoder_dropout", "encoder_feedforward_dropout", "decoder_dropout", "init_std"}
+_WITHOUT_EFFECT = {"disable_custom_kernels", "is_encoder_decoder"}
+OF_OTHER_PARTS = _OF_TEXT | _OF_TRAINING | _WITHOUT_EFFECT
 """Fields of OmDetTurboConfig that say nothing about what OPN takes over."""
 
 
 def warm_start(folder: str | Path) -> OPN:
-    """OPN, to be trained, from an OmDet-Turbo in the Hugging Face layout, on the CPU in float32.
+    """Return an OPN, to be trained, from an OmDet-Turbo, on the CPU in float32.
 
-    folder: config.json, safetensors (one file or several), image processor and tokenizer.
-    Raises ValueError naming a file that is missing, a pickle in place of safetensors, a setting that OPN is
-    not built for, or a tensor that is missing or left over.
+    Args:
+        folder: An OmDet-Turbo in the Hugging Face layout: config.json, safetensors (one file or
+            several), image processor and tokenizer.
+
+    Raises:
+        SettingError: A file is missing or is a pickle in place of safetensors, OPN is not built for
+            a setting, or a tensor is missing or left over.
     """
     folder = Path(folder)
     model = new_opn(warm_start_config(folder), seed=0)
@@ -72,16 +75,17 @@ def warm_start(folder: str | Path) -> OPN:
 
 
 def warm_start_config(folder: str | Path) -> OPNConfig:
-    """The sizes that `warm_start` gives, from config.json and the image processor's settings.
+    """Return the sizes that `warm_start` gives, from config.json and the image processor.
 
-    Raises ValueError naming a file that is missing, or a setting that OPN is not built for.
+    Raises:
+        SettingError: A file is missing, or OPN is not built for a setting.
     """
     folder = Path(folder)
     for names in FILES:
         if not any((folder / name).is_file() for name in names):
             pickled = any(folder.glob("*.bin")) and "model.safetensors" in names
             fix = "pickles are not read, save_pretrained the model again where its maker is trusted"
-            raise ValueError(
+            raise SettingError(
                 f"OmDet-Turbo checkpoint {folder}: {' or '.join(names)} is missing; "
                 f"{fix if pickled else 'give the whole folder of the model'}"
             )
@@ -89,26 +93,34 @@ def warm_start_config(folder: str | Path) -> OPNConfig:
 
 
 def read_omdet_config(folder: str | Path) -> OmDetTurboConfig:
-    """An OmDet-Turbo's config.json; raises ValueError when the file is that of another model."""
+    """Read an OmDet-Turbo's config.json; that of another model is a SettingError."""
     config = load_part(AutoConfig, str(folder))
     if not isinstance(config, OmDetTurboConfig):
-        raise ValueError(
+        raise SettingError(
             f"{folder}/config.json: model_type={config.model_type!r}, not an omdet-turbo"
         )
     return config
 
 
 def opn_config(omdet: OmDetTurboConfig, image_processor: Any) -> OPNConfig:
-    """OPN's sizes from OmDet-Turbo's; raises ValueError naming a setting that OPN has no counterpart for."""
+    """Return OPN's sizes from OmDet-Turbo's.
+
+    Args:
+        omdet: OmDet-Turbo's config.
+        image_processor: The image processor of its folder, for mean and standard deviation.
+
+    Raises:
+        SettingError: OPN has no counterpart for a setting.
+    """
     backbone: Any = omdet.backbone_config
     if backbone.model_type != "timm_backbone":
-        raise ValueError(
+        raise SettingError(
             f"OmDet-Turbo backbone_config.model_type={backbone.model_type!r}: OPN's is a timm one"
         )
     side = omdet.image_size
     if not isinstance(side, int):
         if len(set(side)) != 1:
-            raise ValueError(f"OmDet-Turbo image_size={side}: OPN's input is square")
+            raise SettingError(f"OmDet-Turbo image_size={side}: OPN's input is square")
         side = side[0]
     mean, std = _normalisation(image_processor)
     config = OPNConfig(
@@ -131,20 +143,27 @@ def opn_config(omdet: OmDetTurboConfig, image_processor: Any) -> OPNConfig:
         normalization="batch",
         denoising_groups=DENOISING_GROUPS,
     )
+    # Built back into an OmDet-Turbo config, OPN's must equal the given one: no setting gets lost.
     theirs, ours = _settings(omdet), _settings(omdet_config(config))
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
-            raise ValueError(
-                f"OmDet-Turbo {name}={theirs.get(name)!r}: OPN is built with {ours.get(name)!r} there and "
-                "cannot take over such weights; start from a model with the released design"
+            raise SettingError(
+                f"OmDet-Turbo {name}={theirs.get(name)!r}: OPN is built with {ours.get(name)!r} "
+                "there and cannot take over such weights; start from a model with the released "
+                "design"
             )
     return config
 
 
 def copy_weights(omdet: OmDetTurboForObjectDetection, model: OPN) -> None:
-    """All of OmDet-Turbo's tensors but the text tower's into OPN, in place.
+    """Copy all of OmDet-Turbo's tensors but the text tower's into OPN, in place.
 
-    Raises ValueError naming a tensor that is missing or left over.
+    Args:
+        omdet: Where they come from.
+        model: An OPN of the same sizes.
+
+    Raises:
+        SettingError: A tensor is missing or left over.
     """
     given = {}
     for name, tensor in omdet.state_dict().items():
@@ -162,8 +181,8 @@ def copy_weights(omdet: OmDetTurboForObjectDetection, model: OPN) -> None:
 
 @torch.no_grad()
 def _prompts(omdet: OmDetTurboForObjectDetection, processor: Any) -> tuple[Tensor, Tensor]:
-    """Class embedding of the word and mean of its task's tokens, float32[E] each."""
-    blank = Image.new("RGB", (32, 32))  # the processor takes no text without a picture
+    """Return the class embedding of the word and the mean of its task's tokens, float32[E] each."""
+    blank = Image.new("RGB", (32, 32))  # the processor takes no text without an image
     text = processor(images=blank, text=[[WORD]], return_tensors="pt")
     [object_prompt] = omdet.language_backbone(text["classes_input_ids"], encode_type="class")
     tokens, _ = omdet.language_backbone(
@@ -175,9 +194,9 @@ def _prompts(omdet: OmDetTurboForObjectDetection, processor: Any) -> tuple[Tenso
 def _normalisation(
     image_processor: Any,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation for RGB in [0, 1]; the release gives them for 0 to 255."""
+    """Return mean and standard deviation for RGB in [0, 1]; the release gives them for 0 to 255."""
     if not image_processor.do_normalize:
-        raise ValueError(
+        raise SettingError(
             "OmDet-Turbo image processor, do_normalize=False: OPN normalises its input"
         )
     white = 255.0 * image_processor.rescale_factor if image_processor.do_rescale else 255.0
@@ -187,7 +206,7 @@ def _normalisation(
 
 
 def _settings(config: OmDetTurboConfig) -> dict[str, Any]:
-    """Every setting of the parts that OPN takes over, by name."""
+    """Return every setting of the parts that OPN takes over, by name."""
     names = set(OmDetTurboConfig.__annotations__) - OF_OTHER_PARTS - {"backbone_config"}
     values = {name: getattr(config, name) for name in names}
     backbone = config.backbone_config

@@ -2,14 +2,16 @@
 
     python infra/benchmarks/build_and_shard.py [--annotations 1000000] [--images 512] > REPORT.md
 
-Build: a generated COCO-form JSON is read into samples by the builder, in a process of its own: samples a
-second and peak memory, for the whole file and for a tenth of it (memory should not grow with the file).
+Build: a generated COCO-form JSON is read into samples by the builder, in a process of its own:
+samples a second and peak memory, for the whole file and for a tenth of it (memory should not grow
+with the file).
 
-Shards: pictures of COCO's size (640 x 480 JPEG, about 150 kB) with seven boxes and sixty proposals each
-become shards on one worker, three questions an example as the recipes do it, and one. Beside it, in the same
-process, a bare `tarfile` loop writes the very same members: it reads each picture from its file and takes
-the JSON from memory. Both write to the same disk; the best of several alternating rounds counts. Time for
-making samples and proposals and for imports is not part of either.
+Shards: images of COCO's size (640 x 480 JPEG, about 150 kB) with seven boxes and sixty proposals
+each become shards on one worker, three questions an example as the recipes do it, and one. Beside
+it, in the same process, a bare `tarfile` loop writes the very same members: it reads each image
+from its file and takes the JSON from memory. Both write to the same disk; the best of several
+alternating rounds counts. Time for making samples and proposals and for imports is not part of
+either.
 """
 
 import argparse
@@ -46,7 +48,7 @@ NAMES = [f"thing {chr(97 + i // 10)}{i % 10}" for i in range(80)]
 
 
 def write_coco(folder: Path, num_annotations: int) -> Path:
-    """A COCO-form file of so many annotations with polygons, written as a stream."""
+    """Write a COCO-form file of so many annotations with polygons, as a stream."""
     path = folder / "coco" / "annotations" / "instances_train2017.json"
     path.parent.mkdir(parents=True)
     (folder / "coco" / "train2017").mkdir()
@@ -85,7 +87,10 @@ def write_coco(folder: Path, num_annotations: int) -> Path:
 
 
 def measure_build(folder: Path) -> None:
-    """In a process of its own: build and print samples, seconds, peak memory in MiB, memory after imports."""
+    """Build, and print samples, seconds, peak memory in MiB and memory after imports.
+
+    Runs in a process of its own, so that the peak is that of the build.
+    """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
     number = sum(1 for _ in DATASETS["coco"].samples(DataFolders(str(folder)), BuildOptions()))
@@ -94,6 +99,7 @@ def measure_build(folder: Path) -> None:
 
 
 def build_row(num_annotations: int) -> list[str]:
+    """Return the report's row of a build of so many annotations."""
     with tempfile.TemporaryDirectory() as name:
         path = write_coco(Path(name), num_annotations)
         command = [sys.executable, __file__, "--measure-build", name]
@@ -110,28 +116,30 @@ def build_row(num_annotations: int) -> list[str]:
         ]
 
 
-def write_pictures(folder: Path, number: int) -> None:
-    """Pictures as large as COCO's, in pixels and in bytes, with boxes in a COCO file."""
+def write_images(folder: Path, number: int) -> None:
+    """Write images as large as COCO's, in pixels and in bytes, with boxes in a COCO file."""
     write_coco(folder, number * BOXES - 1)
     rng = np.random.default_rng(1)
     for image in range(number):
         coarse = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
-        picture = np.asarray(Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)).astype(
+        smooth = np.asarray(Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)).astype(
             np.int16
         )
-        noisy = (picture + rng.normal(0, 12, picture.shape)).clip(0, 255).astype(np.uint8)
+        noisy = (smooth + rng.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / "coco" / "train2017" / f"{image:012d}.jpg", quality=88)
 
 
 def made(
     kind: str, name: str, module: object, config: object, inputs: dict[str, str], root: str
 ) -> Artifact:
-    key = fingerprint(kind=kind, version=module.VERSION, config=config, inputs=inputs)  # type: ignore[attr-defined]
+    """Return an artifact of a step's module, config and inputs, not yet made."""
+    version = module.VERSION  # type: ignore[attr-defined]
+    key = fingerprint(kind=kind, version=version, config=config, inputs=inputs)
     return Artifact(root=root, kind=kind, name=name, fingerprint=key)
 
 
 class Prepared:
-    """Samples and proposals of the pictures, finished, so that only the shards are timed."""
+    """Samples and proposals of the images, finished, so that only the shards are timed."""
 
     def __init__(self, data: Path, root: Path) -> None:
         self.folders, self.root = DataFolders(str(data)), str(root)
@@ -157,10 +165,11 @@ class Prepared:
         )
 
     def shards(self, config: write.ShardsConfig, number: int) -> tuple[float, Artifact]:
-        """Seconds of one worker for all buckets, and the artifact with its markers but no manifest."""
+        """Return one worker's seconds for all buckets, and the artifact, which has no manifest."""
         inputs = {"round": str(number)}
         output = made("shards", "coco", write, config, inputs, self.root)
         num_buckets = int(self.samples.manifest()["buckets"])
+        # Called as the job calls it, but without the graph: one worker in this process.
         quotas = write._quotas(config, self.samples, num_buckets)
         found = {"coco": self.proposals}
         start = time.perf_counter()
@@ -174,7 +183,7 @@ class Prepared:
         return seconds, output
 
     def members(self, output: Artifact) -> dict[str, list[tuple[str, Path, str, bytes]]]:
-        """Tar -> (picture's name in it, its file, name of the JSON, its bytes) of every example."""
+        """Return of each tar the image's name in it, its file, the JSON's name and its bytes."""
         listed: dict[str, list[tuple[str, Path, str, bytes]]] = {}
         for task in tasks_of(output):
             source = ShardSet(output, task)
@@ -191,7 +200,7 @@ class Prepared:
 
 
 def bare_loop(members: dict[str, list[tuple[str, Path, str, bytes]]], folder: Path) -> float:
-    """Seconds to write the same members with tarfile alone."""
+    """Return the seconds that tarfile alone takes to write the same members."""
     folder.mkdir(parents=True)
     start = time.perf_counter()
     for name, listed in members.items():
@@ -205,9 +214,10 @@ def bare_loop(members: dict[str, list[tuple[str, Path, str, bytes]]], folder: Pa
 
 
 def shard_rows(num_images: int, rounds: int) -> list[list[str]]:
+    """Return the report's rows of shards, for three questions an example and for one."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        write_pictures(Path(name) / "data", num_images)
+        write_images(Path(name) / "data", num_images)
         prepared = Prepared(Path(name) / "data", Path(name) / "root")
         for turns in (3, 1):
             config = write.ShardsConfig(turns=turns)
@@ -239,6 +249,7 @@ def shard_rows(num_images: int, rounds: int) -> list[list[str]]:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a markdown table; all columns but the first are numbers."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

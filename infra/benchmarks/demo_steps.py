@@ -1,11 +1,13 @@
 """Seconds and peak memory of each step of the demo, start-up apart from work.
 
-    python infra/benchmarks/demo_steps.py ROOT [name=value ...] > infra/benchmarks/reports/DATE-demo-steps.md
+    python infra/benchmarks/demo_steps.py ROOT [name=value ...] \\
+        > infra/benchmarks/reports/DATE-demo-steps.md
 
-Draws the world below ROOT and makes every artifact of ``stage2`` (arguments as for ``fo1 run stage2``), one
-after the other in one process, as `infra/demo.sh` does. Start-up is the time from the start of a step to the
-first result of a worker (process start, imports, loading a model, first bucket or training step); work is the
-rest. Memory is the proportional set size of this process and all below it, sampled every two seconds.
+Draws the world below ROOT and makes every artifact of `stage2` (arguments as for `fo1 run stage2`),
+one after the other in one process, as `infra/demo.sh` does. Start-up is the time from the start of
+a step to the first result of a worker (process start, imports, loading a model, first bucket or
+training step); work is the rest. Memory is the proportional set size of this process and all below
+it, sampled every two seconds.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from pipelines import progress
 from pipelines.cluster import RuntimeConfig, connect
 
 SAMPLE_S = 2.0
+"""Seconds between two looks at the memory."""
 
 
 class Memory:
@@ -54,7 +57,10 @@ class Memory:
 
 
 class FirstResult:
-    """When the first progress of a step was shown, by `Progress.update` or the trainer's first line."""
+    """When the first progress of a step was shown.
+
+    Shown by `Progress.update`, or by the trainer's first line.
+    """
 
     def __init__(self) -> None:
         self.at: float | None = None
@@ -72,7 +78,7 @@ class FirstResult:
 
 
 class Watch(io.TextIOBase):
-    """Standard error that notes the first line about a training step."""
+    """A standard error that notes the first line about a training step."""
 
     def __init__(self, first: FirstResult, stream: TextIO) -> None:
         self._first, self._stream = first, stream
@@ -90,6 +96,7 @@ class Watch(io.TextIOBase):
 def timed(
     rows: list[tuple[str, float, float, float]], name: str, memory: Memory, first: FirstResult
 ) -> Iterator[None]:
+    """Add the row of a step: name, seconds to its first result, seconds after, peak MiB."""
     memory.reset()
     first.at = None
     start = time.perf_counter()
@@ -129,7 +136,9 @@ def main() -> None:
 
 
 def table(rows: list[tuple[str, float, float, float]], arguments: list[str]) -> str:
-    machine = f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.machine()}"
+    """Return the report."""
+    memory_gib = psutil.virtual_memory().total / 2**30
+    machine = f"{os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.machine()}"
     startup, work = sum(row[1] for row in rows), sum(row[2] for row in rows)
     lines = [
         f"# Steps of the demo, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}",
@@ -138,7 +147,10 @@ def table(rows: list[tuple[str, float, float, float]], arguments: list[str]) -> 
         "",
         f"    python infra/benchmarks/demo_steps.py ROOT {' '.join(arguments)}".rstrip(),
         "",
-        "Start-up: until the first result of a worker. Memory: proportional set size of all processes.",
+        (
+            "Start-up: until the first result of a worker. Memory: proportional set size of all "
+            "processes."
+        ),
         "",
         "| step | start-up s | work s | peak memory MiB |",
         "| --- | ---: | ---: | ---: |",

@@ -3,9 +3,9 @@
     python infra/benchmarks/generation.py > infra/benchmarks/reports/DATE-generation.md
     python infra/benchmarks/generation.py --size qwen2_5_vl_3b --device cuda
 
-Fresh random weights; every answer has the same number of new tokens (ends are forbidden), so that runs can be
-compared. Images and questions are encoded beforehand. On a CPU: one thread, float32, CPU time; on a GPU bf16
-and wall time.
+Fresh random weights; every answer has the same number of new tokens (ends are forbidden), so that
+runs can be compared. Images and questions are encoded beforehand. On a CPU: one thread, float32,
+CPU time; on a GPU bf16 and wall time.
 """
 
 import argparse
@@ -33,8 +33,11 @@ from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 
 PARTS = ("vision", "prefill", "decode")
-"""Both towers and the region encoder; the prompt through the decoder; one token after another. The rest is
-choosing tokens, the head and reading answers."""
+"""Parts of an answer's time.
+
+Both towers and the region encoder; the prompt through the decoder; one token after another. The
+rest is choosing tokens, the head and reading answers.
+"""
 
 
 class Stopwatch:
@@ -44,14 +47,15 @@ class Stopwatch:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._device = device
         self._calls = 0
-        model.visual_tokens = self._timed(model.visual_tokens, lambda: "vision")  # type: ignore[method-assign]
+        tower = self._timed(model.visual_tokens, lambda: "vision")
+        model.visual_tokens = tower  # type: ignore[method-assign]
         model.decode = self._timed(model.decode, self._decoding)  # type: ignore[method-assign]
 
     def reset(self) -> None:
         self.seconds.clear()
 
     def start(self) -> None:
-        """A new batch: the next call of the decoder sees prompts."""
+        """Begin a new batch: the next call of the decoder sees prompts."""
         self._calls = 0
 
     def now(self) -> float:
@@ -79,8 +83,11 @@ class Stopwatch:
 
 
 def questions(processor: Processor, count: int, side: int, boxes: int) -> list[Encoded]:
-    """Noise pictures with random boxes and the release's detection question."""
-    asked = "Please detect red circle; blue square in this image. Answer the question with object indexes."
+    """Return noise images with random boxes and the release's detection question."""
+    asked = (
+        "Please detect red circle; blue square in this image. "
+        "Answer the question with object indexes."
+    )
     content = f"{grammar.IMAGE}\n{grammar.region_prompt(boxes)}\n{asked}"
     samples = []
     for index in range(count):
@@ -142,7 +149,11 @@ def heading(given: argparse.Namespace, prompt: int) -> list[str]:
     cpu = given.device == "cpu"
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     accelerator = "no GPU used" if cpu else torch.cuda.get_device_name()
-    task = f"{given.images} pictures of {given.side} px with {given.boxes} boxes, prompts of {prompt} tokens"
+    task = (
+        f"{given.images} images of {given.side} px with {given.boxes} boxes, "
+        f"prompts of {prompt} tokens"
+    )
+    how = "greedy, constrained" if given.constrained else "greedy"
     columns = [
         "batch",
         "answers per second",
@@ -152,13 +163,14 @@ def heading(given: argparse.Namespace, prompt: int) -> list[str]:
     return [
         f"# Generation, size {given.size}, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}",
         "",
-        f"{machine}, {accelerator}, Python {platform.python_version()}, torch {torch.__version__}. Command:",
+        f"{machine}, {accelerator}, Python {platform.python_version()}, torch {torch.__version__}.",
+        "Command:",
         "",
         f"    python infra/benchmarks/generation.py {' '.join(given.words)}".rstrip(),
         "",
-        f"{task}, {given.new_tokens} new tokens each, greedy{', constrained' if given.constrained else ''}.",
+        f"{task}, {given.new_tokens} new tokens each, {how}.",
         "Random weights; " + ("float32, one thread, CPU time." if cpu else "bf16, wall time."),
-        "Shares in percent: towers and region encoder, prompt, further tokens, head and choice of tokens.",
+        "Shares in percent: towers and region encoder, prompt, further tokens, the rest.",
         "",
         f"| {' | '.join([*columns, *PARTS, 'rest'])} |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -172,9 +184,9 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--images", type=int, default=16, help="answered at every batch size")
     parser.add_argument("--new-tokens", type=int, default=64, help="of every answer, at least 2")
-    parser.add_argument("--boxes", type=int, help="a picture; 100, with the tiny sizes 12")
+    parser.add_argument("--boxes", type=int, help="of each image; 100, with the tiny sizes 12")
     parser.add_argument(
-        "--side", type=int, help="of the square pictures in px; 768, with the tiny sizes 192"
+        "--side", type=int, help="of the square images in px; 768, with the tiny sizes 192"
     )
     parser.add_argument(
         "--constrained", action="store_true", help="hold answers to the region language"

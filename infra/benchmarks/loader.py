@@ -2,14 +2,15 @@
 
     python infra/benchmarks/loader.py [--examples 2048] [--rounds 5] > REPORT.md
 
-Shards of pictures of COCO's size (640 x 480 JPEG, about 150 kB) with sixty boxes and a question each lie in
-the page cache, so what is compared is work, not a disk.
+Shards of images of COCO's size (640 x 480 JPEG, about 150 kB) with sixty boxes and a question each
+lie in the page cache, so what is compared is work, not a disk.
 
-Without decoding: `tarfile` walks the tars and reads every member; webdataset yields the members of each
-example; we find each position in the plan and read its members, in the plan's shuffled order, which the other
-two do not have. With decoding: JPEG to RGB tensor, JSON to boxes and messages, batches of 16; webdataset in a
-DataLoader of torch, we in `pipelines.loading.loader`. Best of several alternating rounds, each over every example
-once; a pass with processes begins when its first batch is there, for a run starts them once.
+Without decoding: `tarfile` walks the tars and reads every member; webdataset yields the members of
+each example; we find each position in the plan and read its members, in the plan's shuffled order,
+which the other two do not have. With decoding: JPEG to RGB tensor, JSON to boxes and messages,
+batches of 16; webdataset in a DataLoader of torch, we in `pipelines.loading.loader`. Best of
+several alternating rounds, each over every example once; a pass with processes begins when its
+first batch is there, for a run starts them once.
 """
 
 import argparse
@@ -47,7 +48,7 @@ SOURCE = "coco/detection"
 
 
 def jpeg(rng: np.random.Generator) -> bytes:
-    """A picture as large as COCO's, in pixels and in bytes."""
+    """Return an image as large as COCO's, in pixels and in bytes."""
     coarse = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)).astype(
         np.int16
@@ -86,12 +87,12 @@ def record(number: int, rng: np.random.Generator) -> RegionExample:
 def write_shards(root: Path, number: int) -> Artifact:
     artifact = Artifact(root=str(root), kind="shards", name="coco", fingerprint="0" * 16)
     rng = np.random.default_rng(0)
-    pictures = [jpeg(rng) for _ in range(64)]
+    images = [jpeg(rng) for _ in range(64)]
     files = {}
     for shard, first in enumerate(range(0, number, PER_SHARD)):
         writer = TarWriter()
         for index in range(first, min(first + PER_SHARD, number)):
-            writer.add(record(index, rng), pictures[index % len(pictures)])
+            writer.add(record(index, rng), images[index % len(images)])
         name = f"detection-{shard:05d}"
         tar, rows = writer.finish()
         artifact.write_bytes(f"{name}.tar", tar)
@@ -102,7 +103,7 @@ def write_shards(root: Path, number: int) -> Artifact:
 
 
 def pixels(image: Image.Image) -> torch.Tensor:
-    """uint8[H, W, 3]."""
+    """Return the image as uint8[H, W, 3]."""
     return torch.from_numpy(np.array(image))
 
 
@@ -113,7 +114,8 @@ class Decoded:
 
     def encode(self, example: Example) -> tuple[torch.Tensor, torch.Tensor, str]:
         image, boxes = view(example.record, example.image)
-        return pixels(image), torch.from_numpy(boxes), example.record.messages[0]["content"]  # type: ignore[arg-type]
+        question = example.record.messages[0]["content"]
+        return pixels(image), torch.from_numpy(boxes), question  # type: ignore[arg-type]
 
     def length(self, encoded: Any) -> int:  # noqa: ARG002
         return 1
@@ -126,7 +128,7 @@ class Decoded:
 
 
 def decoded_member(members: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """The same work on what webdataset gives."""
+    """Do the same work on what webdataset gives."""
     value = json.loads(members["json"])
     boxes = torch.from_numpy(np.asarray(value["boxes"], np.float32))
     return (
@@ -190,7 +192,7 @@ class Readers:
 
 
 def rate(read: Iterator[int], *, from_first: bool) -> float:
-    """Examples a second; from_first: of those after the first that arrives."""
+    """Return examples a second; `from_first`: of those after the first that arrives."""
     start, counted = time.perf_counter(), 0
     for number, arrived in enumerate(read):
         if from_first and number == 0:
@@ -231,8 +233,8 @@ def main(words: list[str] | None = None) -> None:
         readers = Readers(write_shards(Path(name), options.examples), options.shuffle_shards)
         megabytes = sum(Path(path).stat().st_size for path in readers.tars) / 2**20
         print(
-            f"{readers.number} examples in {len(readers.tars)} tars of {megabytes:.0f} MiB in all; ",
-            end="",
+            f"{readers.number} examples in {len(readers.tars)} tars of {megabytes:.0f} MiB in all",
+            end="; ",
         )
         print(
             f"{options.shuffle_shards} shards shuffled together; best of {options.rounds} rounds.\n"

@@ -8,10 +8,11 @@ opn         the `tiny` size with the loss and the learner's settings of the reci
 rt_detr     transformers' RT-DETR with its own loss, as `rt_detr_untrained` builds it
 fcos        torchvision's FCOS with its own loss, on OPN's backbone and a small pyramid
 
-Each has the given CPU seconds of one process with one thread, forward, loss and step together (drawing the
-scenes is not counted), batches of 16, AdamW 1e-3, warm-up and a cosine over that time, mirrored pictures.
-Then held-out scenes: class-agnostic recall by pycocotools, and CPU milliseconds an image at batch 1, from the
-decoded picture to the boxes. An untrained network of each kind stands beside it.
+Each has the given CPU seconds of one process with one thread, forward, loss and step together
+(drawing the scenes is not counted), batches of 16, AdamW 1e-3, warm-up and a cosine over that time,
+mirrored images. Then held-out scenes: class-agnostic recall by pycocotools, and CPU milliseconds an
+image at batch 1, from the decoded image to the boxes. An untrained network of each kind stands
+beside it.
 """
 
 import argparse
@@ -54,7 +55,7 @@ Found = tuple[np.ndarray, np.ndarray]
 
 
 def draw(seed: int) -> Example:
-    """A drawn scene: picture, boxes float32[N, 4], which of them are crowds."""
+    """Return a drawn scene: image, boxes float32[N, 4], which of them are crowds bool[N]."""
     scene = draw_scene((99, seed))
     boxes = np.array([item.box for item in scene.objects], np.float32).reshape(-1, 4)
     return scene.image, boxes, np.array([item.crowd for item in scene.objects], bool)
@@ -62,7 +63,7 @@ def draw(seed: int) -> Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A network, its loss on a batch, and its boxes with scores for one picture."""
+    """A network, its loss on a batch, and its boxes with scores for one image."""
 
     module: nn.Module
     loss: Callable[[Sequence[Example], Sequence[int]], Tensor]
@@ -170,7 +171,7 @@ def mirrored(example: Example) -> Example:
 
 
 def train(contender: Contender, scenes: Sequence[Example], seconds: float) -> int:
-    """Train for so many CPU seconds; return the steps."""
+    """Train for so many CPU seconds; return the number of steps."""
     optimizer = torch.optim.AdamW(contender.module.parameters(), lr=1e-3, weight_decay=1e-4)
     rng = np.random.default_rng(0)
     contender.module.train()
@@ -195,7 +196,7 @@ def train(contender: Contender, scenes: Sequence[Example], seconds: float) -> in
 
 @torch.no_grad()
 def judge(contender: Contender, scenes: Sequence[Example]) -> tuple[dict[str, float], float]:
-    """Recalls on held-out scenes, and CPU milliseconds an image."""
+    """Return recalls on held-out scenes, and CPU milliseconds an image."""
     contender.module.eval()
     truth, found = [], []
     contender.propose(scenes[0][0])
@@ -225,8 +226,8 @@ def main(words: list[str] | None = None) -> None:
     python, version = platform.python_version(), torch.__version__
     print(f"One thread of {os.cpu_count()} CPUs ({cpu}), Python {python}, torch {version}.")
     print(
-        f"`python infra/benchmarks/opn.py --seconds {options.seconds:g} --scenes {options.scenes}`: "
-        f"{options.held_out} held-out scenes, one seed.\n"
+        f"`python infra/benchmarks/opn.py --seconds {options.seconds:g} --scenes {options.scenes}`"
+        f": {options.held_out} held-out scenes, one seed.\n"
     )
     header = ["network", "parameters", "steps", "AR@100", "R50@10", "R50@100", "R75@100"]
     header += ["untrained R50@100", "ms an image"]
@@ -235,9 +236,9 @@ def main(words: list[str] | None = None) -> None:
         contender = make()
         untrained, _ = judge(contender, held_out)
         steps = train(contender, scenes, options.seconds)
-        figures, milliseconds = judge(contender, held_out)
+        recalls, milliseconds = judge(contender, held_out)
         size = sum(p.numel() for p in contender.module.parameters()) / 1e6
-        shown = [figures[key] for key in ("ar@100", "r50@10", "r50@100", "r75@100")]
+        shown = [recalls[key] for key in ("ar@100", "r50@10", "r50@100", "r75@100")]
         cells = [name, f"{size:.2f} M", str(steps), *(f"{value:.3f}" for value in shown)]
         cells += [f"{untrained['r50@100']:.3f}", f"{milliseconds:.0f}"]
         print("| " + " | ".join(cells) + " |", flush=True)

@@ -1,20 +1,22 @@
-"""The proposal graph on Ray with one worker, against a hand-written PyTorch loop over the same images.
+"""The proposal graph on Ray with one worker, against a hand-written loop over the same images.
 
     python infra/benchmarks/proposals.py [--images 192] [--rounds 3] > REPORT.md
     python infra/benchmarks/proposals.py --gpu [--images 4096] > REPORT.md
 
-The loop is what one would write by hand: a `DataLoader` that decodes and letterboxes, the same network in
-the same batches, the same selection; in a single process, and once more with a loader process beside it. The
-graph is `pipelines.proposals.generate.propose`, bytes on disk and all. Both see the same JPEG pictures of COCO's size
-(640 x 480, about 150 kB). The network costs about 100 ms an image on one core: an OPN of the tiny size whose
-square is enlarged.
+The loop is what one would write by hand: a `DataLoader` that decodes and letterboxes, the same
+network in the same batches, the same selection; in a single process, and once more with a loader
+process beside it. The graph is `pipelines.proposals.generate.propose`, bytes on disk and all. Both
+see the same JPEG images of COCO's size (640 x 480, about 150 kB). The network costs about 100 ms an
+image on one core: an OPN of the tiny size whose square is enlarged.
 
-Images a second are those of the steady state, from the first slice that comes back to the last. Start-up (a
-cluster, processes, imports, weights) is a column of its own, and so is what a row costs beyond decoding: the
-graph against a bare loop with a detector that only makes up boxes. Rounds alternate; the best of each counts.
+Images a second are those of the steady state, from the first slice that comes back to the last.
+Start-up (a cluster, processes, imports, weights) is a column of its own, and so is what a row costs
+beyond decoding: the graph against a bare loop with a detector that only makes up boxes. Rounds
+alternate; the best of each counts.
 
---gpu: `swin_tiny` at 640 px in bfloat16, its decoding on helper processes, against an eager loop with a
-DataLoader of as many processes; the share of the time in which the GPU was busy is sampled by nvidia-smi.
+--gpu: `swin_tiny` at 640 px in bfloat16, its decoding on helper processes, against an eager loop
+with a DataLoader of as many processes; the share of the time in which the GPU was busy is sampled
+by nvidia-smi.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from build_and_shard import made, table, write_pictures
+from build_and_shard import made, table, write_images
 from torch.utils.data import DataLoader, Dataset
 
 from dataset_builders import DataFolders
@@ -57,8 +59,8 @@ CPU_SIDE_PX = 576
 """Square of the enlarged tiny OPN: about 100 ms an image on one core of 2025."""
 
 
-class Pictures(Dataset):
-    """The pictures of the hand-written loop, prepared for its detector."""
+class Images(Dataset):
+    """The images of the hand-written loop, prepared for its detector."""
 
     def __init__(self, paths: list[Path], detector: Detector) -> None:
         self.paths, self.prepare = paths, detector.prepare
@@ -75,9 +77,9 @@ class Pictures(Dataset):
 
 
 def loop_seconds(detector: Detector, paths: list[Path], loader_processes: int) -> tuple[float, int]:
-    """Seconds of the hand-written loop from its first batch to its last, and images in them."""
+    """Return the loop's seconds from its first batch to its last, and the images in them."""
     loader = DataLoader(
-        Pictures(paths, detector),
+        Images(paths, detector),
         batch_size=SLICE,
         num_workers=loader_processes,
         collate_fn=list,
@@ -92,7 +94,7 @@ def loop_seconds(detector: Detector, paths: list[Path], loader_processes: int) -
 
 
 class Graph:
-    """Runs `propose` over the pictures again and again, each time into a new artifact."""
+    """Runs of `propose` over the images, each into a new artifact."""
 
     def __init__(self, data: Path, root: Path, *, workers: int) -> None:
         self.data, self.root = data, root
@@ -103,7 +105,7 @@ class Graph:
     def seconds(
         self, detector: DetectorConfig, supplies: tuple[Supply, ...]
     ) -> tuple[float, int, float]:
-        """Seconds from the first slice to the end, images in them, and seconds until the first slice."""
+        """Return seconds after the first slice, images in them, and seconds until that slice."""
         folders = DataFolders(str(self.data))
         config = generate.ProposalsConfig(image_source="coco", detector=detector)
         inputs = generate.proposals_inputs(config, folders, self.root / "digests", supplies)
@@ -137,7 +139,7 @@ class Graph:
 def best(
     measure: Callable[[], tuple[float, ...]], before: tuple[float, ...] | None
 ) -> tuple[float, ...]:
-    """The faster of a new measurement (seconds, images, ...) and the one before."""
+    """Return the faster of a new measurement (seconds, images, ...) and the one before."""
     new = measure()
     return new if before is None or new[1] / new[0] > before[1] / before[0] else before
 
@@ -150,12 +152,13 @@ def compare(
     rounds: int,
     loaders: int,
 ) -> list[list[str]]:
-    """Rows of the report: the loop alone, the loop with loader processes, the graph."""
+    """Return the report's rows: the loop alone, the loop with loader processes, the graph."""
     alone = beside = ours = None
     for _ in range(rounds):
         alone = best(lambda: loop_seconds(detector, paths, 0), alone)
         beside = best(lambda: loop_seconds(detector, paths, loaders), beside)
-        ours = best(lambda: graph.seconds(detector.config, supplies), ours)  # type: ignore[attr-defined]
+        config = detector.config  # type: ignore[attr-defined]
+        ours = best(lambda c=config: graph.seconds(c, supplies), ours)  # type: ignore[misc]
     base = alone[1] / alone[0]
     rows = []
     for name, (seconds, images, *start) in (
@@ -181,7 +184,7 @@ def busy_shares(stop: threading.Event, shares: list[float]) -> None:
 
 
 def gpu_report(folder: Path, paths: list[Path], rounds: int, size: str) -> str:
-    """swin_tiny in bfloat16: the graph with decoding on helpers, against an eager loop."""
+    """Compare the graph, decoding on helpers, with an eager loop: swin_tiny in bfloat16."""
     network = folder / "network"
     save_opn(new_opn(OPN_SIZES[size](), 0), network)
     config = OPNDetectorConfig(precision="bf16")
@@ -207,7 +210,7 @@ def gpu_report(folder: Path, paths: list[Path], rounds: int, size: str) -> str:
 
 
 def cpu_report(folder: Path, paths: list[Path], rounds: int, side: int) -> str:
-    """A network of about 100 ms an image; then a detector that costs nothing."""
+    """Compare with a network of about 100 ms an image, then with a detector that costs nothing."""
     network = folder / "network"
     save_opn(new_opn(replace(OPN_SIZES["tiny"](), image_size=side), 0), network)
     graph = Graph(folder / "data", folder / "out", workers=1)
@@ -221,7 +224,7 @@ def cpu_report(folder: Path, paths: list[Path], rounds: int, side: int) -> str:
     beyond = float(free[2][2]) - float(free[0][2])
     return (
         f"## A network of about 100 ms an image ({side} px)\n\n{table(HEADER, rows)}\n\n"
-        f"## What a row costs: boxes from a file, pictures decoded\n\n{table(HEADER, free)}\n\n"
+        f"## What a row costs: boxes from a file, images decoded\n\n{table(HEADER, free)}\n\n"
         f"Beyond the loop a row costs {beyond:.1f} ms, start-up apart."
     )
 
@@ -239,7 +242,7 @@ def main(words: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="fo1-proposals-") as name:
         folder = Path(name)
-        write_pictures(folder / "data", options.images)
+        write_images(folder / "data", options.images)
         paths = sorted((folder / "data").rglob("*.jpg"))
         if options.gpu:
             text = gpu_report(folder, paths, options.rounds, options.size)
@@ -249,7 +252,8 @@ def main(words: list[str] | None = None) -> None:
     command = f"--gpu --images {options.images}" if options.gpu else f"--images {options.images}"
     print(f"# Proposals: the graph against a hand-written loop ({datetime.date.today()})\n")
     print(
-        f"{os.cpu_count()} CPUs ({cpu}), Python {platform.python_version()}, torch {torch.__version__}."
+        f"{os.cpu_count()} CPUs ({cpu}), Python {platform.python_version()}, "
+        f"torch {torch.__version__}."
     )
     print(f"`python infra/benchmarks/proposals.py {command} --rounds {options.rounds}`\n\n{text}")
 

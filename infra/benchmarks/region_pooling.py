@@ -3,11 +3,11 @@
     python infra/benchmarks/region_pooling.py > infra/benchmarks/reports/DATE-region-pooling.md
     python infra/benchmarks/region_pooling.py --device cuda
 
-One image, DaViT's four maps as float32 noise, boxes with sides log-uniform from 12 px to the image's. The
-reference is the release's way: maps resized to the finest grid, concatenated, RoIAlign 7x7 with adaptive
-sampling, mean. Every figure comes from a process of its own with one thread. Time is CPU time, or on a GPU
-wall time. Memory is the growth of the highest resident size above what the inputs take (Linux), or on a GPU
-that of torch's allocations.
+One image, DaViT's four maps as float32 noise, boxes with sides log-uniform from 12 px to the
+image's. The reference is the release's way: maps resized to the finest grid, concatenated, RoIAlign
+7x7 with adaptive sampling, mean. Every measurement comes from a process of its own with one thread.
+Time is CPU time, or on a GPU wall time. Memory is the growth of the highest resident size above
+what the inputs take (Linux), or on a GPU that of torch's allocations.
 """
 
 import argparse
@@ -32,7 +32,10 @@ RELEASE: dict[str, Any] = {"output_size": 7, "aligned": False, "sampling_ratio":
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """One variant at one size in this process: seconds, extra bytes; the pooled features go to a file."""
+    """Measure one variant at one size in this process: seconds and extra bytes.
+
+    The pooled features go to a file.
+    """
     import numpy as np
     import torch
 
@@ -56,7 +59,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             pooled.sum().backward()
         return clock(given.device) - start, pooled.detach()
 
-    # What is set up at the first call is no one's cost.
+    # What is set up at the first call is nobody's cost.
     run([level.detach()[:, :8, :8].clone().requires_grad_(backward) for level in levels])
     extra = extra_memory(given.device)
     first, pooled = run(levels)
@@ -68,7 +71,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def pooling(variant: str) -> Callable[..., Any]:
-    """The function from levels and boxes, in cells of the finest, to float32[N, sum of channels]."""
+    """Return the function that pools levels by boxes to float32[N, sum of channels].
+
+    Boxes are in cells of the finest level.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -88,7 +94,7 @@ def pooling(variant: str) -> Callable[..., Any]:
 
 
 def random_boxes(count: int, side: int, generator: Any) -> Any:
-    """float32[count, 4] xyxy in pixels, inside the image."""
+    """Return float32[count, 4], xyxy in pixels, inside the image."""
     import torch
 
     sizes = 12 * (side / 12) ** torch.rand(count, 2, generator=generator)
@@ -97,6 +103,7 @@ def random_boxes(count: int, side: int, generator: Any) -> Any:
 
 
 def clock(device: str) -> float:
+    """Return seconds: CPU time, or on a GPU wall time once its work is done."""
     if device == "cpu":
         return time.process_time()
     import torch
@@ -106,7 +113,7 @@ def clock(device: str) -> float:
 
 
 def extra_memory(device: str) -> Callable[[], int]:
-    """Start counting; the result gives the bytes by which the peak has since grown."""
+    """Start counting; what is returned gives the bytes by which the peak has since grown."""
     if device == "cpu":
         Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
         floor = resident("VmRSS")
@@ -119,7 +126,10 @@ def extra_memory(device: str) -> Callable[[], int]:
 
 
 def resident(field: str) -> int:
-    """Bytes of a line of this process's status. (The peak of getrusage may be that of the parent.)"""
+    """Return the bytes of a line of this process's status.
+
+    The peak of getrusage may be that of the parent.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
@@ -144,7 +154,8 @@ def report(given: argparse.Namespace) -> str:
                 fast, slow = (in_own_process(given, v, what, side, files[v]) for v in VARIANTS)
                 difference = largest_difference(files["fast"], files["reference"])
                 lines.append(
-                    f"| {side} | {what} | {1e3 * slow['seconds']:.1f} | {1e3 * fast['seconds']:.1f} "
+                    f"| {side} | {what} "
+                    f"| {1e3 * slow['seconds']:.1f} | {1e3 * fast['seconds']:.1f} "
                     f"| {slow['seconds'] / fast['seconds']:.0f} | {slow['bytes'] / 2**20:.1f} "
                     f"| {fast['bytes'] / 2**20:.1f} | {slow['bytes'] / max(1, fast['bytes']):.0f} "
                     f"| {difference:.1e} |"
@@ -154,7 +165,7 @@ def report(given: argparse.Namespace) -> str:
 
 
 def largest_difference(one: Path, other: Path) -> float:
-    """Largest difference of two arrays of the same shape, over the largest magnitude."""
+    """Return the largest difference of two arrays of one shape, over the largest magnitude."""
     import numpy as np
 
     ours, reference = np.load(one), np.load(other)
@@ -178,13 +189,15 @@ def heading(given: argparse.Namespace) -> list[str]:
         f"# Region pooling, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}",
         "",
         f"{machine(given.device)}.",
-        f"One image, {given.boxes} boxes, float32 maps of {dims} channels at strides 4/8/16/32. Command:",
+        f"One image, {given.boxes} boxes, float32 maps of {dims} channels at strides 4/8/16/32.",
+        "Command:",
         "",
         f"    python infra/benchmarks/region_pooling.py {' '.join(given.words)}".rstrip(),
         "",
-        "Reference: resize to stride 4, concatenate, RoIAlign 7x7 (adaptive sampling), mean. One thread, a",
-        f"process for each figure. Time: {clocked}. Memory: growth of the peak above the inputs; with",
-        "backward it includes the maps' gradients, which both ways need. Difference: over the largest value.",
+        "Reference: resize to stride 4, concatenate, RoIAlign 7x7 (adaptive sampling), mean.",
+        f"One thread, a process for each measurement. Time: {clocked}. Memory: growth of the peak",
+        "above the inputs; with backward it includes the maps' gradients, which both ways need.",
+        "Difference: over the largest value.",
         "",
         f"| {' | '.join(columns)} |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -1,17 +1,18 @@
-"""A training step: time and peak memory against full logits and the upsampled map, and where its time goes.
+"""A training step: time and peak memory against two savings undone, and where its time goes.
 
     python infra/benchmarks/train_step.py > infra/benchmarks/reports/DATE-train-step.md
     python infra/benchmarks/train_step.py --device cuda
 
-Every figure comes from a process of its own, which takes steps as `pipelines.training.loop` does: learner, DeepSpeed
-engine, forward and backward passes, clipping, AdamW. All steps see the same noise pictures with random boxes
-and a detection question. Weights are random. For comparison two savings are undone, alone and together
-(`train_variants.py`); all ways must give the same losses, or the run ends.
+Every measurement comes from a process of its own, which takes steps as `pipelines.training.loop`
+does: learner, DeepSpeed engine, forward and backward passes, clipping, AdamW. All steps see the
+same noise images with random boxes and a detection question. Weights are random. For comparison
+two savings are undone, alone and together: logits at all positions, and the upsampled map
+(`train_variants.py`). All ways must give the same losses, or the run ends.
 
-On a CPU: a small model with the released vocabulary, one thread, float32, CPU time. On a GPU: the released
-size in bf16 and wall time. Peak memory is what a step needs above what stays at rest: weights, optimizer
-state and gradient buffers. Utilisation counts what the model is worth (`pipelines.training.flops`), recomputed
-activations left out.
+On a CPU: a small model with the released vocabulary, one thread, float32, CPU time. On a GPU: the
+released size in bf16 and wall time. Peak memory is what a step needs above what stays at rest:
+weights, optimizer state and gradient buffers. Utilisation counts what the model is worth
+(`pipelines.training.flops`), recomputed activations left out.
 """
 
 import argparse
@@ -47,9 +48,9 @@ from pipelines.training.train_step import take_step
 STAGES = ("stage1", "stage2")
 PHASES = ("towers and regions", "decoder", "head and loss", "backward", "clip and update", "rest")
 TOLERANCE = 1e-4
-"""Of losses in float32, relative; in bf16 a hundred times as much."""
+"""Largest relative difference of losses in float32; in bf16 a hundred times as much."""
 SOURCE = "drawn"
-"""Of all samples."""
+"""Source of all samples."""
 
 
 class Trained:
@@ -123,7 +124,10 @@ class Trained:
         return clock(self.device) - start, result.record["loss"]
 
     def phases(self) -> dict[str, float]:
-        """Seconds of a step by `PHASES`; waiting for the GPU after each makes the whole step a bit longer."""
+        """Return the seconds of a step by `PHASES`.
+
+        Waiting for the GPU after each makes the whole step a bit longer.
+        """
         spent: defaultdict[str, float] = defaultdict(float)
 
         def timed(method: Callable[..., Any], phase: str) -> Callable[..., Any]:
@@ -153,7 +157,7 @@ class Trained:
         return {phase: spent[phase] for phase in PHASES}
 
     def operations(self, count: int) -> list[tuple[str, int, float]]:
-        """The operations of a step that take most time: name, calls, seconds on the device."""
+        """Return the operations that take most time: name, calls, seconds on the device."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         on_gpu = self.device == "cuda"
         if on_gpu:
@@ -162,7 +166,8 @@ class Trained:
             self.step()
         field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         events = profile.key_averages()
-        # On a GPU kernels are kept; ranges of the CPU are listed there once more, under the same names.
+        # On a GPU kernels are kept; ranges of the CPU are listed there once more, under the same
+        # names.
         on_cpu = {
             event.key for event in events if event.device_type == torch.autograd.DeviceType.CPU
         }
@@ -175,7 +180,7 @@ class Trained:
 
 
 def measure(given: argparse.Namespace, stage: str, variant: str) -> dict[str, Any]:
-    """One variant of one stage in this process."""
+    """Measure one variant of one stage in this process."""
     with computed_as(variant):
         trained = Trained(given, stage)
         for _ in range(given.warm_up):
@@ -202,7 +207,7 @@ def measure(given: argparse.Namespace, stage: str, variant: str) -> dict[str, An
 
 
 def in_own_process(given: argparse.Namespace, stage: str, variant: str) -> dict[str, Any] | None:
-    """What `measure` finds; None when the GPU's memory does not suffice."""
+    """Return what `measure` finds; None when the GPU's memory does not suffice."""
     command = [sys.executable, __file__, *given.words, "--measure", stage, variant]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -273,7 +278,7 @@ def report(given: argparse.Namespace) -> str:
 
 
 def compared(given: argparse.Namespace, first: dict | None, one: dict | None) -> list[str]:
-    """Cells of a variant beside the first one. ArithmeticError when their losses differ."""
+    """Return the cells of a variant beside the first one, whose losses must be the same."""
     if one is None:
         return ["out of memory", "", "", "", ""]
     if first is None:
@@ -328,7 +333,7 @@ def heading(given: argparse.Namespace) -> list[str]:
         "",
         f"    python infra/benchmarks/train_step.py {' '.join(given.words)}".rstrip(),
         "",
-        f"Pictures of {given.side} px with {given.boxes} boxes; {'; '.join(settings)}.",
+        f"Images of {given.side} px with {given.boxes} boxes; {'; '.join(settings)}.",
         f"Median of {given.steps} steps after {given.warm_up}, {clocked}; a process for each row.",
         "Peak: above what stays at rest (weights, optimizer state, gradient buffers).",
     ]
@@ -344,8 +349,8 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--batch", type=int, help="samples in a forward pass; 1, with cuda 8")
     parser.add_argument("--passes", type=int, default=1, help="forward passes a step")
-    parser.add_argument("--side", type=int, default=768, help="of the square pictures, px")
-    parser.add_argument("--boxes", type=int, default=100, help="a picture")
+    parser.add_argument("--side", type=int, default=768, help="of the square images, px")
+    parser.add_argument("--boxes", type=int, default=100, help="of each image")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="fp32, with cuda bf16")
     parser.add_argument("--zero-stage", type=int, choices=[0, 1, 2, 3], default=2)
     parser.add_argument(

@@ -1,7 +1,7 @@
-"""What `train_step.py` compares: a model for CPUs, pictures with questions, and two savings undone.
+"""What `train_step.py` compares: a model for CPUs, images with questions, and two savings undone.
 
-Logits are computed at supervised positions only; undone, at all of them, as language models usually do.
-Regions are pooled without the upsampled map; undone, as the release does (`region_pooling.py`).
+Logits are computed at supervised positions only; undone, at all of them, as language models usually
+do. Regions are pooled without the upsampled map; undone, as the release does (`region_pooling.py`).
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from fo1_model.processing import Processor
 from fo1_model.region_pooling import pool_regions_reference
 
 VARIANTS = ("ours", "full logits", "upsampled map", "both")
-"""Ours; each of the two savings undone; both undone."""
+"""Ways to compute: ours, each of the two savings undone, both undone."""
 
 
 def widened() -> ModelConfig:
-    """A model for a CPU with the released vocabulary, picture size and strides, and a width of its own."""
+    """Return a model for a CPU: the released vocabulary, image size and strides, another width."""
     return ModelConfig(
         vlm=qwen2_5_vl(
             text={
@@ -58,11 +58,16 @@ def widened() -> ModelConfig:
 
 
 MODELS: dict[str, Callable[[], ModelConfig]] = {"widened": widened, **SIZES}
-"""By name."""
+"""Models by name."""
 
 
-def full_logits(self: FO1Model, batch: Batch, *, return_logits: bool = False) -> ModelOutput:  # noqa: ARG001
-    """`FO1Model.forward` with the head at every position, as language models usually compute their loss."""
+def full_logits(
+    self: FO1Model,
+    batch: Batch,
+    *,
+    return_logits: bool = False,  # noqa: ARG001
+) -> ModelOutput:
+    """Run `FO1Model.forward` with the head at every position, as language models usually do."""
     hidden = self.decode(
         self.embed(batch), batch.attention_mask, batch.positions, places=batch.places
     )
@@ -71,15 +76,14 @@ def full_logits(self: FO1Model, batch: Batch, *, return_logits: bool = False) ->
     weights = F.pad(batch.loss_weights, (0, 1))[:, 1:].flatten() * (targets != IGNORE)
     losses = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
     loss_sum, num_tokens = (losses * weights).sum(), weights.sum()
-    by_sample = loss_sum.new_zeros(
-        len(batch.sample_ids), 2, dtype=torch.float64
-    )  # which nobody reads here
+    # Nobody reads the losses of samples here.
+    by_sample = loss_sum.new_zeros(len(batch.sample_ids), 2, dtype=torch.float64)
     return ModelOutput(loss_sum=loss_sum, num_tokens=num_tokens, by_sample=by_sample)
 
 
 @contextlib.contextmanager
 def computed_as(variant: str) -> Iterator[None]:
-    """Inside, every model computes in this one of `VARIANTS`."""
+    """Let every model compute in one of `VARIANTS` inside."""
     with contextlib.ExitStack() as stack:
         if variant in ("full logits", "both"):
             stack.enter_context(mock.patch.object(FO1Model, "forward", full_logits))
@@ -96,7 +100,7 @@ def computed_as(variant: str) -> Iterator[None]:
 
 
 def samples(processor: Processor, count: int, side: int, boxes: int) -> list[Encoded]:
-    """Noise pictures with random boxes, asked for six categories of which each has a few boxes."""
+    """Return noise images with random boxes, asked for six categories of a few boxes each."""
     names = [
         "red circle",
         "blue square",
@@ -108,9 +112,10 @@ def samples(processor: Processor, count: int, side: int, boxes: int) -> list[Enc
     question = (
         f"Please detect {'; '.join(names)} in this image. Answer the question with object indexes."
     )
+    regions = ["".join(f"<region{i}>" for i in range(n, boxes, 36)) for n in range(len(names))]
     answer = "\n".join(
-        f"<ground>{name}</ground><objects>{''.join(f'<region{i}>' for i in range(n, boxes, 36))}</objects>"
-        for n, name in enumerate(names)
+        f"<ground>{name}</ground><objects>{named}</objects>"
+        for name, named in zip(names, regions, strict=True)
     )
     messages = [
         {"role": "user", "content": f"{grammar.IMAGE}\n{grammar.region_prompt(boxes)}\n{question}"},
@@ -120,7 +125,7 @@ def samples(processor: Processor, count: int, side: int, boxes: int) -> list[Enc
     for index in range(count):
         rng = np.random.default_rng(index)
         image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
-        # log-uniform sides from 12 px to the image's, as boxes of objects are
+        # Sides are log-uniform from 12 px to the image's, as boxes of objects are.
         sizes = 12 * (side / 12) ** rng.uniform(0, 1, (boxes, 2))
         corners = rng.uniform(0, 1, (boxes, 2)) * (side - sizes)
         placed = np.concatenate([corners, corners + sizes], 1).astype(np.float32)

@@ -6,6 +6,7 @@ import torch
 
 from fo1_model import grammar
 from fo1_model.generation import GenerationConfig, generate, read_answer
+from tests.ties import Said, assert_same_tokens, greedy
 
 
 @pytest.fixture
@@ -28,34 +29,30 @@ def greedy_by_recomputing(model, processor, one, num_tokens):
         for i, token in enumerate(ids)
         if token == processor.token_ids.image and ids[i - 1] != token
     ]
-    chosen: list[int] = []
+    said = Said()
     with torch.no_grad():
         embedded = model.embed(processor.collate([one]))
         for _ in range(num_tokens):
-            length = len(ids) + len(chosen)
+            length = len(ids) + len(said.tokens)
             positions = model.family.positions(length, list(zip(starts, one.grids, strict=True)))
             hidden = model.decode(
                 embedded, torch.ones(1, length, dtype=torch.int64), positions[:, None]
             )
-            chosen.append(int(model.logits(hidden[:, -1]).argmax()))
-            embedded = torch.cat([embedded, model.embed_ids(torch.tensor([chosen[-1:]]))], dim=1)
-            if chosen[-1] in processor.stop_ids:
+            said.add(model.logits(hidden[0, -1:])[0])
+            latest = torch.tensor([said.tokens[-1:]])
+            embedded = torch.cat([embedded, model.embed_ids(latest)], dim=1)
+            if said.tokens[-1] in processor.stop_ids:
                 break
-    return chosen
+    return said
 
 
 def test_cached_batched_decoding_equals_recomputing_alone(model, processor, samples):
-    seen: list[torch.Tensor] = []
-
-    def remember(tokens, logits):
-        seen[:] = [torch.cat([tokens, logits.argmax(dim=-1, keepdim=True)], dim=1)]
-        return logits
-
-    generate(model, processor, samples, GenerationConfig(max_new_tokens=12), logits_hook=remember)
-    for row, one in zip(seen[0].tolist(), samples, strict=True):
+    together = greedy(model, processor, samples, GenerationConfig(max_new_tokens=12))
+    for found, one in zip(together, samples, strict=True):
         expected = greedy_by_recomputing(model, processor, one, 12)
-        assert len(set(expected)) > 3, "a model that repeats itself would hide wrong positions"
-        assert row[: len(expected)] == expected
+        differing = set(expected.tokens)
+        assert len(differing) > 3, "a model that repeats itself would hide wrong positions"
+        assert_same_tokens(found.tokens, expected)
 
 
 def test_positions_matter_in_that_comparison(model, processor, samples, monkeypatch):
@@ -300,15 +297,19 @@ def test_names_without_the_constraint_are_refused_before_any_compute(processor, 
 
 
 def test_constrained_answers_do_not_depend_on_the_batch(model, processor, samples):
-    for temperature in (0.0, 1.5):
-        config = GenerationConfig(max_new_tokens=10, temperature=temperature, constrained=True)
-        names = [("red circle",), None, None, ("café", "a"), None]
-        together = generate(model, processor, samples, config, names=names)
-        alone = [
-            generate(model, processor, [one], config, names=[allowed])[0]
-            for one, allowed in zip(samples, names, strict=True)
-        ]
-        assert [answer.text for answer in together] == [answer.text for answer in alone]
+    names = [("red circle",), None, None, ("café", "a"), None]
+    config = GenerationConfig(max_new_tokens=10, constrained=True)
+    together = greedy(model, processor, samples, config, names=names)
+    for found, one, allowed in zip(together, samples, names, strict=True):
+        [expected] = greedy(model, processor, [one], config, names=[allowed])
+        assert_same_tokens(found.tokens, expected)
+    config = GenerationConfig(max_new_tokens=10, temperature=1.5, constrained=True)
+    together = generate(model, processor, samples, config, names=names)
+    alone = [
+        generate(model, processor, [one], config, names=[allowed])[0]
+        for one, allowed in zip(samples, names, strict=True)
+    ]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
 
 
 def test_tokens_without_probability_are_never_drawn(monkeypatch):

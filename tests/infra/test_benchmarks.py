@@ -1,4 +1,4 @@
-"""The benchmark scripts in a setting of seconds: they run, and what they print is a table of sane figures."""
+"""The benchmark scripts in a setting of seconds: they run, and their tables hold sane numbers."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from fo1_model.stages import parameter_groups
 from tests import ROOT
 
 BENCHMARKS = ROOT / "infra/benchmarks"
-sys.path.append(str(BENCHMARKS))  # scripts share some functions
+sys.path.append(str(BENCHMARKS))  # the scripts import each other
 
 
 def script(name: str):
@@ -41,7 +41,7 @@ SMALL = ["--sides", "192", "--boxes", "20", "--dims", "64", "64", "64", "64", "-
 
 def test_region_pooling(monkeypatch, capsys):
     benchmark = script("region_pooling")
-    monkeypatch.setattr(benchmark, "PASSES", ("forward",))  # every figure starts a process
+    monkeypatch.setattr(benchmark, "PASSES", ("forward",))  # every measurement starts a process
     benchmark.main(SMALL)
     text = capsys.readouterr().out
     assert f"    python infra/benchmarks/region_pooling.py {' '.join(SMALL)}\n" in text
@@ -82,7 +82,7 @@ print(before, extra())
 
 
 def test_peak_memory_is_that_of_the_call_alone():
-    # in a process of its own, as the benchmark measures: this one may reuse what other tests left free
+    # In a process of its own, as the benchmark measures: this one may reuse what tests left free.
     command = [sys.executable, "-c", MEASURE, str(BENCHMARKS / "region_pooling.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
@@ -108,7 +108,7 @@ def test_generation(more, capsys):
     script("generation").main([*words, *more])
     text = capsys.readouterr().out
     assert re.search(
-        r"3 pictures of 56 px with 12 boxes, prompts of \d+ tokens, 4 new tokens each", text
+        r"3 images of 56 px with 12 boxes, prompts of \d+ tokens, 4 new tokens each", text
     )
     assert ("constrained." in text) == bool(more)
     rows = table(text)
@@ -135,7 +135,7 @@ def test_the_stopwatch_tells_the_prompt_from_what_follows(monkeypatch):
         watch.start()
         config = GenerationConfig(max_new_tokens=5)
         generate(model, processor, samples[first : first + 1], config, logits_hook=endless)
-    # One look at the picture, one pass over the prompt and one for each further token but the last.
+    # One look at the image, one pass over the prompt and one for each further token but the last.
     assert watch.seconds == {"vision": 2, "prefill": 2, "decode": 8}
 
 
@@ -183,7 +183,7 @@ def test_opn(capsys):
 
 def test_loader():
     words = ["--examples", "48", "--rounds", "1", "--processes", "0", "1", "--shuffle-shards", "2"]
-    # as a script: the processes of a DataLoader import it by its name
+    # As a script: the processes of a DataLoader import it by its name.
     command = [sys.executable, str(BENCHMARKS / "loader.py"), *words]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "48 examples in 1 tars" in text

@@ -1,11 +1,12 @@
-"""UPN's network: transformers' Swin and Deformable DETR layers, with learned prompts in place of classes.
+"""UPN's network: transformers' Swin and Deformable DETR layers, asked by learned prompts.
 
-The layers are composed, not edited, but for what deformable attention samples with: ``grid_sample`` one level
-after the other, so nothing is compiled. What the library has not is written here: the pyramid of maps, query
-selection by a prompt and the decoder's loop. Only inference: UPN's training code is not public.
+The prompts stand in place of classes. The layers are composed, not edited, but for what deformable
+attention samples with: `grid_sample` one level after the other, so nothing is compiled. What the
+library has not is written here: the pyramid of maps, query selection by a prompt and the decoder's
+loop. Only inference: UPN's training code is not public.
 
-Images of a batch have one size. So nothing is padded, and the released code's masks, which would be empty,
-and valid ratios, which would be 1, are left out.
+Images of a batch have one size. So nothing is padded, and the released code's masks, which would be
+empty, and valid ratios, which would be 1, are left out.
 
 Shapes: B images, H x W px, L levels, S positions of all levels, K queries, D hidden_dim.
 Boxes are cxcywh in [0, 1] of the image.
@@ -29,64 +30,68 @@ from fo1_model.boxes import sine_embedding
 from fo1_model.opn.config import PROMPTS
 
 Prompt = Literal["coarse", "fine"]
+"""Granularity that is asked for."""
 
 MAP_TEMPERATURE = 20.0
-"""Of the position embedding of the maps (``configs/upn_large.py``)."""
+"""Temperature of the maps' position embedding (`configs/upn_large.py`)."""
 BOX_TEMPERATURE = 10_000.0
-"""Of the position embedding of boxes (``models/utils/detr_utils.py``)."""
+"""Temperature of the boxes' position embedding (`models/utils/detr_utils.py`)."""
 ANCHOR_SIDE = 0.05
-"""Side of an anchor on the finest level, share of the image; it doubles from level to level (same file)."""
+"""Side of an anchor on the finest level, as a share of the image (same file).
+
+It doubles from level to level.
+"""
 ANCHOR_MARGIN = 0.01
-"""Anchors with a centre or side this near 0 or 1 are not valid (same file)."""
+"""Distance from 0 and 1 within which an anchor's centre or side is not valid (same file)."""
 LOGIT_EPS = 1e-3
-"""Smallest share that boxes are taken back through the sigmoid with (same file)."""
+"""Smallest share with which boxes are taken back through the sigmoid (same file)."""
 NORM_GROUPS = 32
-"""Groups of the norm after an input projection (``models/architecture/upn_model.py``)."""
+"""Groups of the norm after an input projection (`models/architecture/upn_model.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UPNNetworkConfig:
-    """Sizes of the network and its input; the defaults are those published (``configs/upn_large.py``)."""
+    """Sizes of network and input; the defaults are those published (`configs/upn_large.py`)."""
 
     embed_dim: int = 192
     """Channels of Swin's first stage; they double from stage to stage (Swin-L)."""
     depths: tuple[int, ...] = (2, 2, 18, 2)
-    """Swin blocks a stage. Every stage gives a map: strides 4, 8, 16, 32 px."""
+    """Swin blocks of each stage; every stage gives a map, at strides 4, 8, 16, 32 px."""
     backbone_heads: tuple[int, ...] = (6, 12, 24, 48)
-    """Attention heads a stage."""
+    """Attention heads of each Swin stage."""
     window_size: int = 12
-    """Side of Swin's windows, positions (pretrained at 384 px; the images may have any size)."""
+    """Side of Swin's windows, in positions (pretrained at 384 px; images may have any size)."""
     hidden_dim: int = 256
     """Width of encoder and decoder."""
     num_levels: int = 5
-    """Maps that are attended to; those beyond Swin's four come from strided convolutions."""
+    """Number of maps attended to; those beyond Swin's four come from strided convolutions."""
     num_heads: int = 8
     """Attention heads of encoder and decoder."""
     num_points: int = 4
-    """Points a head samples a level."""
+    """Points that a head samples on each level."""
     feedforward_dim: int = 2048
     """Inner width of the feed-forward layers."""
     num_encoder_layers: int = 6
-    """Encoder layers."""
+    """Number of encoder layers."""
     num_decoder_layers: int = 6
-    """Decoder layers; the last one answers."""
+    """Number of decoder layers; the last one answers."""
     num_queries: int = 900
     """Boxes out; fewer for images with fewer positions."""
     short_side_px: int = 800
-    """The image's shorter side is scaled to this (``inference_wrapper.py``)."""
+    """Length that the image's shorter side is scaled to, px (`inference_wrapper.py`)."""
     long_side_px: int = 1333
-    """The longer side is at most this, to the rounding (same file)."""
+    """Most that the longer side may have, but for rounding, px (same file)."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from RGB in [0, 1] (same file)."""
+    """Mean that is subtracted from RGB in [0, 1] (same file)."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Divides RGB after the mean (same file)."""
+    """Standard deviation that RGB is divided by after that (same file)."""
 
 
 class LevelwiseSampling(nn.Module):
     """What transformers' deformable attention reads the maps with, one level after the other.
 
-    The library holds the samples of all levels at once: an encoder layer then needs 5.6 GiB and 23 s on one
-    core for an image of 1333 x 800 px, here 1.9 GiB and 8 s.
+    The library holds the samples of all levels at once: an encoder layer then needs 5.6 GiB and
+    23 s on one core for an image of 1333 x 800 px, here 1.9 GiB and 8 s.
     """
 
     def forward(
@@ -99,10 +104,19 @@ class LevelwiseSampling(nn.Module):
         attention_weights: Tensor,
         im2col_step: int,  # noqa: ARG002
     ) -> Tensor:
-        """Weighted sums of bilinear samples, zero off the map: [B, N, D].
+        """Return weighted sums of bilinear samples, which are zero off the map.
 
-        value: [B, S, M, D / M] for M heads. sampling_locations: float32[B, N, M, L, P, 2], (x, y) of P points
-        as shares of the map. attention_weights: [B, N, M, L, P].
+        Args:
+            value: [B, S, M, D / M] for M heads.
+            spatial_shapes: Not used; here because the library passes it.
+            spatial_shapes_list: Height and width of each level.
+            level_start_index: Not used.
+            sampling_locations: float32[B, N, M, L, P, 2], (x, y) of P points as shares of the map.
+            attention_weights: [B, N, M, L, P].
+            im2col_step: Not used.
+
+        Returns:
+            [B, N, D].
         """
         batch, _, heads, width = value.shape
         sums = []
@@ -124,7 +138,7 @@ class UPN(nn.Module):
         self.config = config
         dim = config.hidden_dim
         self.backbone = SwinBackbone(_swin_config(config))
-        # Of an output that is not used.
+        # Its own last norm belongs to an output that is not used.
         self.backbone.swin.layernorm = nn.Identity()  # type: ignore[assignment]
         self.input_projections = nn.ModuleList(_input_projections(self.backbone.channels, config))
         self.level_embedding = nn.Parameter(torch.randn(config.num_levels, dim))
@@ -148,11 +162,14 @@ class UPN(nn.Module):
         self.box_head = DeformableDetrMLPPredictionHead(dim, dim, 4, 3)  # one for all layers
 
     def forward(self, pixels: Tensor, prompt: Prompt) -> tuple[Tensor, Tensor]:
-        """Pixels to scores and boxes.
+        """Return scores and boxes of a batch of images, in no order.
 
-        pixels: float32[B, 3, H, W] normalised RGB, without padding.
+        Args:
+            pixels: float32[B, 3, H, W], normalised RGB, without padding.
+            prompt: The granularity that is asked for.
 
-        Returns float32[B, K] logits, whose sigmoid is the score, and float32[B, K, 4] boxes, in no order.
+        Returns:
+            Logits float32[B, K], whose sigmoid is the score, and boxes float32[B, K, 4].
         """
         maps = self._maps(pixels)
         shapes = [(int(one.shape[-2]), int(one.shape[-1])) for one in maps]
@@ -161,7 +178,7 @@ class UPN(nn.Module):
         return self._decode(memory, self._propose(memory, shapes, vector), shapes, vector)
 
     def _maps(self, pixels: Tensor) -> list[Tensor]:
-        """Maps [B, D, h, w] of all levels, fine to coarse (``upn_model.py``, forward_backbone_encoder).
+        """Return maps [B, D, h, w], fine to coarse (`upn_model.py`, forward_backbone_encoder).
 
         The first level beyond Swin's comes from its last map, a further one from the level before.
         """
@@ -173,9 +190,10 @@ class UPN(nn.Module):
         return maps
 
     def _encode(self, maps: list[Tensor], shapes: list[tuple[int, int]]) -> Tensor:
-        """Encoded positions [B, S, D] of all levels (``models/encoder/upn_encoder.py``).
+        """Return encoded positions [B, S, D] of all levels (`models/encoder/upn_encoder.py`).
 
-        A position is embedded by the share of the map that lies above and left of it, itself included.
+        A position is embedded by the share of the map that lies above and left of it, itself
+        included.
         """
         dim, device = self.config.hidden_dim, maps[0].device
         embeddings = [
@@ -200,11 +218,11 @@ class UPN(nn.Module):
         return states
 
     def _propose(self, memory: Tensor, shapes: list[tuple[int, int]], prompt: Tensor) -> Tensor:
-        """Boxes [B, K, 4] to start from: of the positions whose product with the prompt is largest.
+        """Return boxes [B, K, 4] to start from, those of the positions that fit the prompt best.
 
-        Positions without a valid anchor stay in the choice, with a state of zero and a box of ones
-        (``deformable_transformer.py``, get_two_stage_proposal). Only their boxes go on: the queries' content
-        is learned.
+        Best is the largest product with the prompt. Positions without a valid anchor stay in the
+        choice, with a state of zero and a box of ones (`deformable_transformer.py`,
+        get_two_stage_proposal). Only their boxes go on: the queries' content is learned.
         """
         anchors, valid = anchor_logits(shapes, memory.device)
         states = torch.where(valid[:, None], memory, memory.new_zeros(()))
@@ -217,9 +235,10 @@ class UPN(nn.Module):
     def _decode(
         self, memory: Tensor, boxes: Tensor, shapes: list[tuple[int, int]], prompt: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits [B, K] and boxes [B, K, 4] of the last layer (``models/decoder/upn_decoder.py``).
+        """Return the last layer's logits [B, K] and boxes [B, K, 4] (`decoder/upn_decoder.py`).
 
-        Between layers, boxes are refined from the bare states; the last ones from the normed states.
+        Between layers, boxes are refined from the bare states; the last ones from the normed
+        states.
         """
         states = self.queries[: boxes.shape[1]].expand(len(boxes), -1, -1)
         for number, layer in enumerate(self.decoder):
@@ -240,16 +259,23 @@ class UPN(nn.Module):
         return _product(states, prompt), self._refined(states, boxes)
 
     def _refined(self, states: Tensor, boxes: Tensor) -> Tensor:
-        """Boxes [B, K, 4] moved by what the head reads in the states."""
+        """Return boxes [B, K, 4] moved by what the head reads in the states."""
         logits = (boxes.clamp(min=LOGIT_EPS) / (1 - boxes).clamp(min=LOGIT_EPS)).log()
         return (self.box_head(states).float() + logits).sigmoid()
 
 
 def anchor_logits(shapes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Anchors of all positions before the sigmoid, float32[S, 4], and which are valid, bool[S].
+    """Return the anchors of all positions before the sigmoid, and which of them are valid.
 
-    shapes: height and width of each level. An anchor is a square share of the image around a position's
-    centre; one that is not valid is infinite (``detr_utils.py``, gen_encoder_output_proposals).
+    An anchor is a square share of the image around a position's centre; one that is not valid is
+    infinite (`detr_utils.py`, gen_encoder_output_proposals).
+
+    Args:
+        shapes: Height and width of each level.
+        device: Where the anchors are made.
+
+    Returns:
+        Anchors float32[S, 4] and flags bool[S].
     """
     anchors = []
     for level, shape in enumerate(shapes):
@@ -261,7 +287,7 @@ def anchor_logits(shapes: list[tuple[int, int]], device: torch.device) -> tuple[
 
 
 def _grid(shape: tuple[int, int], offset: float, device: torch.device) -> Tensor:
-    """(y, x) of each position plus the offset, shares of the map, float32[h * w, 2], row by row."""
+    """Return (y, x) of each position plus the offset as shares of the map, float32[h * w, 2]."""
     axes = [
         (torch.arange(side, device=device, dtype=torch.float32) + offset) / side for side in shape
     ]
@@ -269,22 +295,23 @@ def _grid(shape: tuple[int, int], offset: float, device: torch.device) -> Tensor
 
 
 def _product(states: Tensor, prompt: Tensor) -> Tensor:
-    """float32[B, N]: product of states [B, N, D] and the prompt; no scale, no bias (``contrastive.py``).
+    """Return the product of states [B, N, D] and the prompt, float32[B, N] (`contrastive.py`).
 
-    Not a matrix product, which autocast would round to bfloat16, and make ties of scores.
+    It has no scale and no bias. It is no matrix product, which autocast would round to bfloat16,
+    and make ties of scores.
     """
     return (states.float() * prompt.float()).sum(-1)
 
 
 def _spatial(shapes: list[tuple[int, int]], device: torch.device) -> dict[str, object]:
-    """The levels as transformers' layers take them."""
+    """Return the levels as transformers' layers take them."""
     return {"spatial_shapes": torch.tensor(shapes, device=device), "spatial_shapes_list": shapes}
 
 
 def _input_projections(channels: list[int], config: UPNNetworkConfig) -> list[nn.Module]:
-    """1x1 convolutions of the backbone's maps, strided 3x3 ones for the levels beyond; a GroupNorm on each.
+    """Return 1x1 convolutions for the backbone's maps and strided 3x3 ones for the levels beyond.
 
-    channels: of the backbone's maps.
+    A GroupNorm follows each. `channels` are those of the backbone's maps.
     """
     dim = config.hidden_dim
     extra = config.num_levels - len(channels)
@@ -295,9 +322,10 @@ def _input_projections(channels: list[int], config: UPNNetworkConfig) -> list[nn
 
 
 def _swin_config(config: UPNNetworkConfig) -> SwinConfig:
-    """Swin as in ``models/backbone/swin.py``: windows are padded before they are shifted, a norm on each map.
+    """Return Swin as in `models/backbone/swin.py`, with a norm on each map.
 
-    timm's Swin pads after the shift: not the same where a map is no multiple of the window.
+    Windows are padded before they are shifted. timm's Swin pads after the shift, which is not the
+    same where a map is no multiple of the window.
     """
     return SwinConfig(  # type: ignore[call-arg]
         embed_dim=config.embed_dim,
@@ -310,10 +338,11 @@ def _swin_config(config: UPNNetworkConfig) -> SwinConfig:
 
 
 def _layer_config(config: UPNNetworkConfig) -> DeformableDetrConfig:
-    """What transformers' encoder and decoder layers read: post-norm, ReLU, no dropout at inference.
+    """Return what transformers' encoder and decoder layers read: post-norm, ReLU, no dropout.
 
-    Each layer: attention, norm, feed-forward, norm; a decoder's has self-attention over the queries and a
-    norm before. Points of a box are offset in units of half its sides, divided by the number of points.
+    Each layer is attention, norm, feed-forward, norm; a decoder's has self-attention over the
+    queries and a norm before. Points of a box are offset in units of half its sides, divided by the
+    number of points.
     """
     return DeformableDetrConfig(  # type: ignore[call-arg]
         d_model=config.hidden_dim,

@@ -7,15 +7,16 @@
     transformer.enc_output*, .enc_out_bbox_embed.*
     transformer.decoder.layers.N.*     self_attn, norm2, cross_attn, norm1, linear1, linear2, norm3
     transformer.decoder.norm, .ref_point_head.*
-    bbox_embed.N.*                     one head under the name of each layer, and again in transformer.decoder
+    bbox_embed.N.*                     one head, under each layer's name, and again in
+                                       transformer.decoder
 
-Left out: Swin's ``relative_position_index``, which follows from the window, and ``ref_point_head_point``,
-whose output the released code multiplies by zero. The file has the state dict under ``model``
-(``inference_wrapper.py``).
+Left out: Swin's `relative_position_index`, which follows from the window, and
+`ref_point_head_point`, whose output the released code multiplies by zero. The file has the state
+dict under `model` (`inference_wrapper.py`).
 """
 
+import logging
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -23,11 +24,14 @@ import torch
 from torch import Tensor
 
 from fo1_model.detectors.upn.network import UPN, UPNNetworkConfig
+from fo1_model.errors import SettingError
 from fo1_model.weights import check_names, read_state, uninitialised
+
+logger = logging.getLogger("fo1_model")
 
 _SWIN = "backbone.model.backbone."
 _MODULES = ("backbone", "input_proj", "transformer", "bbox_embed")
-"""Top-level modules of the released network that have weights."""
+"""Names of the released network's top-level modules that have weights."""
 _RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^backbone\.swin\.embeddings\.patch_embeddings\.projection", _SWIN + "patch_embed.proj"),
     (r"^backbone\.swin\.embeddings\.norm", _SWIN + "patch_embed.norm"),
@@ -62,7 +66,7 @@ _RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^queries$", "transformer.tgt_embed.weight"),
     (r"^prompts\.(coarse|fine)$", r"transformer.\1_grained_prompt.weight"),
 )
-"""Applied one after the other to one of our names."""
+"""Pattern and replacement, applied one after the other to one of our names."""
 _UNUSED = re.compile(
     re.escape(_SWIN) + r"layers\.\d+\.blocks\.\d+\.attn\.relative_position_index"
     r"|transformer\.decoder\.ref_point_head_point\.layers\.[01]\.(weight|bias)"
@@ -71,12 +75,15 @@ _HEAD_COPY = re.compile(r"(?:transformer\.decoder\.)?bbox_embed\.(\d+)\.(.+)")
 
 
 def load_upn(path: str | Path, config: UPNNetworkConfig | None = None) -> UPN:
-    """The network of a published state dict (``upn_large.pth``, or the same as safetensors), on the CPU.
+    """Return the network of a published state dict, on the CPU.
 
-    config: None for the sizes published.
+    Args:
+        path: `upn_large.pth`, or the same as safetensors.
+        config: Sizes; None takes those published.
 
-    Raises ValueError when the file is missing, unreadable or holds more than tensors, and when names, shapes
-    or values are not those of the network.
+    Raises:
+        SettingError: The file is missing, unreadable or holds more than tensors, or names, shapes
+            or values are not those of the network.
     """
     path = Path(path)
     given = read_state(path)
@@ -87,7 +94,7 @@ def load_upn(path: str | Path, config: UPNNetworkConfig | None = None) -> UPN:
 
 
 def published_name(own: str) -> tuple[str, int | None]:
-    """The published name of one of our tensors, and which third of its rows is ours; None for all."""
+    """Return the published name of one of our tensors, and the third of its rows; None is all."""
     name = own
     for pattern, replacement in _RENAMED:
         name = re.sub(pattern, replacement, name)
@@ -96,13 +103,20 @@ def published_name(own: str) -> tuple[str, int | None]:
 
 
 def translated(given: Mapping[str, Tensor], model: UPN, what: str) -> dict[str, Tensor]:
-    """Our state dict from the published one.
+    """Return our state dict from the published one.
 
-    The released loader takes what it knows and ignores the rest. Here a missing name is an error, and so is
-    one left over inside a module that we have: another architecture. Whole modules that the released network
-    has not are left out, with a warning.
+    The released loader takes what it knows and ignores the rest. Here a missing name is an error,
+    and so is one left over inside a module that we have: another architecture. Whole modules that
+    the released network has not are left out, with a warning.
 
-    Raises ValueError for names, shapes, copies of the head that differ and values that are not finite.
+    Args:
+        given: The published tensors by name.
+        model: The network that they are for.
+        what: The file, for messages.
+
+    Raises:
+        SettingError: Names or shapes are not the network's, copies of the head differ, or values
+            are not finite.
     """
     foreign = sorted(name for name in given if name.split(".")[0] not in _MODULES)
     sources = {own: published_name(own) for own in model.state_dict()}
@@ -112,31 +126,35 @@ def translated(given: Mapping[str, Tensor], model: UPN, what: str) -> dict[str, 
     rest = _one_head(rest, model.config.num_decoder_layers, what)
     check_names({name for name, _ in sources.values()}, set(rest), what)
     if foreign:
-        warnings.warn(
-            f"{what}: {len(foreign)} weights are not UPN's: {', '.join(foreign[:8])}", stacklevel=2
-        )
+        shown = ", ".join(foreign[:8])
+        logger.warning("%s: %d weights are not UPN's: %s", what, len(foreign), shown)
     result = {}
     for own, value in model.state_dict().items():
         name, third = sources[own]
         shape = list(value.shape) if third is None else [3 * value.shape[0], *value.shape[1:]]
         if list(rest[name].shape) != shape:
-            raise ValueError(f"{what}: {name} is {list(rest[name].shape)}, the network has {shape}")
+            raise SettingError(
+                f"{what}: {name} is {list(rest[name].shape)}, the network has {shape}"
+            )
         result[own] = rest[name] if third is None else rest[name].chunk(3)[third]
         if not result[own].isfinite().all():
-            raise ValueError(f"{what}: {name} holds values that are not finite")
+            raise SettingError(f"{what}: {name} holds values that are not finite")
     return result
 
 
 def _one_head(given: Mapping[str, Tensor], num_layers: int, what: str) -> dict[str, Tensor]:
-    """The same weights with the box head once, by the first layer's name; raises ValueError if copies differ.
+    """Return the same weights with the box head once, by the first layer's name.
 
-    A file that stores shared tensors once has any one of the names.
+    A file that stores shared tensors once has any one of the names. Copies that differ are a
+    SettingError.
     """
     result: dict[str, Tensor] = {}
     for name, value in given.items():
         found = _HEAD_COPY.fullmatch(name)
         kept = f"bbox_embed.0.{found[2]}" if found and int(found[1]) < num_layers else name
         if kept in result and not torch.equal(result[kept], value):
-            raise ValueError(f"{what}: decoder layers have box heads of their own; UPN's share one")
+            raise SettingError(
+                f"{what}: decoder layers have box heads of their own; UPN's share one"
+            )
         result[kept] = value
     return result

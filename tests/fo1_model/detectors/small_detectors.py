@@ -1,4 +1,4 @@
-"""A small random Hugging Face detector of each family with its processor, and what their tests share."""
+"""A small random Hugging Face detector of each family with its processor, and shared helpers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,18 +66,16 @@ HEADS = {
     "num_queries": 20,
 }
 DETR = HEADS | {"d_model": 64, "num_labels": 5, "use_timm_backbone": False, "backbone": None}
-RT_DETR = (
-    HEADS
-    | {
-        "d_model": 32,
-        "num_labels": 5,
-        "encoder_hidden_dim": 32,
-        "encoder_in_channels": [16, 24, 32],
-        "decoder_in_channels": [32, 32, 32],
-        "num_denoising": 0,
-        "num_queries": 84,  # as many as positions: with fewer, rounding would change which become queries
-    }
-)
+RT_DETR = HEADS | {
+    "d_model": 32,
+    "num_labels": 5,
+    "encoder_hidden_dim": 32,
+    "encoder_in_channels": [16, 24, 32],
+    "decoder_in_channels": [32, 32, 32],
+    "num_denoising": 0,
+    # As many as positions: with fewer, rounding would change which become queries.
+    "num_queries": 84,
+}
 LW_DETR = {
     "d_model": 32,
     "decoder_ffn_dim": 32,
@@ -193,7 +191,10 @@ CLOSED_SET: dict[str, Family] = {
 
 
 def tokenizer(longest: int) -> hf.PreTrainedTokenizerFast:
-    """One token a word. Ids of the punctuation are BERT's: Grounding DINO's code knows them by number."""
+    """One token a word.
+
+    Ids of the punctuation are BERT's: Grounding DINO's code knows them by number.
+    """
     fillers = {f"word{index}": index for index in range(1030) if index not in WORDS.values()}
     words = Tokenizer(models.WordLevel(WORDS | fillers, "[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -276,19 +277,17 @@ TEXT_PROMPTED: dict[str, Family] = {
 
 
 def saved(auto: Any, family: Family, folder: Path) -> Path:
-    """Write a model of a family, with weights lively enough for its boxes to differ, and its processor."""
+    """Write a family's processor and model, its weights lively enough for boxes to differ."""
     config, processor = family()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = auto.from_config(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name.startswith(
-                    ("box_head.", "class_head.logit")
-                ):  # OWL's, drawn with a spread of 1:
-                    parameter.mul_(
-                        0.15
-                    )  # all boxes would reach from edge to edge, all scores be 0 or 1
+                if name.startswith(("box_head.", "class_head.logit")):
+                    # OWL's, drawn with a spread of 1: all boxes would reach from edge to edge, all
+                    # scores be 0 or 1.
+                    parameter.mul_(0.15)
                 else:
                     parameter.add_(torch.randn(parameter.shape), alpha=0.1)
     model.save_pretrained(folder)
@@ -317,19 +316,6 @@ def once_a_box(result: dict[str, torch.Tensor], width: int, height: int) -> Dete
         best[tuple(box)] = max(score, best.get(tuple(box), 0.0))
     boxes, scores = np.array(list(best)), np.array(list(best.values()))
     return select(boxes, scores, width=width, height=height, selection=EVERYTHING)
-
-
-def assert_same(found: Detections, expected: Detections, atol_px: float = 2e-3) -> None:
-    """The same boxes and scores, in order."""
-    assert len(found.boxes) == len(expected.boxes)
-    np.testing.assert_allclose(found.boxes, expected.boxes, atol=atol_px, rtol=0)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5, rtol=0)
-
-
-def assert_alike(found: Detections, expected: Detections) -> None:
-    """The same boxes and scores but for rounding, which may also swap two of nearly equal score."""
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5, rtol=0)
-    assert_near(found, expected, atol_px=0.01, share=1.0)
 
 
 def assert_near(

@@ -1,4 +1,4 @@
-"""Hugging Face detectors with fixed classes against the library's own pipeline, and the small RT-DETR."""
+"""Hugging Face detectors with fixed classes against the library's own pipeline; small RT-DETR."""
 
 import pickle
 from functools import partial
@@ -22,7 +22,6 @@ from transformers import (
 
 from fo1_model.detectors import (
     ClosedSetConfig,
-    Detections,
     Detector,
     DetectorInput,
     Prepared,
@@ -33,19 +32,19 @@ from fo1_model.detectors import (
 from fo1_model.detectors.batching import detect_by_shape
 from fo1_model.detectors.closed_set import best_sigmoid, best_softmax, score_rule, untrained_rt_detr
 from fo1_model.detectors.pretrained import pixel_mask, prepare_image, raw_boxes
+from fo1_model.errors import SettingError
 from tests.fo1_model.detectors.small_detectors import (
     CLOSED_SET,
     EDGES,
     EVERYTHING,
     SIZES,
-    assert_alike,
     assert_near,
-    assert_same,
     noise_image,
     once_a_box,
     prepared,
     saved,
 )
+from tests.ties import assert_same_detections
 
 CONFIG = ClosedSetConfig(selection=EVERYTHING)
 
@@ -68,7 +67,7 @@ def detector(folder: str) -> Detector:
 
 @torch.inference_mode()
 def test_boxes_are_those_of_the_librarys_own_pipeline(folder: str, detector: Detector) -> None:
-    """Image -> processor -> model -> its post-processing, one image at a time; a box counts once."""
+    """Image, processor, model, its post-processing, one image at a time; a box counts once."""
     processor = AutoImageProcessor.from_pretrained(folder)
     model = AutoModelForObjectDetection.from_pretrained(folder)
     found = [detector.detect([item])[0] for item in prepared(detector)]
@@ -91,10 +90,7 @@ def test_boxes_are_those_of_the_librarys_own_pipeline(folder: str, detector: Det
             assert len(theirs.boxes) == len(mine.boxes)
         assert len(theirs.boxes) > 3
         # Where the library cuts to the best (query, class) pairs, its boxes are our best ones.
-        best = Detections(
-            boxes=mine.boxes[: len(theirs.boxes)], scores=mine.scores[: len(theirs.boxes)]
-        )
-        assert_same(best, theirs)
+        assert_same_detections(mine, theirs, best_only=True)
 
 
 def test_an_images_boxes_do_not_depend_on_its_batch(detector: Detector) -> None:
@@ -102,10 +98,10 @@ def test_an_images_boxes_do_not_depend_on_its_batch(detector: Detector) -> None:
     together = detector.detect(batch)
     for item, expected in zip(batch, together, strict=True):
         [alone] = detector.detect([item])
-        assert_alike(alone, expected)
+        assert_same_detections(alone, expected, atol_px=0.01)
     backwards = detector.detect(batch[::-1])[::-1]
     for found, expected in zip(backwards, together, strict=True):
-        assert_alike(found, expected)
+        assert_same_detections(found, expected, atol_px=0.01)
     assert detector.detect([]) == []
 
 
@@ -188,7 +184,7 @@ def test_a_model_that_takes_the_mask_gets_it(detr_folder: Path) -> None:
     [found] = detector.detect(
         [prepare_image(DetectorInput(image_id="a", image=image), processor=processor)]
     )
-    assert_same(found, once_a_box(result, 128, 96))
+    assert_same_detections(found, once_a_box(result, 128, 96))
 
 
 @pytest.mark.parametrize(
@@ -224,22 +220,22 @@ def test_another_kind_of_post_processing_is_refused() -> None:
             [result] = super().post_process_object_detection(*args, **options)
             return [result | {"boxes": result["boxes"] + 1}]
 
-    with pytest.raises(ValueError, match="Odd scores boxes neither"):
+    with pytest.raises(SettingError, match="Odd scores boxes neither"):
         score_rule(Odd())
-    with pytest.raises(ValueError, match="Framed scores boxes neither"):
+    with pytest.raises(SettingError, match="Framed scores boxes neither"):
         score_rule(Framed())
-    with pytest.raises(ValueError, match="object does not turn"):
+    with pytest.raises(SettingError, match="object does not turn"):
         score_rule(object())
 
 
 def test_wrong_folders_are_named(tmp_path: Path, detr_folder: Path) -> None:
     def refuse(folder: Path, match: str) -> None:
-        with pytest.raises(ValueError, match=match) as caught:
+        with pytest.raises(SettingError, match=match) as caught:
             build_detector(CONFIG, str(folder))
         assert str(folder) in str(caught.value)
 
     refuse(tmp_path / "none", "no such folder")
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(SettingError, match="no such folder"):
         preparation(CONFIG, str(tmp_path / "none"))
     refuse(tmp_path, "no \\*.safetensors")
     pickled = tmp_path / "pickled"
@@ -290,6 +286,6 @@ def test_untrained_rt_detr_as_a_detector() -> None:
     assert isinstance(ready, Prepared)
     np.testing.assert_array_equal(ready.pixels, items[0].pixels)
     [again] = build_detector(config).detect([ready])
-    assert_same(again, found[0])
+    assert_same_detections(again, found[0])
     [other] = build_detector(UntrainedRTDETRConfig(seed=1, selection=EVERYTHING)).detect([ready])
     assert not np.array_equal(other.scores, again.scores)

@@ -14,7 +14,6 @@ from transformers import (
 )
 
 from fo1_model.detectors import (
-    Detections,
     Detector,
     DetectorInput,
     TextPromptedConfig,
@@ -22,19 +21,19 @@ from fo1_model.detectors import (
     preparation,
 )
 from fo1_model.detectors.text_prompted import FAMILIES, phrases
+from fo1_model.errors import SettingError
 from tests.fo1_model.detectors.small_detectors import (
     CLOSED_SET,
     EVERYTHING,
     SIZES,
     TEXT_PROMPTED,
-    assert_alike,
     assert_near,
-    assert_same,
     noise_image,
     once_a_box,
     prepared,
     saved,
 )
+from tests.ties import assert_same_detections
 
 NAMES = ["Red cat", "dog"]
 CONFIG = TextPromptedConfig(prompt="Red cat; dog", selection=EVERYTHING)
@@ -76,14 +75,10 @@ def test_boxes_are_those_of_the_librarys_own_pipeline(folder: str, detector: Det
         )
         theirs = once_a_box(result, width, height)
         assert len(theirs.boxes) > 5
-        if (
-            "omdet" not in kind
-        ):  # which cuts to the best (query, name) pairs, where a query may be missing
+        # OmDet-Turbo's cuts to the best (query, name) pairs, where a query may be missing.
+        if "omdet" not in kind:
             assert len(theirs.boxes) == len(mine.boxes)
-        best = Detections(
-            boxes=mine.boxes[: len(theirs.boxes)], scores=mine.scores[: len(theirs.boxes)]
-        )
-        assert_same(best, theirs)
+        assert_same_detections(mine, theirs, best_only=True)
 
 
 def test_an_images_boxes_do_not_depend_on_its_batch_or_on_calls_before(detector: Detector) -> None:
@@ -91,10 +86,10 @@ def test_an_images_boxes_do_not_depend_on_its_batch_or_on_calls_before(detector:
     together = detector.detect(batch)
     for item, expected in zip(batch, together, strict=True):
         [alone] = detector.detect([item])
-        assert_alike(alone, expected)
+        assert_same_detections(alone, expected, atol_px=0.01)
     backwards = detector.detect(batch[::-1])[::-1]
     for found, expected in zip(backwards, together, strict=True):
-        assert_alike(found, expected)
+        assert_same_detections(found, expected, atol_px=0.01)
     assert detector.detect([]) == []
 
 
@@ -140,7 +135,7 @@ def test_a_prompt_longer_than_the_model_reads_is_refused(folder: str) -> None:
     if "omdet" in folder:
         build_detector(config, folder)  # its processor cuts the text, as in training
         return
-    with pytest.raises(ValueError, match=r"4[23] tokens, but the model") as caught:
+    with pytest.raises(SettingError, match=r"4[23] tokens, but the model") as caught:
         build_detector(config, folder)
     assert folder in str(caught.value)
 
@@ -151,7 +146,7 @@ def test_phrases_golden() -> None:
 
 
 def test_boxes_of_owl_v2_lie_in_its_square(tmp_path: Path) -> None:
-    """50 x 128 px are padded to 128 x 128 on the right, then scaled to 64 px: half a px a px on both axes."""
+    """50 x 128 px are padded to 128 x 128 on the right, then scaled to 64 px: by half each way."""
     folder = saved(AutoModelForZeroShotObjectDetection, TEXT_PROMPTED["owl_v2"], tmp_path)
     item = preparation(CONFIG, str(folder))(DetectorInput(image_id="a", image=noise_image(50, 128)))
     assert item.scale == (0.5, 0.5)
@@ -164,8 +159,8 @@ def test_boxes_of_owl_v2_lie_in_its_square(tmp_path: Path) -> None:
 def test_other_models_are_named(tmp_path: Path) -> None:
     folder = saved(AutoModelForObjectDetection, CLOSED_SET["detr"], tmp_path)
     for make in (preparation, build_detector):
-        with pytest.raises(ValueError, match="holds a detr; use one of") as caught:
+        with pytest.raises(SettingError, match="holds a detr; use one of") as caught:
             make(CONFIG, str(folder))
         assert all(name in str(caught.value) for name in FAMILIES)
-        with pytest.raises(ValueError, match="no such folder"):
+        with pytest.raises(SettingError, match="no such folder"):
             make(CONFIG, str(tmp_path / "none"))

@@ -1,4 +1,4 @@
-"""UPN: the network against a slow reference and the released code, its published names, the detector."""
+"""UPN: the network against a slow reference and the released code, its names, the detector."""
 
 import pickle
 import zipfile
@@ -15,11 +15,20 @@ from safetensors.torch import save_file
 from torchvision.transforms.v2 import functional as tvf
 
 from fo1_model.boxes import embed, sine_embedding, to_corners
-from fo1_model.detectors import DetectorInput, Selection, UPNConfig, build_detector, preparation
+from fo1_model.detectors import (
+    Detections,
+    DetectorInput,
+    Selection,
+    UPNConfig,
+    build_detector,
+    preparation,
+)
 from fo1_model.detectors.upn.detector import UPNDetector, input_size
 from fo1_model.detectors.upn.network import UPN, UPNNetworkConfig, anchor_logits
 from fo1_model.detectors.upn.weights import load_upn, published_name
+from fo1_model.errors import SettingError
 from tests.fo1_model.detectors import upn_reference as reference
+from tests.ties import assert_same_detections
 
 torch.set_num_threads(1)
 
@@ -80,7 +89,10 @@ def scene(width: int, height: int, image_id: str = "a") -> DetectorInput:
 def test_network_equals_the_slow_reference(
     network: UPN, size: tuple[int, int], prompt: str
 ) -> None:
-    """Sizes that need padding to patches, to windows (before the shift) and to pairs; points off the map."""
+    """Sizes that need padding to patches, to windows (before the shift) and to pairs.
+
+    Some points lie off the map.
+    """
     pixels = noise(*size)
     logits, boxes = reference.forward(reference.published_weights(SMALL, 0), SMALL, pixels, prompt)
     with torch.inference_mode():
@@ -92,7 +104,10 @@ def test_network_equals_the_slow_reference(
 
 
 def test_fewer_positions_than_queries(network: UPN) -> None:
-    """Eleven positions give eleven boxes, where the released code fails; norms of single pairs are touchy."""
+    """Eleven positions give eleven boxes, where the released code fails.
+
+    Norms of single pairs are touchy, hence the wide tolerance.
+    """
     pixels = noise(5, 9)
     logits, boxes = reference.forward(reference.published_weights(SMALL, 0), SMALL, pixels, "fine")
     with torch.inference_mode():
@@ -111,9 +126,8 @@ def test_queries_without_an_anchor(tmp_path: Path) -> None:
     torch.save(
         {name: torch.from_numpy(value) for name, value in weights.items()}, tmp_path / "upn.pth"
     )
-    pixels = noise(
-        36, 208
-    )  # 9 x 52 positions on the finest level: the outer columns are within 1 %
+    # 9 x 52 positions on the finest level: the outer columns are within 1 %.
+    pixels = noise(36, 208)
     logits, boxes = reference.forward(weights, SMALL, pixels, "fine")
     with torch.inference_mode():
         found_logits, found_boxes = load_upn(tmp_path / "upn.pth", SMALL)(
@@ -149,10 +163,10 @@ def test_queries_without_an_anchor(tmp_path: Path) -> None:
 def test_golden_of_the_released_code(
     tmp_path: Path, prompt: str, logits: list[float], boxes: list[list[float]]
 ) -> None:
-    """The three best of the released classes, run in float32 on a CPU with these weights and this image.
+    """The three best of the released classes, run in float32 on a CPU on the same input.
 
-    om-ai-lab/VLM-FO1 e6bef8d, ``detect_tools/upn``, its compiled operation replaced by the grid_sample form
-    that stands beside it; the state dict was loaded there with ``strict=True``.
+    om-ai-lab/VLM-FO1 e6bef8d, `detect_tools/upn`, its compiled operation replaced by the
+    grid_sample form that stands beside it; the state dict was loaded there with `strict=True`.
     """
     config = UPNNetworkConfig(
         embed_dim=16,
@@ -175,7 +189,7 @@ def test_golden_of_the_released_code(
 
 
 def test_the_published_size() -> None:
-    """Names and shapes of the large network, without its memory: each of ours has one published source."""
+    """Names and shapes of the large network, without its memory: each has one published source."""
     with torch.device("meta"):
         model = UPN(PUBLISHED)
     assert sum(weight.numel() for weight in model.parameters()) == 217_506_876
@@ -197,7 +211,10 @@ def test_the_published_size() -> None:
 
 
 def test_every_form_of_the_file_loads(tmp_path: Path, network: UPN) -> None:
-    """Bare, as safetensors, without what is not used, and with the shared head stored once, by any name."""
+    """Bare, as safetensors, without what is not used, with the shared head stored once.
+
+    The head may have any of its names.
+    """
     once = {
         name: value
         for name, value in state().items()
@@ -262,11 +279,14 @@ def test_another_file_is_refused_by_name(tmp_path: Path, given: object, message:
         load_upn(tmp_path / "upn.pth", SMALL)
 
 
-def test_foreign_modules_are_left_out_aloud(tmp_path: Path, network: UPN) -> None:
-    """The released loader ignores names it does not know, so the file may hold what only training used."""
+def test_foreign_modules_are_left_out_aloud(
+    tmp_path: Path, network: UPN, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The released loader ignores unknown names, so the file may hold what only training used."""
     torch.save({"model": state() | {"label_encoder.weight": torch.zeros(3)}}, tmp_path / "upn.pth")
-    with pytest.warns(UserWarning, match=r"1 weights are not UPN's: label_encoder\.weight"):
-        found = load_upn(tmp_path / "upn.pth", SMALL)
+    found = load_upn(tmp_path / "upn.pth", SMALL)
+    assert "1 weights are not UPN's: label_encoder.weight" in caplog.text
+    assert [record.name for record in caplog.records] == ["fo1_model"]
     torch.testing.assert_close(found.state_dict(), network.state_dict(), rtol=0, atol=0)
 
 
@@ -291,9 +311,8 @@ def test_hostile_files_are_refused(tmp_path: Path, published: Path) -> None:
     for name in (*bad, "zipped_code.pth"):
         with pytest.raises(ValueError, match=name.replace(".", r"\.")) as caught:
             load_upn(tmp_path / name, SMALL)
-        assert "weights_only" not in str(
-            caught.value
-        )  # torch's advice is to switch the protection off
+        # Torch's advice is to switch the protection off.
+        assert "weights_only" not in str(caught.value)
         assert "exec" in str(caught.value) or "code" not in name
     for path in (tmp_path / "absent.pth", tmp_path):
         with pytest.raises(ValueError, match="no such file"):
@@ -312,7 +331,7 @@ def test_anchors_golden() -> None:
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4))
 def test_sine_embedding(values: list[float]) -> None:
-    """The region encoder's embedding of boxes is the same at its temperature; the other from its formula."""
+    """The region encoder's embedding is the same at its temperature; the other by its formula."""
     box = torch.tensor([values])
     found = sine_embedding(box[:, [1, 0, 2, 3]], 32, 10_000.0)
     torch.testing.assert_close(found, embed(to_corners(box), 128), atol=1e-5, rtol=0)
@@ -326,10 +345,7 @@ def test_sine_embedding(values: list[float]) -> None:
         ((640, 480), (1066, 800)),  # 1066.7 is cut
         ((480, 640), (800, 1066)),
         ((500, 500), (800, 800)),
-        (
-            (2000, 601),
-            (1334, 401),
-        ),  # 400.6 is rounded, and the other side follows: over the limit by 1
+        ((2000, 601), (1334, 401)),  # 400.6 is rounded, the other follows: over the limit by 1
         ((1333, 800), (1333, 800)),
         ((1, 1), (800, 800)),
         ((1, 10_000), (1, 10_000)),  # 0.1 px would be none
@@ -373,15 +389,17 @@ def test_detector_returns_original_pixels(detector: UPNDetector) -> None:
     std = np.array([0.229, 0.224, 0.225])[:, None, None]
     weights = reference.published_weights(SMALL, 0)
     logits, boxes = reference.forward(weights, SMALL, (item.pixels / 255 - mean) / std, "fine")
-    order = np.argsort(-logits, kind="stable")
     low = np.clip((boxes[:, :2] - boxes[:, 2:] / 2) * [120, 90], 0, [120, 90])
     high = np.clip((boxes[:, :2] + boxes[:, 2:] / 2) * [120, 90], 0, [120, 90])
-    expected = np.concatenate([low, high], 1)[order]
-    wide = (expected[:, 2:] - expected[:, :2] >= 1).all(1)
+    placed = np.concatenate([low, high], 1)
+    wide = (placed[:, 2:] - placed[:, :2] >= 1).all(1)
+    best = np.argsort(-logits[wide], kind="stable")
+    expected = Detections(
+        boxes=placed[wide][best], scores=1 / (1 + np.exp(-logits[wide][best].astype(float)))
+    )
     [found] = detector.detect([item])
     assert wide.sum() > 5
-    np.testing.assert_allclose(found.boxes, expected[wide], atol=1e-2)
-    np.testing.assert_allclose(found.scores, 1 / (1 + np.exp(-logits[order][wide])), atol=1e-4)
+    assert_same_detections(found, expected, atol_px=1e-2, atol_score=1e-4)
     assert (found.boxes.dtype, found.scores.dtype) == (np.float32, np.float32)
 
 
@@ -391,8 +409,7 @@ def test_an_image_does_not_depend_on_its_batch(detector: UPNDetector) -> None:
     together = detector.detect(items)
     for item, found in zip(items, together, strict=True):
         [alone] = detector.detect([item])
-        np.testing.assert_allclose(found.boxes, alone.boxes, atol=2e-2)
-        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-3)
+        assert_same_detections(found, alone, atol_px=2e-2, atol_score=1e-3)
     for first, second in zip(together, detector.detect(items), strict=True):
         assert first.boxes.tobytes() == second.boxes.tobytes()
         assert first.scores.tobytes() == second.scores.tobytes()
@@ -420,9 +437,9 @@ def test_settings_of_the_detector(published: Path, detector: UPNDetector) -> Non
 
 
 def test_building_by_config(published: Path) -> None:
-    with pytest.raises(ValueError, match="needs a folder or file of weights"):
+    with pytest.raises(SettingError, match="needs a folder or file of weights"):
         build_detector(UPNConfig())
-    with pytest.raises(ValueError, match="checkpoint=None"):
+    with pytest.raises(SettingError, match="checkpoint=None"):
         UPNDetector(UPNConfig(), None)
     with pytest.raises(ValueError, match="weights are missing"):  # the small network's file
         build_detector(UPNConfig(), str(published))

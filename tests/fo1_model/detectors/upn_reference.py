@@ -1,7 +1,8 @@
-"""UPN once more, slowly, in numpy from the published names: what the tests hold the network against.
+"""UPN once more, slowly, in numpy from the published names: what tests hold the network against.
 
-Written from what the released code does at each step, in another form than the network: window attention
-is dense attention with a mask over windows, deformable attention adds up four corners, nothing is batched.
+Written from what the released code does at each step, in another form than the network: window
+attention is dense attention with a mask over windows, deformable attention adds up four corners,
+nothing is batched.
 """
 
 import numpy as np
@@ -96,7 +97,10 @@ def published_shapes(config: UPNNetworkConfig) -> dict[str, tuple[int, ...]]:
 
 
 def published_weights(config: UPNNetworkConfig, seed: int) -> Weights:
-    """A published state dict with weights drawn so that every part matters; float32, index buffers int64."""
+    """A published state dict with weights drawn so that every part matters.
+
+    float32, but for index buffers, which are int64.
+    """
     weights: Weights = {}
     for name, shape in sorted(published_shapes(config).items()):
         draws = np.random.default_rng([seed, *name.encode()])
@@ -198,7 +202,7 @@ def _decode(w, config, memory, center, level_of, shapes, prompt):
 
 
 def deformable(w, name, config, queries, places, memory, shapes):
-    """Deformable attention without grid_sample: each point is the sum of its four corners, zero outside."""
+    """Deformable attention: each point is the sum of its four corners, which are zero outside."""
     heads, levels, points = config.num_heads, len(shapes), config.num_points
     count, width = len(queries), config.hidden_dim // heads
     offsets = _linear(w, f"{name}.sampling_offsets", queries).reshape(
@@ -268,7 +272,7 @@ def _swin(w, config, pixels):
 
 
 def _window_attention(w, name, config, heads, x, shift):
-    """Dense attention over the padded map; positions of other windows are out, of other bands 100 below."""
+    """Dense attention over the padded map; other windows are out, other bands 100 below."""
     window = config.window_size
     height, across, channels = x.shape
     normed = np.pad(

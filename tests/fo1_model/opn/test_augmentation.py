@@ -16,7 +16,7 @@ NEAR = AugmentationConfig(flip=False, zoom=3.0)
 ZOOM = AugmentationConfig(zoom=3.0)
 
 
-def picture(boxes: np.ndarray, width: int, height: int) -> Image.Image:
+def drawn(boxes: np.ndarray, width: int, height: int) -> Image.Image:
     """Black, with box i filled by the red value 100 + 20 i."""
     pixels = np.zeros((height, width, 3), np.uint8)
     for index, (x0, y0, x1, y1) in enumerate(boxes.astype(int)):
@@ -46,7 +46,7 @@ def test_boxes_are_where_their_pixels_are(width: int, height: int, seed: int, sh
     middle = width // 2
     boxes = np.array([[1, 2, middle - 1, height - 3], [middle, 0, width, height // 2]], np.float32)
     ignore = np.array([False, True])
-    image = picture(boxes, width, height)
+    image = drawn(boxes, width, height)
     before = np.asarray(image).copy(), boxes.copy(), ignore.copy()
     config = dataclasses.replace(ZOOM, min_visible=share)
     seen, moved, flags = augment((image, boxes, ignore), config, seed=seed, padding=GREY)
@@ -63,7 +63,7 @@ def test_boxes_are_where_their_pixels_are(width: int, height: int, seed: int, sh
 
 def test_neutral_settings_change_nothing() -> None:
     boxes = np.array([[2, 3, 20, 30]], np.float32)
-    image = picture(boxes, 40, 50)
+    image = drawn(boxes, 40, 50)
     config = AugmentationConfig(flip=False)
     for seed in range(5):
         seen, moved, _ = augment((image, boxes, np.array([False])), config, seed=seed, padding=GREY)
@@ -73,7 +73,7 @@ def test_neutral_settings_change_nothing() -> None:
 
 def test_draws_follow_the_seed() -> None:
     boxes = np.array([[2, 3, 20, 30]], np.float32)
-    view = picture(boxes, 64, 48), boxes, np.array([False])
+    view = drawn(boxes, 64, 48), boxes, np.array([False])
     shown = [np.asarray(augment(view, ZOOM, seed=seed, padding=GREY)[0]) for seed in range(40)]
     again = [
         np.asarray(augment(view, ZOOM, seed=seed, padding=GREY)[0]) for seed in reversed(range(40))
@@ -101,7 +101,7 @@ def test_farther_means_padding_of_the_given_colour() -> None:
     raise AssertionError("no seed zoomed out")
 
 
-def test_pictures_of_one_pixel_and_without_boxes() -> None:
+def test_images_of_one_pixel_and_without_boxes() -> None:
     for seed in range(10):
         seen, boxes, ignore = augment(
             (Image.new("RGB", (1, 1)), np.zeros((0, 4), np.float32), np.zeros(0, bool)),

@@ -40,10 +40,11 @@ def one_layer(logits: list[float], boxes: list[list[float]]) -> OPNOutputs:
 
 
 def test_golden() -> None:
-    """A query 0.1 beside its object of 0.2 x 0.2, and a far one; every term by hand, twice (layer, encoder).
+    """A query 0.1 beside its object of 0.2 x 0.2, and a far one; every term by hand, twice.
 
-    IoU 1/3. L1 = 0.1. GIoU: union 0.06, hull 0.06: 1/3. Varifocal: the match (logit 0) towards 1/3 with
-    weight 1/3; the other (logit 0, p 1/2) towards 0 with weight 0.75 p^2. BCE at logit 0 is log 2 either way.
+    Twice: for the layer and for the encoder. IoU 1/3. L1 = 0.1. GIoU: union 0.06, hull 0.06: 1/3.
+    Varifocal: the match (logit 0) towards 1/3 with weight 1/3; the other (logit 0, p 1/2) towards 0
+    with weight 0.75 p^2. BCE at logit 0 is log 2 either way.
     """
     outputs = one_layer([0.0, 0.0], [[0.6, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]])
     total, num_boxes, logs = OPNCriterion()(
@@ -58,7 +59,7 @@ def test_golden() -> None:
 
 
 def test_queries_in_ignore_regions_are_no_negatives() -> None:
-    """Inside counts by the share of the query's own area; a matched query stays whatever it lies in."""
+    """Inside counts by the share of the query's own area; a matched query stays in any case."""
     matched, inside, half_out = [0.2, 0.2, 0.2, 0.2], [0.7, 0.7, 0.1, 0.1], [0.45, 0.7, 0.2, 0.1]
     outputs = one_layer([0.0, 0.0, 0.0], [matched, inside, half_out])
     boxes = [torch.tensor([matched])]
@@ -80,7 +81,10 @@ FAR, NEAR, HALF = [0.8, 0.8, 0.1, 0.1], [0.5, 0.55, 0.2, 0.2], [0.6, 0.5, 0.2, 0
 
 
 def score_loss(config: OPNCriterionConfig, *, complete: bool) -> float:
-    """The score's loss of the three queries above and one on the object, all logits 0, less the match's."""
+    """The score's loss of the three queries above and one on the object, less the match's.
+
+    All logits are 0.
+    """
     there = [0.5, 0.5, 0.2, 0.2]
     outputs = one_layer([0.0] * 4, [there, FAR, NEAR, HALF])
     batch = batch_of([torch.tensor([there])], complete=(complete,))
@@ -197,7 +201,7 @@ def test_wrong_settings(changes: dict, field: str) -> None:
 
 
 def test_denoising_terms_are_a_mean_over_groups() -> None:
-    """Two equal groups, each a near copy and a far one, cost what one does; padding costs nothing."""
+    """Two equal groups, a near copy and a far one each, cost as one does; padding costs nothing."""
     batch = batch_of([torch.tensor([[0.5, 0.5, 0.2, 0.2]])])
     plain = one_layer([0.0], [[0.6, 0.5, 0.2, 0.2]])
 

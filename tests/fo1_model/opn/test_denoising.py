@@ -1,4 +1,4 @@
-"""Noised queries: where they lie, who sees whom, and that an image's own do not depend on its batch."""
+"""Noised queries: where they lie, who sees whom, and that no image's depend on its batch."""
 
 import torch
 
@@ -16,7 +16,10 @@ def make(boxes: list[torch.Tensor], seeds: list[int], groups: int = 2) -> Noised
 
 
 def test_layout_golden() -> None:
-    """Near copies at 0 1, far ones at 2 3, then the second group; an image of one box has places 0 2 4 6."""
+    """Near copies at 0 1, far ones at 2 3, then the second group.
+
+    An image of one box has places 0 2 4 6.
+    """
     noised = make([ONE, TWO, NOTHING], [1, 2, 3])
     assert noised.box_logits.shape == (3, 8, 4)
     assert noised.real.int().tolist() == [[1, 0, 1, 0, 1, 0, 1, 0], [1] * 8, [0] * 8]

@@ -1,4 +1,4 @@
-"""OPN learns: a few fixed pictures in seconds, to propose on held-out pictures in a minute."""
+"""OPN learns: a few fixed images in seconds, to propose on held-out images in a minute."""
 
 import math
 
@@ -19,7 +19,7 @@ Example = tuple[Image.Image, np.ndarray, np.ndarray]
 
 
 def draw(seed: int) -> Example:
-    """1 to 5 discs and squares in strong colours over noise and grey lines; boxes of the whole shapes."""
+    """1 to 5 discs and squares in strong colours over noise and grey lines, with whole boxes."""
     rng = np.random.default_rng(seed)
     image = Image.fromarray(rng.integers(90, 160, (128, 128, 3), dtype=np.uint8))
     pen = ImageDraw.Draw(image)
@@ -37,7 +37,7 @@ def draw(seed: int) -> Example:
 
 
 def train(model: OPN, examples: list[Example], *, steps: int, batch_size: int) -> list[float]:
-    """The demo's recipe, smaller: AdamW 2e-3, warm-up, cosine, clip 1; the loss per box of each step."""
+    """The demo's recipe, smaller: AdamW 2e-3, warm-up, cosine, clip 1; each step's loss per box."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
     criterion = OPNCriterion()
     rng = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def recall(model: OPN, examples: list[Example], best: int) -> float:
     return found / total
 
 
-def test_fits_four_pictures() -> None:
+def test_fits_four_images() -> None:
     torch.set_num_threads(1)
     model = new_opn(OPN_SIZES["tiny"](), seed=0)
     losses = train(model, [draw(i) for i in range(4)], steps=40, batch_size=4)
@@ -99,7 +99,7 @@ def test_fits_four_pictures() -> None:
 
 @pytest.mark.slow
 def test_learns_to_propose() -> None:
-    """250 steps of 8 pictures; recall on held-out ones."""
+    """250 steps of 8 images; recall on held-out ones."""
     torch.set_num_threads(1)
     train_set, held_out = [draw(i) for i in range(600)], [draw(10_000 + i) for i in range(60)]
     model = new_opn(OPN_SIZES["tiny"](), seed=0)

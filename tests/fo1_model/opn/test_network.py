@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from fo1_model.errors import SettingError
 from fo1_model.opn.config import OPN_SIZES, OPNConfig
 from fo1_model.opn.criterion import OPNCriterion
 from fo1_model.opn.network import OPN, load_opn, new_opn, save_opn
@@ -24,7 +25,7 @@ def model() -> OPN:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_equals_the_library_decoder_plus_the_bias(model: OPN, training: bool) -> None:
-    """The loop written here gives what OmDetTurboDecoder.forward gives for one class and one task token."""
+    """The loop gives what OmDetTurboDecoder.forward gives for one class and one task token."""
     model.train(training)
     prompts = torch.tensor([1, 0])
     outputs = model(pixels(), prompts)
@@ -62,7 +63,7 @@ def test_few_positions_clamp_the_queries(model: OPN) -> None:
 
 
 def test_border_positions_without_an_anchor_come_last() -> None:
-    """At 512 px the stride-8 grid has centres at 1/128 of the side, where OmDet-Turbo has no anchor."""
+    """At 512 px the stride-8 grid has centres at 1/128 of the side: OmDet-Turbo has no anchor."""
     model = new_opn(dataclasses.replace(TINY, num_queries=10_000), seed=0).eval()
     features = torch.randn(1, 64 * 64 + 32 * 32 + 16 * 16, 64)
     shapes = [(64, 64), (32, 32), (16, 16)]
@@ -90,7 +91,7 @@ def test_anchors_cached_in_inference_mode_serve_training() -> None:
 
 
 def test_denoising_queries_are_hidden_from_the_real_ones() -> None:
-    """What the noised ground truth says must not reach the proposals; equal seeds repeat the noise."""
+    """Noised ground truth must not reach the proposals; equal seeds repeat the noise."""
     model = new_opn(dataclasses.replace(TINY, denoising_groups=2), seed=0).train()
     one = (torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.zeros(0, 4))
     first, other = model(pixels(), None, one, (5, 6)), model(pixels(), None, one, (7, 6))
@@ -106,7 +107,7 @@ def test_denoising_queries_are_hidden_from_the_real_ones() -> None:
 
 
 def test_denoising_queries_send_no_gradient_through_the_proposals() -> None:
-    """Exact where values are too small to see a leak at the start: neither directly nor by the task token."""
+    """Exact where values are too small to see a leak: neither directly nor by the task token."""
     model = new_opn(dataclasses.replace(TINY, denoising_groups=2), seed=0).train()
     outputs = model(pixels(1), None, (torch.tensor([[0.5, 0.5, 0.2, 0.2]]),), (5,))
     [gradient] = torch.autograd.grad(outputs.logits.sum(), model.noised_query, retain_graph=True)
@@ -155,8 +156,25 @@ def test_save_and_load(model: OPN, tmp_path) -> None:
         tmp_path / "b/model.safetensors"
     ).read_bytes()
     (tmp_path / "b/config.json").unlink()
-    with pytest.raises(ValueError, match=r"config\.json is missing"):
+    with pytest.raises(SettingError, match=r"config\.json is missing"):
         load_opn(tmp_path / "b")
+
+
+def test_broken_files_are_named(model: OPN, tmp_path) -> None:
+    save_opn(model, tmp_path)
+    other = dataclasses.replace(model.config, num_queries=7, hidden_dim=32)
+    save_opn(new_opn(other, 0), tmp_path / "other")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes((tmp_path / "other/model.safetensors").read_bytes())
+    with pytest.raises(SettingError, match="holds no weights of its config") as caught:
+        load_opn(tmp_path)
+    assert str(weights) in str(caught.value)
+    weights.write_bytes(b"no tensors")
+    with pytest.raises(SettingError, match="holds no weights of its config"):
+        load_opn(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(SettingError, match="no OPN's config"):
+        load_opn(tmp_path)
 
 
 def test_hooks_fire(model: OPN) -> None:
@@ -170,9 +188,9 @@ def test_hooks_fire(model: OPN) -> None:
 def test_config_round_trip_is_strict() -> None:
     values = TINY.to_dict()
     assert OPNConfig.from_dict(values) == TINY
-    with pytest.raises(ValueError, match="unknown"):
+    with pytest.raises(SettingError, match="unknown"):
         OPNConfig.from_dict(values | {"colour": 1})
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(SettingError, match="missing"):
         OPNConfig.from_dict({k: v for k, v in values.items() if k != "hidden_dim"})
 
 
@@ -190,12 +208,12 @@ def test_config_round_trip_is_strict() -> None:
     ],
 )
 def test_wrong_settings_are_named(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=field):
+    with pytest.raises(SettingError, match=field):
         dataclasses.replace(TINY, **{field: value})
 
 
 def test_backbone_channels_are_checked() -> None:
-    with pytest.raises(ValueError, match="backbone_channels"):
+    with pytest.raises(SettingError, match="backbone_channels"):
         OPN(dataclasses.replace(TINY, backbone_channels=(1, 2, 3)))
 
 
@@ -203,7 +221,7 @@ def test_backbone_channels_are_checked() -> None:
     ("size", "millions"), [("tiny", 1.3), ("swin_tiny", 52.0), ("large", 220.0)]
 )
 def test_sizes_build_and_have_the_documented_parameters(size: str, millions: float) -> None:
-    """Shapes only: nothing is allocated, and the forward at the size's own resolution computes nothing."""
+    """Shapes only: nothing is allocated, and the forward at the size's resolution is empty."""
     config = OPN_SIZES[size]()
     with torch.device("meta"):
         model = OPN(config).eval()
@@ -234,7 +252,7 @@ def test_swin_builds_and_runs() -> None:
 @pytest.mark.parametrize("config", [TINY, small_swin()], ids=["tiny", "swin"])
 @pytest.mark.parametrize("num_boxes", [0, 2])
 def test_every_parameter_has_a_gradient_on_every_batch(config: OPNConfig, num_boxes: int) -> None:
-    """One prompt of two, with boxes and without: ranks reduce the same gradients, whatever they saw."""
+    """One prompt of two, with boxes and without: ranks reduce the same gradients in any case."""
     model = new_opn(config, seed=0).train()
     boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.6, 0.2, 0.3]])[:num_boxes]
     side = config.image_size

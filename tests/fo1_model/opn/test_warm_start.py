@@ -1,11 +1,10 @@
-"""OPN's warm start: the same boxes and scores as OmDet-Turbo asked for "object", and what is refused."""
+"""OPN's warm start: boxes and scores of OmDet-Turbo asked for "object", and what is refused."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -19,6 +18,7 @@ from transformers import (
 )
 
 from fo1_model.detectors import DetectorInput, TextPromptedConfig, build_detector
+from fo1_model.errors import SettingError
 from fo1_model.opn.config import OPN_SIZES
 from fo1_model.opn.network import OPN, load_opn, save_opn
 from fo1_model.opn.warm_start import (
@@ -30,8 +30,10 @@ from fo1_model.opn.warm_start import (
     warm_start_config,
 )
 from tests.fo1_model.detectors.small_detectors import TEXT, saved, square, tokenizer
+from tests.ties import assert_same_detections
 
-RELEASED_CONFIG = {  # the fields of omlab/omdet-turbo-swin-tiny-hf that are not the library's defaults
+# The fields of omlab/omdet-turbo-swin-tiny-hf that are not the library's defaults.
+RELEASED_CONFIG = {
     "model_type": "omdet-turbo",
     "backbone": "swin_tiny_patch4_window7_224",
     "backbone_config": None,
@@ -175,7 +177,7 @@ def test_starts_as_omdet_turbo_asked_for_object(tmp_path: Path) -> None:
 
 
 def test_task_tokens_become_their_mean(folder: Path) -> None:
-    """With several tokens only the decoder differs: the encoder's choice of boxes does not see the task."""
+    """With several tokens only the decoder differs: the encoder's choice does not see the task."""
     omdet, expected, pixels = theirs(folder)
     model = warm_start(folder).eval()
     words = tokenizer(77)(["Detect object."], return_tensors="pt")["input_ids"]
@@ -226,10 +228,10 @@ def test_weights_in_several_files(folder: Path, tmp_path: Path) -> None:
     image = DetectorInput(image_id="a", image=Image.new("RGB", (90, 60), (200, 30, 30)))
     detectors = [build_detector(TextPromptedConfig(), str(place)) for place in (folder, tmp_path)]
     ours, theirs = (detector.detect([detector.prepare(image)])[0] for detector in detectors)
-    np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+    assert_same_detections(ours, theirs)
     assert len(ours.boxes)
     shards[1].unlink()
-    with pytest.raises(ValueError, match=shards[1].name):
+    with pytest.raises(SettingError, match=shards[1].name):
         warm_start(tmp_path)
 
 
@@ -247,7 +249,7 @@ def test_the_release_has_the_sizes_of_swin_tiny(released: Path) -> None:
 
 @pytest.mark.usefixtures("no_hub")
 def test_files_of_before_transformers_5(folder: Path, tmp_path: Path) -> None:
-    """As the release: the backbone in fields of its own, one more level in the names of the text tower."""
+    """As the release: fields of its own for the backbone, a longer name for the text tower."""
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     values = json.loads((folder / "config.json").read_text())
@@ -267,7 +269,7 @@ def test_files_of_before_transformers_5(folder: Path, tmp_path: Path) -> None:
     image = DetectorInput(image_id="a", image=Image.new("RGB", (90, 60), (200, 30, 30)))
     detectors = [build_detector(TextPromptedConfig(), str(place)) for place in (folder, tmp_path)]
     ours, theirs = (detector.detect([detector.prepare(image)])[0] for detector in detectors)
-    np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+    assert_same_detections(ours, theirs)
     assert len(ours.boxes)
 
 
@@ -294,7 +296,7 @@ def test_no_setting_is_passed_over(field: str) -> None:
         setattr(config, field, changed(getattr(config, field)))
     try:
         assert opn_config(config, processor) != before
-    except ValueError as error:
+    except SettingError as error:
         assert "OmDet-Turbo " in str(error)  # noqa: PT017
 
 
@@ -319,7 +321,7 @@ def test_no_setting_is_passed_over(field: str) -> None:
     ],
 )
 def test_other_designs_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         opn_config(omdet_config(**changes), hf.DetrImageProcessor())
 
 
@@ -332,7 +334,7 @@ def test_normalisation_is_per_unit() -> None:
     assert opn_config(config, raw).pixel_mean == (0.485, 0.456, 0.406)
     assert opn_config(config, raw).pixel_std == (0.2, 0.2, 0.2)
     assert opn_config(config, raw).image_size == 64
-    with pytest.raises(ValueError, match="do_normalize"):
+    with pytest.raises(SettingError, match="do_normalize"):
         opn_config(config, hf.DetrImageProcessor(do_normalize=False))
 
 
@@ -342,13 +344,15 @@ def test_normalisation_is_per_unit() -> None:
 def test_missing_files_are_named(released: Path, name: str) -> None:
     (released / name).unlink()
     for start in (warm_start, warm_start_config):
-        with pytest.raises(ValueError, match=f"{name}.* is missing"):
+        with pytest.raises(SettingError, match=f"{name}.* is missing"):
             start(released)
 
 
 def test_pickles_are_not_read(released: Path) -> None:
     (released / "model.safetensors").rename(released / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"model\.safetensors.* is missing; pickles are not read"):
+    with pytest.raises(
+        SettingError, match=r"model\.safetensors.* is missing; pickles are not read"
+    ):
         warm_start(released)
 
 
@@ -358,12 +362,12 @@ def test_other_models_and_broken_weights_are_refused(folder: Path, tmp_path: Pat
     tensors = load_file(tmp_path / "model.safetensors")
     lost = tensors.pop("decoder.layers.1.norm3.weight")
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"decoder\.layers\.1\.norm3\.weight"):
+    with pytest.raises(SettingError, match=r"decoder\.layers\.1\.norm3\.weight"):
         warm_start(tmp_path)
     tensors["decoder.layers.1.norm3.weight"] = torch.cat([lost, lost])
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"decoder\.layers\.1\.norm3\.weight"):
+    with pytest.raises(SettingError, match=r"decoder\.layers\.1\.norm3\.weight"):
         warm_start(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "detr"}))
-    with pytest.raises(ValueError, match="not an omdet-turbo"):
+    with pytest.raises(SettingError, match="not an omdet-turbo"):
         warm_start(tmp_path)
