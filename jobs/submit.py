@@ -135,8 +135,8 @@ def check_words(sent: Sequence[str]) -> None:
         if "://" not in folder and not folder.startswith("/"):
             raise SettingError(
                 f"submit: {flag} {folder} would lie in the job's working directory, which is "
-                "deleted after it: give a URI, or the absolute path of a folder that all machines of "
-                "the cluster share"
+                "deleted after it: give a URI, or the absolute path of a folder that all machines "
+                "of the cluster share"
             )
     runtime_of(flags)
     for named in _recipes_of(verb, words):

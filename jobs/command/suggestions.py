@@ -20,12 +20,12 @@ def unknown(what: str, name: str, known: Iterable[str], *, lists: str = "", more
         more: What else could be written, such as "or my_module:my_recipe".
     """
     known = list(dict.fromkeys(known))
-    parts = [f"unknown {what} {name!r}", did_you_mean(name, known)]
     if len(known) <= MOST_LISTED or not lists:
-        parts.append(f"known: {', '.join(known) or 'none'}")
+        listed = f"known: {', '.join(known) or 'none'}"
     else:
-        parts.append(f"all {len(known)} are in: fo1 list {lists}")
-    return "; ".join(part for part in parts if part) + (f", {more}" if more else "")
+        listed = f"all {len(known)} are in: fo1 list {lists}"
+    hints = " ".join(filter(None, (did_you_mean(name, known), listed)))
+    return f"unknown {what} {name!r}; {hints}" + (f", {more}" if more else "")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -140,7 +140,7 @@ def convert(name: str, text: str, hint: Any) -> Any:
         if value is None:
             hint_words = did_you_mean(text, map(str, choices))
             known = f"choose one of {', '.join(map(str, choices))}"
-            raise SettingError(f"{name}={text}: " + "; ".join(filter(None, (hint_words, known))))
+            raise SettingError(f"{name}={text}: " + " ".join(filter(None, (hint_words, known))))
         return value
     if hint is bool:
         if text not in ("true", "false"):
