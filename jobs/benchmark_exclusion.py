@@ -12,17 +12,28 @@ from dataset_builders.benchmark_leakage import (
     benchmark_lists,
     excluded_images,
 )
+from jobs.command.suggestions import unknown
+from pipelines.errors import SettingError
 from pipelines.input_digests import excluded_digest
 
 TWIN_SPACES = frozenset({"coco", "vg"})
-"""Key spaces whose pictures are partly the same."""
+"""Key spaces whose images are partly the same."""
 
 
 class Exclusion:
     """The choice of a recipe, ``exclude``: "found", "none", or names of lists with commas."""
 
     def __init__(self, chosen: str, folders: DataFolders, digest_cache: str | Path) -> None:
-        """Read no list yet. ValueError for an unknown name, or a named list whose files are not there."""
+        """Read no list yet.
+
+        Args:
+            chosen: "found", "none", or names of lists with commas.
+            folders: Where the datasets lie.
+            digest_cache: Folder that remembers digests of files.
+
+        Raises:
+            SettingError: For an unknown name, or a named list whose files are not there.
+        """
         self._folders, self._cache = folders, digest_cache
         self._lists = benchmark_lists(folders)
         self.not_found: dict[str, str] = {}
@@ -37,19 +48,19 @@ class Exclusion:
             self._names = () if chosen == "none" else tuple(chosen.split(","))
         for name in self._names:
             if name not in self._lists:
-                known = ", ".join(self._lists)
-                raise ValueError(
-                    f"exclude={chosen}: no list {name!r}; known: {known}, or found, or none"
+                message = unknown(
+                    "list", name, self._lists, lists="exclude", more="or found, or none"
                 )
+                raise SettingError(f"exclude={chosen}: {message}")
             if missing := self._lists[name].missing(folders):
-                raise ValueError(f"exclude={chosen}: {name} needs {missing}, which is not there")
+                raise SettingError(f"exclude={chosen}: {name} needs {missing}, which is not there")
 
     def names_for(self, spec: DatasetSpec) -> tuple[str, ...]:
-        """Lists that can hold images of a dataset."""
+        """Return the lists that can hold images of a dataset."""
         return tuple(name for name in self._names if _concerns(self._lists[name], spec))
 
     def notes_for(self, specs: Iterable[DatasetSpec]) -> list[str]:
-        """Say which lists concern the datasets but were not found, for people."""
+        """Return lines for people: which lists concern the datasets but were not found."""
         specs = list(specs)
         names = [
             name
@@ -59,8 +70,8 @@ class Exclusion:
         lines = []
         if names:
             lines.append(
-                f"the images of {', '.join(names)} are NOT left out of training: their lists are not there "
-                "(fo1 list exclude says where they belong)"
+                f"the images of {', '.join(names)} are NOT left out of training: their lists are "
+                "not there (fo1 list exclude says where they belong)"
             )
         if (
             self._names
@@ -73,17 +84,17 @@ class Exclusion:
         return lines
 
     def digests(self, names: Iterable[str]) -> dict[str, str]:
-        """Identity of the images of each list."""
+        """Return the identity of the images of each list."""
         return {name: excluded_digest(name, self._folders, self._cache) for name in names}
 
     @lru_cache(4)  # noqa: B019 - lives as long as the chain of one command
     def images(self, names: tuple[str, ...]) -> dict[Key, str]:
-        """Every image of the lists -> the benchmark."""
+        """Return every image of the lists -> the benchmark."""
         return excluded_images(self._folders, names)
 
 
 def _own(spec: DatasetSpec) -> frozenset[str]:
-    """Key spaces of the pictures of a dataset."""
+    """Return the key spaces of the images of a dataset."""
     return frozenset(s.key_space or s.name for s in (*spec.images, *spec.optional_images))
 
 

@@ -1,4 +1,4 @@
-"""Named benchmarks: which dataset is asked what, and the paper's row to set beside the result."""
+"""Named benchmarks: which dataset is asked what, and the paper's metrics for comparison."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,10 +17,11 @@ class Benchmark:
     max_new_tokens: int = 256
     """Longest answer, tokens."""
     paper: Mapping[str, float] = field(default_factory=dict)
-    """Figure -> value in the paper, as a share of one."""
+    """Metric -> value in the paper, as a share of one."""
 
 
 DRAWN_TASKS = ("detection", "rejection", "counting", "region_name")
+"""Tasks that a builder of boxes makes, and that are asked one name or region at a time."""
 
 BENCHMARKS: dict[str, Benchmark] = {
     "drawn_val": Benchmark(dataset="drawn_val", tasks=DRAWN_TASKS),

@@ -1,4 +1,4 @@
-"""Detectors on the command line: ``detector=NAME[:SOURCE][,field=value...]``, and unions of them with "+".
+"""Detectors in words: ``detector=NAME[:SOURCE][,field=value...]``, and unions of them with "+".
 
 opn                                   trained by the recipe itself
 opn:RUN                               a finished run of ours, or a folder that one exported
@@ -24,7 +24,9 @@ from fo1_model.detectors.configs import (
     UnionConfig,
     leaves,
 )
+from jobs.command.suggestions import did_you_mean, unknown
 from jobs.recipes.arguments import convert
+from pipelines.errors import SettingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +34,25 @@ class DetectorChoice:
     """A detector and where what it needs is to be found."""
 
     config: DetectorConfig
-    """Which boxes: hashed."""
+    """Which boxes it gives: hashed."""
     sources: tuple[str | None, ...]
-    """For each of its leaves a run, weights or a box file as the user named it; None where nothing was named.
-    Not hashed: contents are."""
+    """For each of its leaves a run, weights or a box file as the user named it.
+
+    None where nothing was named. Not hashed: contents are.
+    """
 
 
 def parse_detector(text: str, selection: Mapping[str, Any] | None = None) -> DetectorChoice:
-    """A detector from the command line.
+    """Return the detector that the words of the command line mean.
 
-    selection: settings of `Selection` that replace the detector's own defaults where the text says nothing.
-    Raises ValueError naming the part that is not understood and what would be.
+    Args:
+        text: NAME[:SOURCE][,setting=value...], or a union of them with "+".
+        selection: Settings of `Selection` that replace the detector's own defaults where the text
+            says
+            nothing.
+
+    Raises:
+        SettingError: Naming the part that is not understood and what would be.
     """
     names = "|".join(re.escape(name) for name in DETECTORS if name != "union")
     parts = re.split(rf"\+(?=(?:{names})(?:[:,+]|$))", text)
@@ -56,7 +66,7 @@ def parse_detector(text: str, selection: Mapping[str, Any] | None = None) -> Det
 
 
 def describe_detectors() -> list[str]:
-    """One line a detector: name with its source, settings with their defaults, what it is."""
+    """Return one line a detector: name with source, what it is, settings with their defaults."""
     lines = []
     for name, kind in DETECTORS.items():
         if kind is UnionConfig:
@@ -81,10 +91,9 @@ def _leaf(text: str, selection: dict[str, Any]) -> tuple[Leaf, str | None]:
     head, *settings = text.split(",")
     name, _, source = head.partition(":")
     if name not in DETECTORS or name == "union":
-        known = ", ".join(name for name in DETECTORS if name != "union")
-        raise ValueError(
-            f"detector={text}: unknown detector {name!r}; known: {known} (a union: A+B)"
-        )
+        detectors = [name for name in DETECTORS if name != "union"]
+        message = unknown("detector", name, detectors, lists="detectors", more="a union: A+B")
+        raise SettingError(f"detector={text}: {message}")
     kind = typing.cast("type[Leaf]", DETECTORS[name])
     _check_source(name, kind, source)
     own = [f.name for f in fields(kind) if f.name != "selection"]
@@ -93,10 +102,14 @@ def _leaf(text: str, selection: dict[str, Any]) -> tuple[Leaf, str | None]:
     for word in settings:
         key, equals, value = word.partition("=")
         if not equals or key not in own + _SELECTION:
-            known = ", ".join(own + _SELECTION)
-            raise ValueError(f"detector={text}: {word!r} is no setting of {name}; it has {known}")
+            known = f"it has {', '.join(own + _SELECTION)}"
+            hint = did_you_mean(key, own + _SELECTION) if equals else ""
+            raise SettingError(
+                f"detector={text}: {word!r} is no setting of {name}; "
+                + " ".join(filter(None, (hint, known)))
+            )
         if key in given:
-            raise ValueError(f"detector={text}: {key} is given twice")
+            raise SettingError(f"detector={text}: {key} is given twice")
         given[key] = convert(key, value, hints[key])
     config = kind(**{key: value for key, value in given.items() if key in own})
     selection |= {key: value for key, value in given.items() if key in _SELECTION}
@@ -105,18 +118,18 @@ def _leaf(text: str, selection: dict[str, Any]) -> tuple[Leaf, str | None]:
 
 
 def _check_source(name: str, kind: type[Leaf], source: str) -> None:
-    """Raises ValueError for a source that is missing or that the detector cannot use."""
+    """Raise SettingError for a source that is missing or that the detector cannot use."""
     if kind.needs in ("weights", "boxes") and not source:
         what = (
             "the folder, file or hub name of its weights"
             if kind.needs == "weights"
             else "a file of boxes"
         )
-        raise ValueError(f"detector={name}: it needs {what}; write detector={name}:PATH")
+        raise SettingError(f"detector={name}: it needs {what}; write detector={name}:PATH")
     if kind.needs in ("nothing", "objects") and source:
-        raise ValueError(f"detector={name}:{source}: {name} needs nothing; write detector={name}")
+        raise SettingError(f"detector={name}:{source}: {name} needs nothing; write detector={name}")
     if kind.needs == "boxes" and not Path(source).is_file():
-        raise ValueError(f"detector={name}:{source}: there is no such file")
+        raise SettingError(f"detector={name}:{source}: there is no such file")
 
 
 _SELECTION = [f.name for f in fields(Selection)]

@@ -4,15 +4,21 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from pipelines.artifacts import Artifact
+from jobs.command.suggestions import did_you_mean
+from pipelines.artifacts import Artifact, filesystem_of
 from pipelines.cluster import RuntimeConfig
-from pipelines.storage import filesystem_of
+from pipelines.errors import SettingError
 
 
 def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:
-    """A finished run by name (``stage2``), name and fingerprint (``stage2/0123456789abcdef``) or folder.
+    """Return a finished run by name, name and fingerprint, or folder.
 
-    Raises ValueError when there is none, or more than one, naming them.
+    Args:
+        checkpoint: ``stage2``, ``stage2/0123456789abcdef`` (or how that begins), or a folder.
+        runtime: Where the artifacts lie.
+
+    Raises:
+        SettingError: When there is none, or more than one, naming them.
     """
     folder = Path(checkpoint)
     if (folder / "manifest.json").is_file():
@@ -23,19 +29,32 @@ def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise ValueError(
-            f"checkpoint={checkpoint}: no finished run of that name under {runtime.root}/runs"
+        runs = [
+            run for other in _names(runtime.root) for run in finished(runtime.root, "runs", other)
+        ]
+        there = list(dict.fromkeys(run.name for run in runs))
+        hint = did_you_mean(name, there) or f"there is {', '.join(there) or 'none'}"
+        raise SettingError(
+            f"checkpoint={checkpoint}: no finished run of that name under {runtime.root}/runs; "
+            f"{hint}"
         )
     known = ", ".join(f"{run.name}/{run.fingerprint}" for run in found)
-    raise ValueError(
+    raise SettingError(
         f"checkpoint={checkpoint}: there are {len(found)} of them; name one of {known}"
     )
 
 
 def finished(root: str, kind: str, name: str) -> list[Artifact]:
-    """Finished artifacts of one kind and name, by fingerprint."""
+    """Return the finished artifacts of one kind and name, by fingerprint."""
     filesystem, path = filesystem_of(f"{root}/{kind}/{name}")
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     keys = sorted(info.base_name for info in infos if len(info.base_name) == 16)
     artifacts = [Artifact(root=root, kind=kind, name=name, fingerprint=key) for key in keys]
     return [artifact for artifact in artifacts if artifact.status() == "done"]
+
+
+def _names(root: str) -> list[str]:
+    """Return the names below ``runs/``, of finished and unfinished ones."""
+    filesystem, path = filesystem_of(f"{root}/runs")
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)

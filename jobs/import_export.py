@@ -1,73 +1,90 @@
 """Model folders in and out: what ``fo1 import-release`` and ``fo1 export`` do."""
 
+from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs.command.flags import runtime_of
 from jobs.find_artifacts import find_run
 from jobs.recipes.arguments import parse_arguments
-from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 
 Dtype = Literal["stored", "float32", "bfloat16"]
 
 
-def import_release(words: list[str]) -> None:
-    """Read a released folder and write it as a model folder of ours, weights in their stored types."""
+@dataclass(frozen=True, kw_only=True)
+class ImportArguments:
+    """Arguments of ``fo1 import-release``."""
+
+    dtype: Dtype = "stored"
+    """Type of the weights that are written; stored: as the release has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments:
+    """Arguments of ``fo1 export``."""
+
+    layout: Literal["hf", "release"] = "hf"
+    """Layout of the folder: Hugging Face's, as runs have it, or what the released code reads."""
+    dtype: Dtype = "stored"
+    """Type of the weights that are written; layout=hf keeps them as they are stored."""
+
+
+def import_release(words: list[str], _: Namespace) -> None:
+    """Read a released folder and write it as a model folder of ours.
+
+    Raises:
+        SettingError: For a folder that is no release, or an OUT that is there already.
+    """
     from fo1_model.checkpoint import save_model
     from fo1_model.release import load_release
 
-    def arguments(*, dtype: Dtype = "stored") -> Dtype:
-        return dtype
-
-    source, out, given = _words("import-release PATH OUT [dtype=...]", words)
-    dtype = arguments(**parse_arguments(arguments, given))
-    model, processor = load_release(source, dtype=_torch_type(dtype))
+    source, out, settings = _words("import-release PATH OUT [dtype=...]", words)
+    given = ImportArguments(**parse_arguments(ImportArguments, settings))
+    model, processor = load_release(source, dtype=_torch_type(given.dtype))
     save_model(model, processor, out)
     print(_summary(model, out))
 
 
-def export(words: list[str], runtime: RuntimeConfig) -> None:
+def export(words: list[str], flags: Namespace) -> None:
     """Write the model of a run, or of a model folder of ours, into a folder of its own.
 
-    ``layout=hf`` is Hugging Face's, as runs have it; ``layout=release`` is what the released code reads.
-    ValueError when OUT is there already.
+    Raises:
+        SettingError: For a run that is not there, or an OUT that is there already.
     """
     from fo1_model.checkpoint import load_model
     from fo1_model.release import export_release
 
-    def arguments(
-        *, layout: Literal["hf", "release"] = "hf", dtype: Dtype = "stored"
-    ) -> tuple[str, Dtype]:
-        return layout, dtype
-
-    source, out, given = _words(
+    source, out, settings = _words(
         "export RUN_OR_FOLDER OUT [layout=hf or release] [dtype=...]", words
     )
-    layout, dtype = arguments(**parse_arguments(arguments, given))
+    given = ExportArguments(**parse_arguments(ExportArguments, settings))
     folder = (
         source
         if (Path(source) / "config.json").is_file()
-        else find_run(source, runtime).uri("export")
+        else find_run(source, runtime_of(flags)).uri("export")
     )
-    if layout == "hf":
-        if dtype != "stored":
-            raise ValueError(
-                f"dtype={dtype}: layout=hf keeps the weights as they are stored; leave it out"
+    if given.layout == "hf":
+        if given.dtype != "stored":
+            raise SettingError(
+                f"dtype={given.dtype}: layout=hf keeps the weights as they are stored; leave it out"
             )
         _copy(folder, Path(out))
         return
-    model, processor = load_model(folder, dtype=_torch_type(dtype))
+    model, processor = load_model(folder, dtype=_torch_type(given.dtype))
     export_release(model, processor, out)
     print(_summary(model, out))
 
 
 def _words(usage: str, words: list[str]) -> tuple[str, str, list[str]]:
-    """The two folders, of which the second must not be there or be empty, and the arguments."""
+    """Return the two folders, the second new or empty, and the words that are no folders."""
     folders = [word for word in words if "=" not in word]
     if len(folders) != 2:
-        raise ValueError(f"write fo1 {usage}")
+        raise SettingError(f"write fo1 {usage}")
     source, out = folders
     if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
-        raise ValueError(f"{out} is there already; name a new folder")
+        raise SettingError(f"{out} is there already; name a new folder")
     return source, out, [word for word in words if "=" in word]
 
 

@@ -1,247 +1,249 @@
-"""Named mixes: which share of the training samples comes from which source.
+"""Mixes as people write them: ``mix=stage2-osprey*vcr/region_qa=0.5``, after this grammar.
 
-A mix is data: ``{"dataset/task": weight}``. Weights are relative; the sample plan (pipelines/loading/sample_plan.py) turns
-them into an exact, deterministic order. Variations are small functions over the dictionary.
+    mix      =  start { change }
+    start    =  NAME                       a named mix, or a dataset: all its tasks
+             |  weighted { "," weighted }
+    weighted =  DATASET "/" TASK [ "=" WEIGHT ]          weight 1 where none is written
+    change   =  "-" part                                 without it
+             |  ":" part                                 only it
+             |  "*" part [ "=" WEIGHT ]                  its weight times WEIGHT
+    part     =  DATASET | TASK | DATASET "/" TASK        what it names must be in the mix
+
+Changes apply from left to right, any number of them. A WEIGHT is a positive number such as ``2``,
+``0.5`` or ``1e-1``; weights are relative. Names hold letters, digits, ``_`` and ``.``; spaces
+around them do not count.
+
+    drawn_stage2-rejection          stage2-vcr-osprey          stage2:ocr*mlt2019=2
+    stage2-coco_train/rejection     coco/detection=3,coco/rejection=1
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 from dataset_builders import DATASETS
+from jobs.command.suggestions import MOST_LISTED, did_you_mean
+from jobs.named_mixes import MIXES, Mix
+from pipelines.errors import SettingError
 
-Mix = dict[str, float]
-"""Source ("dataset/task") -> relative weight, greater than zero."""
-
-STAGE1: Mix = {
-    "drawn_train/region_name": 0.35,
-    "drawn_train/detection": 0.40,
-    "drawn_train/rejection": 0.15,
-    "drawn_train/counting": 0.05,
-    "drawn_refs_train/referring": 0.05,
-}
-"""Region-language alignment on the drawn world: naming regions and looking names up (paper 3.3, stage 1)."""
-
-STAGE2: Mix = {
-    "drawn_train/region_name": 0.14,
-    "drawn_train/detection": 0.32,
-    "drawn_train/rejection": 0.35,
-    "drawn_train/counting": 0.10,
-    "drawn_refs_train/referring": 0.09,
-}
-"""Perception fine-tuning on the drawn world. The paper makes a fifth of the detection data rejections (4.1);
-the tiny model, which sees few samples, gets more."""
-
-COCO: Mix = {
-    "coco/detection": 0.5,
-    "coco/rejection": 0.2,
-    "coco/counting": 0.2,
-    "coco/region_name": 0.1,
-}
-"""Any folder in COCO layout."""
-
-REJECTION_SHARE = 0.2
-"""Of the detection data (paper 4.1)."""
-
-
-def _shared(weight: float, *sources: str, **weighted: float) -> Mix:
-    """`weight` divided among sources: evenly, or by the numbers of ``dataset__task=number``."""
-    parts = dict.fromkeys(sources, 1.0) | {
-        name.replace("__", "/"): part for name, part in weighted.items()
-    }
-    return {source: weight * part / sum(parts.values()) for source, part in parts.items()}
-
-
-def with_rejection(mix: Mapping[str, float], share: float = REJECTION_SHARE) -> Mix:
-    """The mix with `share` of every ``dataset/detection`` weight given to ``dataset/rejection``."""
-    changed: Mix = {}
-    for source, weight in mix.items():
-        dataset, task = source.split("/")
-        given = share * weight if task == "detection" else 0.0
-        for name, part in ((source, weight - given), (f"{dataset}/rejection", given)):
-            if part:
-                changed[name] = changed.get(name, 0.0) + part
-    return changed
-
-
-PAPER_STAGE1: Mix = with_rejection(
-    _shared(0.50, coco_train__detection=2, objects365__detection=3, v3det__detection=2)
-    | _shared(0.25, "goldg_mixed/grounding", "goldg_flickr/grounding")
-    | _shared(0.25, "rexverse/region_caption")
+GRAMMAR = (
+    "NAME or DATASET, or DATASET/TASK=WEIGHT,...; then any number of changes, from left to right:",
+    "-PART without it, :PART only it, *PART=WEIGHT its weight times WEIGHT;",
+    "a PART is DATASET, TASK or DATASET/TASK: mix=stage2-vcr*coco_train/detection=2",
 )
-"""Table 10, stage 1: object detection, grounding, region caption. The paper names the data sets and gives no
-weights; these are ours."""
+"""The grammar in three lines, for ``fo1 list mixes``."""
 
-PAPER_STAGE2: Mix = with_rejection(
-    _shared(
-        0.28,
-        coco_train__detection=3,
-        objects365__detection=3,
-        v3det__detection=2,
-        lvis_train__detection=2,
-        vaw__detection=1,
-        visdrone__detection=1,
-        coco_train__visual_prompt=1,
-        lvis_train__visual_prompt=1,
-    )
-    | _shared(
-        0.16,
-        refcoco__referring=2,
-        refcocop__referring=2,
-        refcocog__referring=2,
-        grefcoco__referring=1,
-        grefcoco__rejection=0.5,
-        c_refcoco__referring=0.5,
-        c_refcoco__rejection=0.5,
-        finecops_ref__referring=0.7,
-        finecops_ref__rejection=0.3,
-    )
-    | _shared(0.06, "grit/grounding")
-    | _shared(
-        0.14,
-        rexverse__region_caption=2,
-        paco_lvis__region_caption=1,
-        visual_genome__region_caption=2,
-        osprey__region_caption=1,
-        sharegpt4v__caption=1,
-    )
-    | _shared(
-        0.10,
-        visual_cot__reasoning=2,
-        humanref_cot__reasoning=1.5,
-        humanref_cot_rejection__rejection=0.5,
-    )
-    | _shared(
-        0.08,
-        coco_train__counting=2,
-        lvis_train__counting=1,
-        crowdhuman__counting=1,
-        tallyqa__counting=2,
-        humanref_cot__counting=1,
-    )
-    | _shared(
-        0.08,
-        osprey__region_qa=1,
-        osprey__rejection=0.25,
-        vcr__region_qa=1,
-        mdvp__region_qa=1,
-        doclaynet__region_qa=1,
-    )
-    | _shared(
-        0.04,
-        mlt2019__ocr=1,
-        icdar2015__ocr=0.5,
-        curved_syntext1__ocr=1,
-        curved_syntext2__ocr=1,
-    )
-    | _shared(
-        0.06, llava_mix665k__instruction=2, cauldron__instruction=2, cogvlm_sft__instruction=1
-    )
-)
-"""Table 10, stage 2. Weights are ours. OmChat-SFT was never released: LLaVA, The Cauldron and CogVLM stand
-in."""
+Sign = Literal["-", ":", "*"]
+SIGNS = get_args(Sign)
 
-PAPER_OPN: Mix = _shared(1.0, coco_train__detection=2, objects365__detection=3, v3det__detection=2)
-"""The detection data of stage 1. What the authors trained OPN on is not published; ours."""
-
-MIXES: dict[str, Mix] = {
-    "drawn_stage1": STAGE1,
-    "drawn_stage2": STAGE2,
-    "coco": COCO,
-    "opn": PAPER_OPN,
-    "stage1": PAPER_STAGE1,
-    "stage2": PAPER_STAGE2,
-}
+_NAME = re.compile(r"\s*([\w.]*)\s*")
+_WEIGHT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?=$|[-,:*])")
+_REST = re.compile(r"[^-,:*]*")
+"""What stands where a weight should: all up to the next sign."""
 
 
-def without(mix: Mapping[str, float], name: str) -> Mix:
-    """The mix less a dataset, a task or one source; raises ValueError when nothing matches."""
-    kept = {source: weight for source, weight in mix.items() if not _matches(source, name)}
-    if len(kept) == len(mix):
-        raise ValueError(
-            f"mix: {name!r} names no source of it; its sources are {', '.join(sorted(mix))}"
-        )
-    return kept
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One change of a mix."""
+
+    sign: Sign
+    """Without a part, only a part, or a part with another weight."""
+    part: str
+    """Dataset, task or source that it is about."""
+    factor: float = 1.0
+    """What weights are multiplied by; for ``*`` alone."""
 
 
-def scaled(mix: Mapping[str, float], name: str, factor: float) -> Mix:
-    """The mix with the weight of a dataset, a task or one source multiplied by ``factor`` (> 0)."""
-    if not any(_matches(source, name) for source in mix):
-        raise ValueError(
-            f"mix: {name!r} names no source of it; its sources are {', '.join(sorted(mix))}"
-        )
+@dataclass(frozen=True, kw_only=True)
+class MixWords:
+    """A mix as it was written: where it starts, and what is changed."""
+
+    start: str | tuple[tuple[str, float], ...]
+    """A name, or sources with their weights."""
+    changes: tuple[Change, ...] = ()
+    """Changes in their order."""
+
+
+def parse_mix(text: str) -> Mix:
+    """Return the mix that the words of the command line mean; see the module for their grammar.
+
+    Raises:
+        SettingError: Naming the part that is not understood, and the known mixes.
+    """
+    words = read_words(text)
+    mix = _started(words.start)
+    for change in words.changes:
+        if change.sign == "-":
+            mix = without(mix, change.part)
+        elif change.sign == ":":
+            mix = only(mix, change.part)
+        else:
+            mix = scaled(mix, change.part, change.factor)
+    return check_mix(mix)
+
+
+def read_words(text: str) -> MixWords:
+    """Read the words of a mix without looking any name up.
+
+    Raises:
+        SettingError: Where they do not follow the grammar.
+    """
+    reader = _Reader(text)
+    first = reader.part()
+    weighted = "/" in first or reader.sign() in ("=", ",")
+    start = tuple(reader.weighted(first)) if weighted else first
+    changes = []
+    while (sign := reader.sign()) in SIGNS:
+        reader.at += 1
+        part = reader.part()
+        factor = reader.weight() if sign == "*" else 1.0
+        changes.append(Change(sign=cast("Sign", sign), part=part, factor=factor))
+    if reader.at < len(text):
+        raise reader.error(f"{text[reader.at :]!r} is not understood")
+    return MixWords(start=start, changes=tuple(changes))
+
+
+def render_words(words: MixWords) -> str:
+    """Return the text that `read_words` reads as these words."""
+    start = words.start
+    if not isinstance(start, str):
+        start = ",".join(f"{source}={weight!r}" for source, weight in start)
+    changes = (
+        f"{c.sign}{c.part}" + (f"={c.factor!r}" if c.sign == "*" else "") for c in words.changes
+    )
+    return start + "".join(changes)
+
+
+def without(mix: Mapping[str, float], part: str) -> Mix:
+    """Return the mix less a dataset, a task or one source. SettingError when nothing matches."""
+    _check_part(mix, part)
+    return {source: weight for source, weight in mix.items() if not _matches(source, part)}
+
+
+def scaled(mix: Mapping[str, float], part: str, factor: float) -> Mix:
+    """Return the mix with the weight of a dataset, a task or a source times ``factor`` (> 0)."""
+    _check_part(mix, part)
     return {
-        source: weight * (factor if _matches(source, name) else 1.0)
+        source: weight * (factor if _matches(source, part) else 1.0)
         for source, weight in mix.items()
     }
 
 
-def only(mix: Mapping[str, float], name: str) -> Mix:
-    """The part of the mix that a dataset, a task or one source makes up."""
-    kept = {source: weight for source, weight in mix.items() if _matches(source, name)}
-    if not kept:
-        raise ValueError(
-            f"mix: {name!r} names no source of it; its sources are {', '.join(sorted(mix))}"
-        )
-    return kept
+def only(mix: Mapping[str, float], part: str) -> Mix:
+    """Return the part of the mix that a dataset, a task or one source makes up."""
+    _check_part(mix, part)
+    return {source: weight for source, weight in mix.items() if _matches(source, part)}
 
 
-def datasets_of(mix: Mix) -> list[str]:
-    """Names of the datasets in a mix, each once, in its order."""
+def datasets_of(mix: Mapping[str, float]) -> list[str]:
+    """Return the names of the datasets in a mix, each once, in its order."""
     return list(dict.fromkeys(source.split("/")[0] for source in mix))
 
 
-def parse_mix(text: str) -> Mix:
-    """A mix from the command line: a name, a name with changes, sources with weights, or one dataset.
-
-    ``drawn_stage2`` | ``drawn_stage2-rejection`` (without) | ``drawn_stage2*counting=2`` (scaled) |
-    ``stage2:ocr`` (only) | ``coco/detection=3,coco/rejection=1`` | ``icdar2015`` (all its tasks alike).
-    Raises ValueError naming the known mixes.
-    """
-    if text in DATASETS and text not in MIXES:
-        return dict.fromkeys((f"{text}/{task}" for task in DATASETS[text].tasks), 1.0)
-    if "/" in text.split("=")[0]:
-        return check_mix({source: _weight(weight) for source, weight in _pairs(text)})
-    for mark, change in _CHANGES.items():
-        if mark in text:
-            name, argument = text.split(mark, 1)
-            return check_mix(change(parse_mix(name), argument))
-    if text not in MIXES:
-        raise ValueError(
-            f"mix: unknown mix {text!r}; known: {', '.join(sorted(MIXES))}, or source=weight,..."
-        )
-    return dict(MIXES[text])
-
-
 def check_mix(mix: Mix) -> Mix:
-    """The mix itself; raises ValueError naming the source whose weight or name cannot be."""
+    """Return the mix itself. SettingError naming the source whose weight or name cannot be."""
     for source, weight in mix.items():
         if source.count("/") != 1:
-            raise ValueError(f"mix: source {source!r} is not of the form dataset/task")
+            raise SettingError(f"mix: source {source!r} is not of the form dataset/task")
         if not 0 < weight < float("inf"):
-            raise ValueError(f"mix: weight of {source} is {weight}; give a positive, finite number")
+            raise SettingError(
+                f"mix: weight of {source} is {weight}; give a positive, finite number"
+            )
     if not mix:
-        raise ValueError("mix: it names no source; give at least one dataset/task")
+        raise SettingError("mix: it names no source; give at least one dataset/task")
     return mix
 
 
-def _matches(source: str, name: str) -> bool:
-    return name in (source, *source.split("/"))
+def _started(start: str | tuple[tuple[str, float], ...]) -> Mix:
+    """Return the mix that the words start with."""
+    if not isinstance(start, str):
+        mix: Mix = {}
+        for source, weight in start:
+            if source in mix:
+                raise SettingError(f"mix: source {source} is given twice")
+            mix[source] = weight
+        return check_mix(mix)
+    if start in MIXES:
+        return dict(MIXES[start])
+    if start in DATASETS:
+        return dict.fromkeys((f"{start}/{task}" for task in DATASETS[start].tasks), 1.0)
+    if close := did_you_mean(start, [*MIXES, *DATASETS]):
+        raise SettingError(f"mix: unknown mix {start!r}; {close} {_known()}")
+    raise SettingError(f"mix: unknown mix {start!r}; {_known()}")
 
 
-def _pairs(text: str) -> list[tuple[str, str]]:
-    pairs = [item.partition("=")[::2] for item in text.split(",")]
-    return [(source.strip(), weight or "1") for source, weight in pairs]
+def _known() -> str:
+    names = ", ".join(sorted(MIXES))
+    return f"known: {names}, a dataset (fo1 list datasets), or DATASET/TASK=WEIGHT,..."
 
 
-def _weight(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"mix: weight {text!r} is not a number") from None
+def _check_part(mix: Mapping[str, float], part: str) -> None:
+    if not any(_matches(source, part) for source in mix):
+        parts = sorted({name for source in mix for name in (*source.split("/"), source)})
+        sources = f"its sources are {', '.join(sorted(mix))}" if len(mix) <= MOST_LISTED else ""
+        hints = [hint for hint in (did_you_mean(part, parts), sources) if hint]
+        raise SettingError(
+            f"mix: {part!r} names no source of it; "
+            + ("; ".join(hints) or f"it has {len(mix)} sources: fo1 list mixes")
+        )
 
 
-def _scale(mix: Mix, argument: str) -> Mix:
-    name, _, factor = argument.partition("=")
-    return scaled(mix, name, _weight(factor or "1"))
+def _matches(source: str, part: str) -> bool:
+    return part in (source, *source.split("/"))
 
 
-_CHANGES: dict[str, Callable[[Mix, str], Mix]] = {"-": without, "*": _scale, ":": only}
+class _Reader:
+    """A place in the text, moved on by what is read."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.at = text, 0
+
+    def sign(self) -> str:
+        """Return the next character, or nothing at the end."""
+        return self.text[self.at : self.at + 1]
+
+    def part(self) -> str:
+        """Read names with slashes between them."""
+        names = [self._name()]
+        while self.sign() == "/":
+            self.at += 1
+            names.append(self._name())
+        return "/".join(names)
+
+    def weighted(self, first: str) -> list[tuple[str, float]]:
+        """Read sources with their weights; the first name was read already."""
+        found = [(first, self.weight())]
+        while self.sign() == ",":
+            self.at += 1
+            part = self.part()
+            found.append((part, self.weight()))
+        return found
+
+    def weight(self) -> float:
+        """Read ``=WEIGHT``, or nothing, which is 1."""
+        if self.sign() != "=":
+            return 1.0
+        self.at += 1
+        # A number first: the "-" of 1e-1 is no change.
+        if found := _WEIGHT.match(self.text, self.at):
+            self.at = found.end()
+            return float(found[1])
+        word = _REST.match(self.text, self.at)
+        written = word[0].strip() if word else ""
+        if written not in ("nan", "inf"):  # numbers too, but none that a mix can have
+            raise self.error(f"weight {written!r} is not a number")
+        self.at += len(written)
+        return float(written)
+
+    def error(self, what: str) -> SettingError:
+        """Return the error of words that do not follow the grammar."""
+        return SettingError(f"mix: {what}, in {self.text!r} (fo1 list mixes says what can be)")
+
+    def _name(self) -> str:
+        found = _NAME.match(self.text, self.at)
+        if found is None or not found[1]:
+            left = self.text[self.at :]
+            raise self.error(f"a name is missing before {left!r}" if left else "a name is missing")
+        self.at = found.end()
+        return found[1]

@@ -1,8 +1,9 @@
-"""Caches of proposals: list them, compare two, make one from a file of boxes (``fo1 proposals``)."""
+"""``fo1 proposals``: list caches, compare two, make one from a file of boxes."""
 
 import json
+from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +11,67 @@ import pyarrow.fs as pafs
 
 from dataset_builders import DATASETS, DataFolders
 from fo1_model.detectors.configs import DetectorConfig, UnionConfig, from_canonical, name_of
+from jobs.chain.chain import Chain
+from jobs.chain.data_steps import cache_step
+from jobs.command.flags import runtime_of
+from jobs.command.suggestions import unknown
 from jobs.detector_arguments import parse_detector
+from jobs.execution import execute, waits
 from jobs.find_artifacts import finished
 from jobs.recipes.arguments import format_value, parse_arguments
+from jobs.recipes.recipe import Recipe
 from jobs.reports import write_file
-from pipelines.artifacts import Artifact
+from pipelines.artifacts import Artifact, check_writable, filesystem_of
 from pipelines.cluster import RuntimeConfig
-from pipelines.storage import check_writable, filesystem_of
+from pipelines.errors import SettingError
+from pipelines.proposals.generate import ProposalsConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffArguments:
+    """Arguments of ``fo1 proposals diff A B``."""
+
+    dataset: str | None = None
+    """Dataset whose objects are looked for, NAME or NAME/FINGERPRINT; none: all that are built."""
+    pictures: int = 12
+    """Images on the page where the two differ most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportArguments:
+    """Arguments of ``fo1 proposals import FILE``."""
+
+    source: str
+    """Image source that the boxes are of, such as drawn_val."""
+    proposals: int = 100
+    """Most boxes an image."""
+    score_min: float = 0.0
+    """Score below which boxes are dropped."""
+    nms_iou: float | None = None
+    """IoU above which the lower of two boxes is dropped; none keeps all."""
+
+
+def proposals_verb(words: list[str], flags: Namespace) -> None:
+    """Do what the words say, see `proposals`."""
+    proposals(words, runtime_of(flags))
 
 
 def proposals(words: list[str], runtime: RuntimeConfig) -> None:
-    """Do what the first word says with the others. ValueError for a word that is none of `ACTIONS`."""
-    if not words or words[0] not in ACTIONS:
-        raise ValueError(
-            f"proposals {' '.join(words[:1])}: write fo1 proposals {'|'.join(ACTIONS)} ..."
-        )
+    """Do what the first word says with the others. SettingError for a word not in `ACTIONS`."""
+    usage = f"write fo1 proposals {'|'.join(ACTIONS)} ..."
+    if not words:
+        raise SettingError(f"proposals: {usage}")
+    if words[0] not in ACTIONS:
+        raise SettingError(f"proposals: {unknown('word', words[0], ACTIONS)}; {usage}")
     ACTIONS[words[0]](words[1:], runtime)
 
 
 def list_caches(words: list[str], runtime: RuntimeConfig) -> None:
-    """Print a line for each finished cache: its counts, and how its detector differs from the default."""
+    """Print a line for each finished cache: its counts, and its detector's changed settings."""
     from pipelines.reports.html_page import text_table
 
     if words:
-        raise ValueError(f"proposals list {words[0]}: it takes no words")
+        raise SettingError(f"proposals list {words[0]}: it takes no words")
     rows = []
     for cache in _caches(runtime.root):
         manifest = cache.manifest()
@@ -59,32 +97,29 @@ def list_caches(words: list[str], runtime: RuntimeConfig) -> None:
 
 
 def diff(words: list[str], runtime: RuntimeConfig) -> None:
-    """Compare two caches on the labelled datasets over their pictures; print the tables, write the page."""
+    """Compare two caches on the labelled datasets over their images: tables and a page."""
     from pipelines.reports.proposals_report import diff_page
-
-    def arguments(*, dataset: str | None = None, pictures: int = 12) -> dict[str, Any]:
-        """What ``fo1 proposals diff A B`` takes."""
-        return {"dataset": dataset, "pictures": pictures}
 
     named = [word for word in words if "=" not in word]
     if len(named) != 2:
-        raise ValueError(
+        raise SettingError(
             "write fo1 proposals diff A B [dataset=NAME] [pictures=12], A and B SOURCE/DETECTOR"
         )
-    given = arguments(**parse_arguments(arguments, [word for word in words if "=" in word]))
-    if given["pictures"] < 0:
-        raise ValueError(f"pictures={given['pictures']}: use 0 or more")
+    settings = [word for word in words if "=" in word]
+    given = DiffArguments(**parse_arguments(DiffArguments, settings))
+    if given.pictures < 0:
+        raise SettingError(f"pictures={given.pictures}: use 0 or more")
     first, second = (find_cache(name, runtime.root) for name in named)
     if first.path == second.path:
-        raise ValueError(f"{named[0]} and {named[1]} are the same cache: name two")
+        raise SettingError(f"{named[0]} and {named[1]} are the same cache: name two")
     (source, name), (other_source, other_name) = first.name.split("/"), second.name.split("/")
     if source != other_source:
-        raise ValueError(
+        raise SettingError(
             f"{first.name} and {second.name} are of different images: name two of one source"
         )
-    labelled = find_labelled(source, runtime.root, given["dataset"])
+    labelled = find_labelled(source, runtime.root, given.dataset)
     folders = DataFolders(runtime.data)
-    page = diff_page(first, second, labelled, folders=folders, num_pictures=given["pictures"])
+    page = diff_page(first, second, labelled, folders=folders, num_pictures=given.pictures)
     if name == other_name:
         name, other_name = (
             f"{cache.name.split('/')[1]}-{cache.fingerprint[:8]}" for cache in (first, second)
@@ -94,35 +129,28 @@ def diff(words: list[str], runtime: RuntimeConfig) -> None:
 
 
 def import_boxes(words: list[str], runtime: RuntimeConfig) -> None:
-    """Make a cache of the boxes in a file, which a recipe finds done under ``detector=file:FILE``."""
-    from jobs.chain import Chain, cache_step
-    from jobs.command.verbs import execute
-    from jobs.recipes.recipe import Recipe
-    from pipelines.proposals.generate import ProposalsConfig
-
-    def arguments(
-        *, source: str, proposals: int = 100, score_min: float = 0.0, nms_iou: float | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        """What ``fo1 proposals import FILE`` takes."""
-        return source, {"max_boxes": proposals, "score_min": score_min, "nms_iou": nms_iou}
-
+    """Make a cache of the boxes in a file; a recipe finds it under ``detector=file:FILE``."""
     named = [word for word in words if "=" not in word]
     if len(named) != 1:
-        raise ValueError("write fo1 proposals import FILE source=IMAGE_SOURCE [proposals=100]")
-    source, selection = arguments(
-        **parse_arguments(arguments, [word for word in words if "=" in word])
-    )
+        raise SettingError("write fo1 proposals import FILE source=IMAGE_SOURCE [proposals=100]")
+    settings = [word for word in words if "=" in word]
+    given = ImportArguments(**parse_arguments(ImportArguments, settings))
+    selection = {
+        "max_boxes": given.proposals,
+        "score_min": given.score_min,
+        "nms_iou": given.nms_iou,
+    }
     chosen = parse_detector(f"file:{named[0]}", selection)
     recipe = Recipe(name="import", detector=chosen.config, detector_sources=chosen.sources)
     check_writable(runtime.root)
-    made = Chain(recipe=recipe, runtime=runtime)
-    step = cache_step(made, ProposalsConfig(image_source=source, detector=chosen.config))
-    was_done = step.artifact.status() == "done" and not runtime.force
+    chain = Chain(recipe=recipe, runtime=runtime)
+    step = cache_step(chain, ProposalsConfig(image_source=given.source, detector=chosen.config))
+    was_done = not waits(step, runtime.force)
     if not was_done:
-        execute([step], runtime)
+        execute([step], runtime, anew=[step])
     unmatched = step.artifact.manifest()["ledger"]["unmatched_in_file"]
     if unmatched:
-        print(f"note: {unmatched} images of {named[0]} are not among the pictures of {source}")
+        print(f"note: {unmatched} images of {named[0]} are not among those of {given.source}")
     print(f"{step.artifact.path}{'  (was done)' if was_done else ''}")
 
 
@@ -135,16 +163,19 @@ ACTIONS: dict[str, Callable[[list[str], RuntimeConfig], None]] = {
 
 
 def find_cache(text: str, root: str) -> Artifact:
-    """A finished cache by SOURCE/DETECTOR, SOURCE/DETECTOR/FINGERPRINT (or how that begins) or its folder.
+    """Return a finished cache by SOURCE/DETECTOR, SOURCE/DETECTOR/FINGERPRINT or its folder.
 
-    Raises ValueError when there is none, or more than one, naming those that are there.
+    How the fingerprint begins is enough.
+
+    Raises:
+        SettingError: When there is none, or more than one, naming those that are there.
     """
     if (Path(text) / "manifest.json").is_file():
         path = Path(text).resolve()
         root = path.parents[3].as_posix() if len(path.parents) > 3 else ""
         cache = next((c for c in _caches(root) if c.path == path.as_posix()), None)
         if cache is None:
-            raise ValueError(
+            raise SettingError(
                 f"{text} is no cache of proposals: name ROOT/proposals/SOURCE/DETECTOR/FINGERPRINT"
             )
         return cache
@@ -155,18 +186,24 @@ def find_cache(text: str, root: str) -> Artifact:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"{text}: there are {len(found)} of them; name one of {_listed(found)}")
+        raise SettingError(f"{text}: there are {len(found)} of them; name one of {_listed(found)}")
     there = _listed(known) or "nothing"
-    raise ValueError(
+    raise SettingError(
         f"{text}: no finished proposals of that name under {root}/proposals; there is {there}"
     )
 
 
 def find_labelled(source: str, root: str, dataset: str | None) -> dict[str, Artifact]:
-    """Finished samples of the datasets over the pictures of an image source, by dataset.
+    """Return finished samples of the datasets over the images of an image source, by dataset.
 
-    dataset: only this one, as NAME or NAME/FINGERPRINT.
-    Raises ValueError when there is none, and when those of one dataset do not show the same objects.
+    Args:
+        source: Name of the image source.
+        root: Folder or URI of the artifacts.
+        dataset: Only this one, as NAME or NAME/FINGERPRINT.
+
+    Raises:
+        SettingError: When there is none, and when those of one dataset do not show the same
+            objects.
     """
     over = [
         s.name
@@ -175,38 +212,39 @@ def find_labelled(source: str, root: str, dataset: str | None) -> dict[str, Arti
     ]
     wanted, _, key = (dataset or "").partition("/")
     if wanted and wanted not in over:
-        raise ValueError(
-            f"dataset={dataset}: not over the pictures of {source}; {', '.join(over)} are"
+        raise SettingError(
+            f"dataset={dataset}: not over the images of {source}; {', '.join(over)} are"
         )
     labelled = {}
     for name in [wanted] if wanted else over:
         found = [s for s in finished(root, "samples", name) if s.fingerprint.startswith(key)]
-        # Samples that differ in other build options ask other questions about the same objects: any will do.
+        # Samples that differ in other build options ask other questions about the same objects:
+        # any will do.
         truths = {json.dumps(_truth(artifact.manifest()), sort_keys=True) for artifact in found}
         if len(truths) > 1:
             several = ", ".join(f"dataset={s.name}/{s.fingerprint}" for s in found)
-            raise ValueError(
+            raise SettingError(
                 f"samples of {name} do not show the same objects: add one of {several}"
             )
         if found:
             labelled[name] = found[0]
     if not labelled:
-        which = f"of {dataset}" if dataset else f"over the pictures of {source}"
+        which = f"of {dataset}" if dataset else f"over the images of {source}"
         command = f"fo1 build data mix={wanted or next(iter(over), 'DATASET')}"
-        raise ValueError(
+        raise SettingError(
             f"no finished samples {which} under {root}/samples; make them with: {command}"
         )
     return labelled
 
 
 def _truth(manifest: dict[str, Any]) -> list[Any]:
-    """What the objects of samples follow from. Pictures with more than max_objects are cut into windows."""
+    """Return what the objects of samples follow from; max_objects decides on windows."""
     options = manifest["config"].get("options", {})
     return [manifest["version"], manifest["inputs"], options.get("max_objects")]
 
 
 def _caches(root: str) -> list[Artifact]:
-    """Every finished cache below a root, by name and fingerprint."""
+    """Return every finished cache below a root, by name and fingerprint."""
     return [
         cache
         for source in _folders(f"{root}/proposals")
@@ -226,7 +264,7 @@ def _listed(caches: list[Artifact]) -> str:
 
 
 def _description(manifest: dict[str, Any]) -> str:
-    """Settings of the detector that are not its defaults, then what beside the images it was made from."""
+    """Return the detector's changed settings, then what else the cache was made from."""
     try:
         words = _changes(from_canonical(manifest["config"]["detector"]))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Pages and tables from artifacts that are done: the report of a recipe, inspection of its shards."""
+"""Pages and tables from artifacts that are done: reports, inspection of shards."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,36 +8,38 @@ from typing import Any
 from dataset_builders import DATASETS
 from fo1_model.detectors.configs import name_of
 from jobs.benchmarks import BENCHMARKS
-from jobs.chain import Chain, Evaluated, Step
-from pipelines.storage import filesystem_of
+from jobs.chain.chain import Chain, Evaluated, Step
+from jobs.command.suggestions import unknown
+from pipelines.artifacts import filesystem_of
+from pipelines.errors import SettingError
 from pipelines.train_config import VALIDATION
-from pipelines.training.candidates import read_metrics
+from pipelines.training.candidates import read_figures
 from pipelines.training.job import SPEED_FILE
 
 
-def report(made: Chain) -> None:
-    """Figures of every run on every benchmark: printed, logged to MLflow, and shown on one page."""
+def report(chain: Chain) -> None:
+    """Print the metrics of every run on every benchmark, log them to MLflow, write one page."""
     from pipelines.evaluation.score import evaluate, evaluate_proposals, read_examples
     from pipelines.reports.evaluation_report import Result, judged_cards, make_report
     from pipelines.reports.html_page import Card
 
     results: list[Result] = []
     pictures: dict[str, list[Card]] = {}
-    for item in made.evaluated:
+    for item in chain.evaluated:
         if item.predictions.artifact.status() != "done":
             continue
         benchmark = BENCHMARKS[item.benchmark]
-        figures, cases = evaluate(
+        metrics, cases = evaluate(
             item.predictions.artifact,
             item.shards.artifact,
             item.samples.artifact,
             coco=benchmark.coco_ap,
         )
         results.append(
-            Result(benchmark=item.benchmark, run=item.run.artifact.name, metrics=figures)
+            Result(benchmark=item.benchmark, run=item.run.artifact.name, metrics=metrics)
         )
-        log_answers(made, item, figures)
-        if item.run is made.runs[-1] and not benchmark.coco_ap:
+        log_answers(chain, item, metrics)
+        if item.run is chain.runs[-1] and not benchmark.coco_ap:
             examples = read_examples(item.shards.artifact, benchmark.tasks)
             cards = judged_cards(cases, examples)
             pictures |= {
@@ -49,48 +51,51 @@ def report(made: Chain) -> None:
         if BENCHMARKS[name].paper
     ]
     detectors = {
-        f"{name_of(made.recipe.detector)} on {name}": evaluate_proposals(
+        f"{name_of(chain.recipe.detector)} on {name}": evaluate_proposals(
             found.artifact, truth.artifact
         )
-        for name, (found, truth) in made.proposed.items()
+        for name, (found, truth) in chain.proposed.items()
         if found.artifact.status() == truth.artifact.status() == "done"
         and not BENCHMARKS[name].coco_ap
     }
     runs = [
         step
-        for step in (made.detector_run, *made.runs)
+        for step in (chain.detector_run, *chain.runs)
         if step and step.artifact.status() == "done"
     ]
     page = make_report(
-        f"VLM-FO1: {made.recipe.name}",
+        f"VLM-FO1: {chain.recipe.name}",
         results,
         runs=[facts_of(step) for step in runs],
         detectors=detectors,
         pictures=pictures,
     )
-    path = write_page(made, f"{made.recipe.name}.html", page.html)
+    path = write_page(chain, f"{chain.recipe.name}.html", page.html)
     print(f"\n{page.text}\n\nreport: {path}")
 
 
-def inspect_pages(made: Chain, dataset: str | None) -> None:
-    """One page for each shard artifact of the chain that is done, or of one dataset.
+def inspect_pages(chain: Chain, dataset: str | None) -> None:
+    """Write one page for each shard artifact of the chain that is done, or of one dataset.
 
-    Raises ValueError when there is nothing to show, with the command that makes it.
+    Raises:
+        SettingError: When there is nothing to show, with the command that makes it.
     """
     from pipelines.reports.shard_report import inspect_page
 
     if dataset is not None and dataset not in DATASETS:
-        raise ValueError(f"dataset={dataset}: unknown; known: {', '.join(DATASETS)}")
+        raise SettingError(
+            f"dataset={dataset}: {unknown('dataset', dataset, DATASETS, lists='datasets')}"
+        )
     shown = [
         step
-        for step in made.steps.values()
+        for step in chain.steps.values()
         if step.verb == "shard" and step.artifact.status() == "done"
         if dataset is None or step.artifact.name.split("/")[0] == dataset
     ]
     if not shown:
         which = f"of {dataset} " if dataset else ""
-        raise ValueError(
-            f"inspect: no shards {which}are done; make them with: fo1 shard {made.recipe.name} ..."
+        raise SettingError(
+            f"inspect: no shards {which}are done; make them with: fo1 shard {chain.recipe.name} ..."
         )
     for step in shown:
         inputs = [needed.artifact for needed in step.inputs]
@@ -98,12 +103,12 @@ def inspect_pages(made: Chain, dataset: str | None) -> None:
         found = [artifact for artifact in inputs if artifact.kind == "proposals"]
         html = inspect_page(step.artifact, samples=samples, proposals=found)
         name = f"inspect-{step.artifact.name.replace('/', '-')}.html"
-        print(f"inspect: {write_page(made, name, html)}")
+        print(f"inspect: {write_page(chain, name, html)}")
 
 
-def write_page(made: Chain, name: str, html: str) -> str:
+def write_page(chain: Chain, name: str, html: str) -> str:
     """Write a page below ``<root>/pages`` and return where it is."""
-    return write_file(f"{made.runtime.root}/pages/{name}", html.encode())
+    return write_file(f"{chain.runtime.root}/pages/{name}", html.encode())
 
 
 def write_file(uri: str, data: bytes) -> str:
@@ -116,7 +121,12 @@ def write_file(uri: str, data: bytes) -> str:
 
 
 def facts_of(step: Step, *, name: str | None = None) -> Any:
-    """How a finished run came about, for a page. name: what it is called there, the run's own if None."""
+    """Return how a finished run came about, for a page.
+
+    Args:
+        step: Step of the run.
+        name: What it is called on the page; None: its own name.
+    """
     from pipelines.reports.evaluation_report import RunFacts
     from pipelines.training.mlflow_tracking import flatten
 
@@ -135,7 +145,7 @@ def facts_of(step: Step, *, name: str | None = None) -> Any:
         gradient_norm=series_of(history, "gradient_norm").get("", ()),
         speed=series_of(speed, ""),
         validation=series_of(
-            [{"step": step, **figures} for step, figures in read_metrics(artifact).items()],
+            [{"step": step, **metrics} for step, metrics in read_figures(artifact).items()],
             VALIDATION,
         ),
     )
@@ -144,9 +154,9 @@ def facts_of(step: Step, *, name: str | None = None) -> Any:
 def series_of(
     records: Sequence[Mapping[str, Any]], prefix: str
 ) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) of the figures whose names begin so, by the rest of the name.
+    """Return (step, value) of the metrics whose names begin so, by the rest of the name.
 
-    Without values that are None, as a figure that is not finite is stored.
+    Values that are None are left out: a metric that is not finite is stored so.
     """
     found: dict[str, list[tuple[float, float]]] = {}
     for record in records:
@@ -156,9 +166,9 @@ def series_of(
     return found
 
 
-def log_answers(made: Chain, item: Evaluated, figures: dict[str, float]) -> None:
-    """Log the figures of a benchmark to the MLflow run of the model that answered."""
-    from pipelines.training.mlflow_tracking import log_metrics
+def log_answers(chain: Chain, item: Evaluated, metrics: dict[str, float]) -> None:
+    """Log the metrics of a benchmark to the MLflow run of the model that answered."""
+    from pipelines.training.mlflow_tracking import log_figures
 
-    named = {f"{item.benchmark}.{name}": value for name, value in figures.items()}
-    log_metrics(item.run.artifact, named, uri=made.runtime.tracking_uri)
+    named = {f"{item.benchmark}.{name}": value for name, value in metrics.items()}
+    log_figures(item.run.artifact, named, uri=chain.runtime.tracking_uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -85,10 +86,17 @@ class Progress:
         return counts + (f", {self.rejects} rejected" if self.rejects else "")
 
     def _print(self, line: str, end: str) -> None:
+        if not is_shown():
+            return
         pad = " " * (self._width - len(line))
         self._width = len(line) if end == "" else 0
         self._stream.write(f"\r{line}{pad}{end}" if self._rewrites else f"{line}{end}")
         self._stream.flush()
+
+
+def is_shown() -> bool:
+    """Whether progress lines are printed: not where our loggers were set to warnings only."""
+    return logging.getLogger("pipelines").level <= logging.INFO
 
 
 def duration(seconds: float) -> str:

@@ -25,7 +25,7 @@ from typing import TextIO
 
 import psutil
 
-from jobs.chain import chain
+from jobs.chain.recipe_chain import recipe_chain
 from jobs.recipes.arguments import parse_arguments
 from jobs.recipes.catalogue import stage2
 from pipelines import progress
@@ -126,7 +126,7 @@ def main() -> None:
             )
         with timed(rows, "start Ray", memory, first):
             connect(runtime)
-        for step in chain(
+        for step in recipe_chain(
             stage2(**parse_arguments(stage2, given.arguments)), runtime
         ).steps.values():
             if step.artifact.status() != "done":

@@ -1,355 +1,313 @@
-"""What each verb of the command does: parse the recipe, walk its chain, say what happened."""
+"""The table of verbs. A new verb is a new entry here, and a function somewhere else.
 
-import shutil
-import textwrap
-import time
-from collections.abc import Callable, Collection, Iterable
+Functions and arguments are named by dotted path, so that this table, and with it ``fo1 --help``,
+imports nothing: the function is imported when its verb is run.
+"""
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from dataset_builders import DATASETS, DatasetSpec
-from jobs.chain import Chain, Step, chain
-from jobs.recipes.arguments import describe_arguments, parse_arguments
-from jobs.recipes.catalogue import RECIPES, find_recipe
-from jobs.recipes.recipe import Recipe
-from pipelines.cluster import RuntimeConfig
-from pipelines.row_accounting import LedgerError
-from pipelines.storage import check_writable
+from jobs.command.flags import PLACES, TRAINING, WORKERS
 
-STEP_FAILURES: tuple[type[Exception], ...] = (LedgerError, OSError)
-"""Failures of a step that a message explains; anything else is a defect and shows its traceback."""
+RECIPES = "jobs.recipes.catalogue:RECIPES"
+"""Where the named recipes are."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The flags of the command."""
-
-    root: str
-    data: str
-    address: str | None
-    workers: int | None
-    gpus_per_worker: float | None
-    force: bool
-    tracking_uri: str | None
-    max_reject_fraction: float
-    loader_processes: int
-
-    def runtime(self, *, force: bool = False) -> RuntimeConfig:
-        """Where things run; `force` only for the verb's own artifacts."""
-        return RuntimeConfig(
-            root=self.root,
-            data=self.data,
-            address=self.address,
-            workers=self.workers,
-            gpus_per_worker=self.gpus_per_worker,
-            force=force,
-            tracking_uri=self.tracking_uri,
-            max_reject_fraction=self.max_reject_fraction,
-            loader_processes=self.loader_processes,
-        )
-
-
-def list_all(words: list[str], options: Options) -> None:
-    """Print every name that the other verbs understand, or those of one part, or one dataset."""
-    parts: dict[str, Callable[[Options], None]] = {
-        "recipes": _list_recipes,
-        "sizes": _list_sizes,
-        "datasets": _list_datasets,
-        "detectors": _list_detectors,
-        "mixes": _list_mixes,
-        "benchmarks": _list_benchmarks,
-        "exclude": _list_exclude,
-    }
-    if words[:1] == ["datasets"] and len(words) == 2:
-        return _print_dataset(words[1])
-    if len(words) > 1 or (words and words[0] not in parts):
-        raise ValueError(
-            f"list {' '.join(words)}: write fo1 list [{'|'.join(parts)}], or list datasets NAME"
-        )
-    for name in words or parts:
-        parts[name](options)
-    return None
-
-
-def _list_recipes(_: Options) -> None:
-    print("recipes (name, arguments with their defaults)")
-    for name, recipe in RECIPES.items():
-        print(
-            f"  {name:<14}{(recipe.__doc__ or '').splitlines()[0]}\n{'':16}{describe_arguments(recipe)}"
-        )
-    print("  none: what fo1 list sizes says for the size")
-
-
-def _list_sizes(_: Options) -> None:
-    from jobs.recipes.settings import describe_sizes
-
-    print(
-        "sizes (what a recipe's argument is where it is left at none; whose values: jobs/recipes/settings.py)"
-    )
-    for line in describe_sizes():
-        print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 16))
-
-
-def _list_datasets(_: Options) -> None:
-    print(
-        "datasets (name, stages of the paper's mix, tasks, licence; more with: fo1 list datasets NAME)"
-    )
-    wide = max(map(len, DATASETS))
-    for spec in DATASETS.values():
-        print(f"  {spec.name:<{wide}}  {_stages(spec):<5} {', '.join(spec.tasks)}; {spec.licence}")
-
-
-def _list_detectors(_: Options) -> None:
-    from jobs.detector_arguments import describe_detectors
-
-    print("detectors (detector=NAME[:SOURCE][,setting=value...]; a union: A+B)")
-    for line in describe_detectors():
-        print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 26))
-
-
-def _list_mixes(_: Options) -> None:
-    from jobs.mixes import MIXES
-
-    print("mixes (drop with NAME-part, weigh with NAME*part=2, keep only with NAME:part)")
-    for name, mix in MIXES.items():
-        listed = ", ".join(f"{source} {weight:.3g}" for source, weight in mix.items())
-        print(
-            textwrap.fill(
-                f"{name:<14}{listed}", 110, initial_indent="  ", subsequent_indent=" " * 16
-            )
-        )
-
-
-def _list_benchmarks(_: Options) -> None:
-    from jobs.benchmarks import BENCHMARKS
-
-    print("benchmarks")
-    for name, benchmark in BENCHMARKS.items():
-        protocol = " (COCO AP)" if benchmark.coco_ap else ""
-        print(f"  {name:<16}{benchmark.dataset}: {', '.join(benchmark.tasks)}{protocol}")
-
-
-def _list_exclude(options: Options) -> None:
-    from dataset_builders import DataFolders
-    from dataset_builders.benchmark_leakage import benchmark_lists
-
-    print(
-        "exclude (benchmarks whose images training leaves out, the files that list them; * found)"
-    )
-    folders = DataFolders(options.data)
-    for name, item in benchmark_lists(folders).items():
-        print(f"{' ' if item.missing(folders) else '*'} {name:<16}{', '.join(item.files)}")
-
-
-def plan(words: list[str], options: Options) -> None:
-    """Print each artifact of a recipe, its state, and the command that makes what is missing."""
-    from jobs.plan_budget import budgets, published_budgets
-
-    try:
-        made, command = _chain(words, options)
-    except (
-        ValueError
-    ):  # a dataset that is not there, say: what the mix amounts to is known all the same
-        print(published_budgets(named_recipe(words)))
-        raise
-    print(plan_table(made, command))
-    if table := budgets(made):
-        print(f"\n{table}")
-
-
-def build(words: list[str], options: Options) -> None:
-    """Samples of every dataset that the recipe uses."""
-    _run_verb("build", words, options)
-
-
-def propose(words: list[str], options: Options) -> None:
-    """Proposals for every image source that the recipe uses."""
-    _run_verb("propose", words, options)
-
-
-def shard(words: list[str], options: Options) -> None:
-    """Training and evaluation shards."""
-    made = _run_verb("shard", words, options)
-    for note in made.notes:
-        print(f"note: {note}")
-
-
-def train(words: list[str], options: Options) -> None:
-    """The recipe's training runs."""
-    if words[:1] == ["tiny_base"]:
-        from jobs.tiny_base import train_base
-
-        train_base(words[1:], options.runtime(force=options.force))
-        return
-    _run_verb("train", words, options)
-
-
-def evaluate(words: list[str], options: Options) -> None:
-    """Predictions of the recipe's runs, or of one checkpoint on one benchmark; then figures and report."""
-    from jobs.benchmarks import BENCHMARKS
-    from jobs.checkpoints import evaluate_checkpoint
-    from jobs.reports import report
-
-    if words and words[0] in BENCHMARKS:
-        return evaluate_checkpoint(words[0], words[1:], options.runtime(force=options.force))
-    made = _run_verb("evaluate", words, options)
-    return report(made)
-
-
-def inspect(words: list[str], options: Options) -> None:
-    """Write a page of pictures and statistics for each shard artifact of the recipe that is there."""
-    from jobs.reports import inspect_pages
-
-    dataset = next((word.partition("=")[2] for word in words if word.startswith("dataset=")), None)
-    made, _ = _chain([word for word in words if not word.startswith("dataset=")], options)
-    inspect_pages(made, dataset)
-
-
-def predict(words: list[str], options: Options) -> None:
-    """Answer one question about one picture."""
-    from jobs.checkpoints import predict_picture
-
-    predict_picture(words, options.runtime())
-
-
-def experiment(words: list[str], options: Options) -> None:
-    """A recipe in several settings, compared in one table."""
-    from jobs.experiment import experiment as compare
-
-    check_writable(options.root)
-    compare(words, options.runtime())
-
-
-def proposals(words: list[str], options: Options) -> None:
-    """Caches of proposals: compare two, make one from a file, list them."""
-    from jobs.proposal_caches import proposals as caches
-
-    caches(words, options.runtime(force=options.force))
-
-
-def import_release(words: list[str], _: Options) -> None:
-    """The released checkpoint as a model folder of ours."""
-    from jobs.import_export import import_release as import_folder
-
-    import_folder(words)
-
-
-def export(words: list[str], options: Options) -> None:
-    """A model in a folder of its own, in Hugging Face's or the release's layout."""
-    from jobs.import_export import export as export_model
-
-    export_model(words, options.runtime())
-
-
-def run(words: list[str], options: Options) -> None:
-    """Everything of the recipe that is not done, in order; then the pages."""
-    from jobs.reports import inspect_pages, report
-
-    check_writable(options.root)
-    made, command = _chain(words, options)
-    print(plan_table(made, command))
-    waiting = [
-        step for step in made.steps.values() if options.force or step.artifact.status() != "done"
-    ]
-    execute(waiting, options.runtime(force=options.force))
-    if waiting or not made.recipe.trainings:
-        inspect_pages(made, None)
-    if made.evaluated or made.proposed:
-        report(made)
-
-
-def submit(*_: Any) -> None:
-    """Where it is not the first word; elsewhere the command hands the words on as they are."""
-    raise ValueError("submit comes first: fo1 submit --address URL -- VERB RECIPE ...")
-
-
-def plan_table(made: Chain, command: str) -> str:
-    """One line an artifact: verb, name, fingerprint, state, and the command that makes it."""
-    lines = []
-    for step in made.steps.values():
-        status = step.artifact.status()
-        what = f"{step.artifact.kind}/{step.artifact.name}"
-        make = "" if status == "done" else f"fo1 {step.verb} {command}"
-        lines.append(f"{status:<8} {step.artifact.fingerprint}  {what:<44} {make}".rstrip())
-    lines += (f"note: {note}" for note in made.notes)
-    return "\n".join(lines)
-
-
-def _print_dataset(name: str) -> None:
-
-    if name not in DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
-    spec = DATASETS[name]
-    sources = [source.name for source in (*spec.images, *spec.optional_images)]
-    print(f"{spec.name}\ntasks:   {', '.join(spec.tasks)}\nstages:  {_stages(spec)}")
-    print(
-        f"licence: {spec.licence}\nsource:  {spec.source}\nimages:  {', '.join(sources) or 'none'}"
-    )
-    print("layout below the data root (--data):")
-    print("\n".join(f"  {line}" for line in spec.layout.splitlines()))
-
-
-def _stages(spec: DatasetSpec) -> str:
-    return ", ".join(map(str, spec.stages)) or "-"
-
-
-def _chain(words: list[str], options: Options) -> tuple[Chain, str]:
-    recipe = named_recipe(words)
-    return chain(recipe, options.runtime()), " ".join(words)
-
-
-def named_recipe(words: list[str]) -> Recipe:
-    """The recipe that the words name, with their arguments. ValueError for what it does not take."""
-    if not words or "=" in words[0]:
-        raise ValueError(
-            f"name a recipe first, one of {', '.join(RECIPES)}, or my_module:my_recipe"
-        )
-    recipe = find_recipe(words[0])
-    return recipe(**parse_arguments(recipe, words[1:]))
-
-
-def _run_verb(verb: str, words: list[str], options: Options) -> Chain:
-    """Make the verb's artifacts of a recipe; what they read must be there."""
-    check_writable(options.root)
-    made, command = _chain(words, options)
-    own = [step for step in made.steps.values() if step.verb == verb]
-    waiting = [step for step in own if options.force or step.artifact.status() != "done"]
-    _check_inputs(waiting, verb, command)
-    execute(waiting, options.runtime(force=options.force))
-    for step in own:
-        print(f"{step.artifact.path}{'' if step in waiting else '  (was done)'}")
-    return made
-
-
-def _check_inputs(waiting: Collection[Step], verb: str, command: str) -> None:
-    for step in waiting:
-        for needed in step.inputs:
-            if needed.artifact.status() != "done" and needed not in waiting:
-                kind = f"{needed.artifact.kind}/{needed.artifact.name}"
-                raise ValueError(
-                    f"{verb}: {step.artifact.name} needs {kind}, which is {needed.artifact.status()}; "
-                    f"make it with: fo1 {needed.verb} {command}   (or everything: fo1 run {command})"
-                )
-
-
-def execute(waiting: Iterable[Step], runtime: RuntimeConfig) -> None:
-    """Make artifacts one after the other, each announced with its time."""
-    waiting = list(waiting)
-    width = min(100, shutil.get_terminal_size().columns)
-    for number, step in enumerate(waiting, 1):
-        title = f"[{number}/{len(waiting)}] {step.verb} {step.artifact.name} "
-        print(f"{title}{'-' * max(3, width - len(title))}", flush=True)
-        start = time.perf_counter()
-        manifest = step.execute(runtime)
-        print(f"{_summary(manifest)} ({time.perf_counter() - start:.1f} s)", flush=True)
-
-
-def _summary(manifest: Any) -> str:
-    ledger = manifest.get("ledger", {})
-    if "rows_in" not in ledger:
-        return "done"
-    text = f"{ledger['rows_in']} rows in, {ledger['rows_out']} out, {ledger['rejects']} rejected"
-    reasons = ", ".join(
-        f"{reason} {count}" for reason, count in ledger["rejects_by_reason"].items()
-    )
-    return f"{text}: {reasons}" if reasons else text
+class Form:
+    """One way to write a verb's words."""
+
+    words: str
+    """Words after the verb, as its help shows them."""
+    summary: str
+    """What it does, in one line."""
+    first: str | tuple[str, ...] = ()
+    """What the first word can be: names, or the dotted path of a table of them."""
+    arguments: str = ""
+    """Dotted path of the dataclass or function whose fields or arguments ``name=value`` words set.
+
+    Empty where each of the names has arguments of its own, as recipes do, or where there are none.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One word of the command."""
+
+    name: str
+    """Word after ``fo1``."""
+    summary: str
+    """What it does, in one line."""
+    forms: tuple[Form, ...]
+    """Ways to write its words."""
+    run: str
+    """Dotted path of its function, called with the words and the parsed flags.
+
+    It returns the exit status, or None for 0.
+    """
+    flags: tuple[str, ...] = ()
+    """Flags that change what it does: names in `jobs.command.flags.FLAGS`."""
+    examples: tuple[str, ...] = ()
+    """Commands that work as they are."""
+    more: str = ""
+    """What else its help says."""
+    sent: bool = False
+    """Whether ``fo1 submit`` sends it: it works on artifacts alone."""
+
+
+RECIPE = "RECIPE [name=value ...]"
+
+
+def _recipe_form(summary: str, words: str = RECIPE) -> Form:
+    return Form(words=words, summary=summary, first=RECIPES)
+
+
+_VERBS = (
+    Verb(
+        name="list",
+        summary="recipes with their arguments, sizes, datasets, detectors, mixes, benchmarks",
+        forms=(
+            Form(
+                words="[recipes|sizes|datasets|detectors|mixes|benchmarks|exclude]",
+                summary="every name that the other verbs understand, or those of one kind",
+            ),
+            Form(
+                words="datasets NAME", summary="one dataset: its files, tasks, licence and source"
+            ),
+        ),
+        run="jobs.command.listing:list_names",
+        flags=PLACES[1:],
+        examples=("fo1 list mixes", "fo1 list datasets coco_train"),
+    ),
+    Verb(
+        name="plan",
+        summary="each artifact of a recipe, done or not, and the command that makes it",
+        forms=(_recipe_form("print the artifacts, then what each mix amounts to"),),
+        run="jobs.command.plan:plan",
+        flags=(*PLACES, "json"),
+        examples=(
+            "fo1 plan stage2 detector=ground_truth_jitter",
+            "fo1 plan stage2 --json | jq -r '.artifacts[].command // empty'",
+        ),
+        more="Nothing is made. The exit status is 0; with --json it is 3 when something is to do.",
+        sent=True,
+    ),
+    Verb(
+        name="build",
+        summary="samples of every dataset that a recipe uses",
+        forms=(_recipe_form("make the samples"),),
+        run="jobs.execution:build",
+        flags=(*PLACES, *WORKERS, "force"),
+        examples=("fo1 build stage1", "fo1 build data mix=coco_train"),
+        sent=True,
+    ),
+    Verb(
+        name="propose",
+        summary="proposals of a recipe's detector for every image source",
+        forms=(_recipe_form("make the proposals"),),
+        run="jobs.execution:propose",
+        flags=(*PLACES, *WORKERS, "force"),
+        examples=(
+            "fo1 propose stage1 detector=ground_truth_jitter",
+            "fo1 propose stage1 size=qwen2_5_vl_3b mix=stage1 detector=upn:upn_large.pth",
+        ),
+        sent=True,
+    ),
+    Verb(
+        name="shard",
+        summary="training and evaluation shards of a recipe",
+        forms=(_recipe_form("make the shards"),),
+        run="jobs.execution:shard",
+        flags=(*PLACES, *WORKERS, "force"),
+        examples=("fo1 shard stage1", "fo1 shard data mix=coco_train exclude=none"),
+        sent=True,
+    ),
+    Verb(
+        name="inspect",
+        summary="a page of images, conversations and statistics for each shard artifact",
+        forms=(
+            _recipe_form(
+                "write a page for the shards that are done",
+                "RECIPE [dataset=NAME] [name=value ...]",
+            ),
+        ),
+        run="jobs.execution:inspect",
+        flags=PLACES,
+        examples=("fo1 inspect stage1", "fo1 inspect stage1 dataset=drawn_train"),
+        more="dataset=NAME writes the pages of one dataset alone.",
+    ),
+    Verb(
+        name="train",
+        summary="the training runs of a recipe",
+        forms=(
+            _recipe_form("the runs that are not done"),
+            Form(
+                words="tiny_base [name=value ...]",
+                summary="make the small pre-trained base that size=tiny starts from",
+                first=("tiny_base",),
+                arguments="pipelines.tiny_base.build:TinyBaseConfig",
+            ),
+        ),
+        run="jobs.execution:train",
+        flags=(*PLACES, *TRAINING, "force"),
+        examples=("fo1 train stage1 steps=200", "fo1 train opn size=large --workers 8"),
+        sent=True,
+    ),
+    Verb(
+        name="evaluate",
+        summary="predictions, metrics and report: of a recipe's runs, or of one on a benchmark",
+        forms=(
+            _recipe_form("every run of a recipe on its benchmarks"),
+            Form(
+                words="BENCHMARK checkpoint=RUN [name=value ...]",
+                summary="one finished run on one benchmark",
+                first="jobs.benchmarks:BENCHMARKS",
+                arguments="jobs.checkpoints:EvaluateArguments",
+            ),
+        ),
+        run="jobs.execution:evaluate",
+        flags=(*PLACES, *WORKERS, "mlflow", "force"),
+        examples=(
+            "fo1 evaluate stage2",
+            "fo1 evaluate drawn_val checkpoint=stage2 detector=rt_detr_untrained",
+        ),
+        sent=True,
+    ),
+    Verb(
+        name="predict",
+        summary="the answer of a run about one image, and the annotated image",
+        forms=(
+            Form(
+                words="checkpoint=RUN image=a.jpg query='red cup' [name=value ...]",
+                summary="ask one question",
+                arguments="jobs.checkpoints:PredictArguments",
+            ),
+        ),
+        run="jobs.checkpoints:predict",
+        flags=PLACES[:1],
+        examples=("fo1 predict checkpoint=stage2 image=a.jpg query='red circle; blue square'",),
+    ),
+    Verb(
+        name="run",
+        summary="everything of a recipe that is not done, in order",
+        forms=(_recipe_form("build, propose, shard, train, evaluate; then the pages"),),
+        run="jobs.execution:run",
+        flags=(*PLACES, *TRAINING, "force"),
+        examples=("fo1 run stage2 steps=200", "fo1 run coco_sample coco_root=DIR"),
+        more="A second run goes on where the first one ended. --force makes all of it anew.",
+        sent=True,
+    ),
+    Verb(
+        name="experiment",
+        summary="a recipe in several settings, compared in one table",
+        forms=(
+            Form(
+                words="EXPERIMENT [name=value ...]",
+                summary="run every setting; arguments are those of its recipe, for all settings",
+                first="jobs.experiment:EXPERIMENTS",
+            ),
+        ),
+        run="jobs.experiment:experiment",
+        flags=(*PLACES, *TRAINING, "force"),
+        examples=("fo1 experiment ablations size=debug detector=ground_truth_jitter",),
+        more="What settings have in common is made once, with --force too.",
+        sent=True,
+    ),
+    Verb(
+        name="proposals",
+        summary="caches of proposals: list them, compare two, make one from a file of boxes",
+        forms=(
+            Form(words="list", summary="a line for each finished cache", first=("list",)),
+            Form(
+                words="diff A B [name=value ...]",
+                summary="compare two, each SOURCE/DETECTOR[/FINGERPRINT] or a folder",
+                first=("diff",),
+                arguments="jobs.proposal_caches:DiffArguments",
+            ),
+            Form(
+                words="import FILE source=IMAGE_SOURCE [name=value ...]",
+                summary="make one, which recipes find under detector=file:FILE",
+                first=("import",),
+                arguments="jobs.proposal_caches:ImportArguments",
+            ),
+        ),
+        run="jobs.proposal_caches:proposals_verb",
+        flags=(*PLACES, *WORKERS, "force"),
+        examples=(
+            "fo1 proposals list",
+            "fo1 proposals diff drawn_val/opn drawn_val/rt_detr_untrained",
+        ),
+    ),
+    Verb(
+        name="import-release",
+        summary="a released checkpoint as a model folder of ours",
+        forms=(
+            Form(
+                words="PATH OUT [name=value ...]",
+                summary="read the folder PATH, write the new folder OUT",
+                arguments="jobs.import_export:ImportArguments",
+            ),
+        ),
+        run="jobs.import_export:import_release",
+        examples=("fo1 import-release VLM-FO1_Qwen2.5-VL-3B-v01 fo1_3b dtype=bfloat16",),
+    ),
+    Verb(
+        name="export",
+        summary="a model in a folder of its own",
+        forms=(
+            Form(
+                words="RUN_OR_FOLDER OUT [name=value ...]",
+                summary="write the model of a run, or of a model folder, into the new folder OUT",
+                arguments="jobs.import_export:ExportArguments",
+            ),
+        ),
+        run="jobs.import_export:export",
+        flags=PLACES[:1],
+        examples=("fo1 export stage2 my_model", "fo1 export stage2 my_model layout=release"),
+    ),
+    Verb(
+        name="submit",
+        summary="the same words on a Ray cluster: fo1 submit --address URL -- VERB ...",
+        forms=(
+            Form(
+                words="--address URL [--no-wait] -- VERB RECIPE [name=value ...] [flags]",
+                summary="send the command, follow its log, end with its exit status",
+            ),
+        ),
+        run="jobs.submit:submit_verb",
+        flags=("dashboard", "no_wait"),
+        examples=(
+            "fo1 submit --address http://HEAD:8265 -- train stage1 --root /mnt/fo1 --workers 8",
+        ),
+        more="What follows -- is checked here and run there, in a copy of this checkout "
+        "(.rayignore says what stays). --root and --data are the cluster's: a URI, or a folder "
+        "that all its machines share, at the same path; $FO1_ROOT and $FO1_DATA of this machine "
+        "are sent along. $MLFLOW_TRACKING_URI is not, it may hold a password: the cluster's "
+        "machines have their own.",
+    ),
+)
+VERBS: dict[str, Verb] = {verb.name: verb for verb in _VERBS}
+"""Verbs by name, in the order of the help."""
+
+
+def sent_verbs() -> tuple[str, ...]:
+    """Return the names of the verbs that ``fo1 submit`` sends."""
+    return tuple(verb.name for verb in _VERBS if verb.sent)
+
+
+def load(path: str) -> Any:
+    """Return what a dotted path ``module:name`` names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def function_of(verb: Verb) -> Callable[..., int | None]:
+    """Return the function of a verb, importing it."""
+    return load(verb.run)
+
+
+def first_words(form: Form) -> Iterable[str]:
+    """Return what the first word of a form can be, importing the table where there is one."""
+    return load(form.first) if isinstance(form.first, str) else form.first

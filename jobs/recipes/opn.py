@@ -1,14 +1,17 @@
 """The recipe of the proposal network, and the detector that a recipe names."""
 
 import re
-from typing import Any
+from typing import Annotated, Any, Unpack
 
 from dataset_builders import DATASETS
 from fo1_model.opn.config import OPN_SIZES, AugmentationConfig, OPNConfig, OPNCriterionConfig
 from jobs.detector_arguments import DetectorChoice, parse_detector
 from jobs.mixes import datasets_of, parse_mix
+from jobs.recipes.arguments import fields_given
 from jobs.recipes.recipe import Recipe, Training
 from jobs.recipes.settings import OPN_SETTINGS, OPNSize, changed_config
+from jobs.recipes.shared_arguments import MixWords, OPNArguments
+from pipelines.train_config import TrainConfig
 from pipelines.training.learners import OPNLearner
 
 _FINE = {spec.name for spec in DATASETS.values() if spec.granularity == "fine"}
@@ -18,39 +21,33 @@ _FINE = {spec.name for spec in DATASETS.values() if spec.granularity == "fine"}
 def opn(
     *,
     size: OPNSize = "tiny",
-    mix: str | None = None,
-    validation: str | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    warm_start: str | None = None,
-    zoom: float | None = None,
-    ignore_band: bool = False,
-    ema_decay: float | None = None,
-    validate_every: int | None = None,
-    keep_best: str | None = None,
-    proposals: int | None = None,
-    seed: int = 0,
+    mix: MixWords = None,
+    validation: Annotated[str | None, "data"] = None,
+    proposals: Annotated[int | None, "data"] = None,
+    zoom: Annotated[float | None, "data", AugmentationConfig] = None,
+    warm_start: Annotated[str | None, "model"] = None,
+    ignore_band: Annotated[bool, "training"] = False,
+    ema_decay: Annotated[float | None, "training", TrainConfig] = None,
+    **given: Unpack[OPNArguments],
 ) -> Recipe:
-    """Train the proposal network on annotated boxes, and measure its proposals on held-out pictures.
+    """Train the proposal network on annotated boxes, and measure its proposals on held-out images.
 
-    warm_start: folder or hub name of an OmDet-Turbo, which also decides the sizes. zoom: pictures are shown
-    between 1/zoom and zoom times their size. ignore_band: boxes that overlap an object in part are no
-    negatives (OLN). ema_decay: of the averaged weights. validate_every: steps between held-out figures.
-    keep_best: such as max:validation/r50@100.
+    Args:
+        size: Named size of the network, with its settings.
+        mix: Mix of detection data that it trains on; fo1 list mixes names them.
+        validation: Held-out source dataset/task that is judged during the training.
+        proposals: Boxes an image when it proposes.
+        zoom: Images are shown between 1/zoom and zoom times their size.
+        warm_start: Folder or hub name of an OmDet-Turbo to start from, which also decides the
+            sizes.
+        ignore_band: Boxes that overlap an object in part (IoU 0.1 to 0.5) are no negatives (OLN).
+        ema_decay: Share of the averaged weights that a step keeps.
+        **given: See `OPNArguments`.
     """
     settings = OPN_SETTINGS[size]
     sources = parse_mix(mix or settings.mix)
-    config = changed_config(
-        settings.config,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        ema_decay=ema_decay,
-        validate_every=validate_every,
-        keep_best=keep_best,
-        seed=seed,
-    )
+    fields = fields_given(given, OPNArguments, TrainConfig)
+    config = changed_config(settings.config, ema_decay=ema_decay, **fields)
     training = Training(
         name="opn",
         learner=OPNLearner(
@@ -75,10 +72,15 @@ def opn(
 
 
 def choose_detector(text: str, proposals: int, *, drawn: bool) -> DetectorChoice:
-    """A detector with the defaults of the size.
+    """Return a detector with the defaults of the size.
 
-    On drawn scenes boxes of two objects never overlap by more than 0.3, and the floor keeps answers about
-    objects: the released scripts use 0.3 on UPN's scores.
+    On drawn scenes boxes of two objects never overlap by more than 0.3, and the floor keeps answers
+    about objects: the released scripts use 0.3 on UPN's scores.
+
+    Args:
+        text: Detector in the words of the command line.
+        proposals: Most boxes an image.
+        drawn: Whether it looks at drawn scenes.
     """
     settings: dict[str, Any] = {"max_boxes": proposals}
     if drawn:
@@ -88,7 +90,7 @@ def choose_detector(text: str, proposals: int, *, drawn: bool) -> DetectorChoice
 
 
 def _omdet_sizes(name: str) -> OPNConfig:
-    """Sizes of the OmDet-Turbo that a run starts from."""
+    """Return the sizes of the OmDet-Turbo that a run starts from."""
     from fo1_model.opn.warm_start import warm_start_config
     from pipelines.proposals.detector_inputs import find_weights
 

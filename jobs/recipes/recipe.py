@@ -19,13 +19,16 @@ class Training:
     name: str
     """Name of its artifact below ``runs/``."""
     learner: OPNLearner | FO1Learner
-    """What trains; one that ``continues`` goes on from the training before it."""
+    """Model that trains; one that ``continues`` goes on from the training before it."""
     mix: Mix
     """Sources of its samples."""
     config: TrainConfig
-    """How long, how fast."""
+    """How long and how fast it trains."""
     weights: Mapping[str, str] = field(default_factory=dict)
-    """Weights of others that parts of it start from: a folder or hub name each. Hashed by content."""
+    """Weights of others that parts of it start from: a folder or hub name each.
+
+    Hashed by content.
+    """
     validation: tuple[str, ...] = ()
     """Sources ``dataset/task`` of held-out examples, where the config validates."""
     validation_benchmarks: tuple[str, ...] = ()
@@ -37,15 +40,18 @@ class Recipe:
     """Everything that decides the results of a chain of artifacts; no path, no worker count."""
 
     name: str
-    """For people: names the report."""
+    """Name for people, which the report has."""
     detector: DetectorConfig
-    """Where proposals come from."""
+    """Detector whose boxes become proposals."""
     detector_sources: tuple[str | None, ...] = (None,)
-    """Run, weights or box file of each leaf of the detector, as the user named it. Hashed by content."""
+    """Run, weights or box file of each leaf of the detector, as the user named it.
+
+    Hashed by content.
+    """
     detector_training: Training | None = None
-    """Trains the detector, on ground-truth boxes, where it is one of ours."""
+    """Training of the detector, on ground-truth boxes, where it is one of ours."""
     trainings: tuple[Training, ...] = ()
-    """In order, each able to start from the one before."""
+    """Trainings in order, each able to start from the one before."""
     datasets: tuple[str, ...] = ()
     """Datasets whose shards are made although no training reads them."""
     benchmarks: tuple[str, ...] = ()
@@ -57,19 +63,31 @@ class Recipe:
     rejection: RejectionConfig = field(default_factory=RejectionConfig)
     """How rejection samples are composed."""
     turns: int = 1
-    """Most questions about one picture in a training example; they share its regions and its encoding."""
+    """Most questions about one image in a training example.
+
+    They share its regions and its encoding.
+    """
     exclude: str = "found"
-    """Benchmarks whose images training shards leave out: names of `dataset_builders.benchmark_leakage`, "found" for all
-    whose files are there, or "none"."""
+    """Benchmarks whose images training shards leave out.
+
+    Names of `dataset_builders.benchmark_leakage` with commas, "found" for all whose files are
+    there, or "none".
+    """
     max_side_px: int | None = None
-    """Longer side of the pictures in training shards; None keeps their original bytes."""
+    """Longer side of the images in training shards, px; None keeps their original bytes."""
     shuffled_regions: bool = False
-    """Control: every index shows another box, in training and in evaluation. Must fall to chance."""
+    """Control: every index shows another box, in training and in evaluation.
+
+    Metrics must fall to chance.
+    """
     max_new_tokens: int | None = None
-    """Longest answer in evaluation; None leaves it to the benchmark."""
+    """Longest answer in evaluation, tokens; None leaves it to the benchmark."""
     constraint: str = "none"
     """What answers in evaluation may say, see ``PredictConfig.constraint``."""
     score: str = "proposal"
     """Score of a named region in evaluation, see ``PredictConfig.score``."""
     roots: Mapping[str, str] = field(default_factory=dict)
-    """Folder of a dataset, where it is not ``<data>/<its usual name>``. Not hashed: contents are."""
+    """Folder of a dataset, where it is not ``<data>/<its usual name>``.
+
+    Not hashed: contents are.
+    """

@@ -1,9 +1,10 @@
-"""What OPN and the stages are trained with at each size, value by value: the paper's, the release's, or ours.
+"""What OPN and the stages are trained with at each size, value by value.
 
-A recipe's argument that is left at ``none`` is taken from here. The authors published no training code: the
-paper gives learning rates, what is frozen, the data sets, the share of rejection samples and the number of
-proposals; all else is ours and marked so. ``tiny`` learns the drawn world on two CPU cores in minutes;
-``debug`` runs the whole path in seconds and learns nothing.
+A value is the paper's, the release's, or ours. A recipe's argument that is left at ``none`` is
+taken from here. The authors published no training code: the paper gives learning rates, what is
+frozen, the data sets, the share of rejection samples and the number of proposals; all else is ours
+and marked so. ``tiny`` learns the drawn world on two CPU cores in minutes; ``debug`` runs the whole
+path in seconds and learns nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,17 +26,17 @@ class OPNSettings:
     """How OPN is trained at one of its sizes (`fo1_model.opn.config.OPN_SIZES`)."""
 
     mix: str
-    """Detection data; names and weights of `jobs.mixes`."""
+    """Mix of detection data, in the words of `jobs.mixes`."""
     validation: str
-    """Held-out source."""
+    """Held-out source that is judged during the training."""
     benchmark: str
-    """Whose pictures its proposals are measured on at the end."""
+    """Benchmark whose images its proposals are measured on at the end."""
     config: TrainConfig
-    """How long, how fast."""
+    """How long and how fast it trains."""
     proposals: int
-    """Boxes a picture when it proposes."""
+    """Boxes an image when it proposes."""
     zoom: float = 1.0
-    """Training pictures are shown between 1/zoom and zoom times their size."""
+    """Training images are shown between 1/zoom and zoom times their size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,9 @@ class StageSettings:
     """How one stage is trained at one size."""
 
     mix: str
-    """Name in `jobs.mixes.MIXES`."""
+    """Name in `jobs.named_mixes.MIXES`."""
     config: TrainConfig
-    """How long, how fast."""
+    """How long and how fast it trains."""
     language_rate: float = 1.0
     """Learning rate of the decoder, as a share of the others'."""
 
@@ -55,31 +56,34 @@ class SizeSettings:
     """Everything about a size that recipes do not ask for."""
 
     model: Callable[[], ModelConfig]
-    """The model."""
+    """Makes the config of the model."""
     base: str = ""
-    """Name of the packaged base that stage 1 starts from; empty: from `weights`, or from random ones."""
+    """Name of the packaged base that stage 1 starts from.
+
+    Empty: from `weights`, or from random ones.
+    """
     weights: Mapping[str, str] = field(default_factory=dict)
     """Published weights that stage 1 starts from: folder or hub name of each part."""
     stage1: StageSettings
-    """Region-language alignment."""
+    """Settings of region-language alignment."""
     stage2: StageSettings
-    """Perception fine-tuning."""
+    """Settings of perception fine-tuning."""
     opn: OPNSize = "tiny"
     """Size of the proposal network, where the recipe trains one."""
     detector: str = "opn"
-    """Where proposals come from (paper 3.1)."""
+    """Detector whose boxes become proposals (paper 3.1)."""
     proposals: int
-    """Boxes a picture."""
+    """Boxes an image."""
     options: BuildOptions = field(default_factory=BuildOptions)
     """Which samples the builders make."""
     rejection: RejectionConfig = field(default_factory=RejectionConfig)
     """How rejection samples are composed."""
     turns: int
-    """Most questions about one picture in a training example."""
+    """Most questions about one image in a training example."""
     benchmarks: tuple[str, ...]
-    """What every training of the recipes is asked."""
+    """Benchmarks that every training of the recipes is asked."""
     stage2_benchmarks: tuple[str, ...] = ()
-    """What they are asked besides in the recipe of stage 2."""
+    """Benchmarks that they are asked besides in the recipe of stage 2."""
     validation: tuple[str, ...] = ()
     """Held-out sources that are judged during training, where it validates."""
     validation_benchmarks: tuple[str, ...] = ()
@@ -89,7 +93,7 @@ class SizeSettings:
 
 
 def _drawn(size: Size, **settings: Any) -> SizeSettings:
-    """What the sizes that train on drawn scenes have in common; all of it ours."""
+    """Return what the sizes that train on drawn scenes have in common; all of it ours."""
     return SizeSettings(
         model=SIZES[size],
         # Enough questions of each kind about one scene to fill an example of several turns.
@@ -163,12 +167,13 @@ SETTINGS: dict[str, SizeSettings] = {
         stage2=StageSettings(
             mix="drawn_stage2",
             config=replace(_DRAWN_TRAIN, steps=500, learning_rate=1e-3),
-            # The tiny decoder looks regions up already: at the full rate it forgets that and learns by heart.
+            # The tiny decoder looks regions up already: at the full rate it forgets that and
+            # learns by heart.
             language_rate=0.2,
         ),
     ),
     "qwen2_5_vl_3b": SizeSettings(
-        # release: the sizes. ours: auxiliary pictures are squashed to 768 x 768, so that they batch.
+        # release: the sizes. ours: auxiliary images are squashed to 768 x 768, so that they batch.
         model=lambda: _squashed(SIZES["qwen2_5_vl_3b"]()),
         weights={
             "vlm": "Qwen/Qwen2.5-VL-3B-Instruct",  # paper 4.1
@@ -194,7 +199,7 @@ SETTINGS: dict[str, SizeSettings] = {
         validation_benchmarks=("coco_val",),
     ),
 }
-"""By size of the region-token model."""
+"""Settings by size of the region-token model."""
 
 _PAPER_OPN = TrainConfig(
     steps=90_000,  # ours, as all below: the paper gives no setting of OPN's training
@@ -237,11 +242,11 @@ OPN_SETTINGS: dict[str, OPNSettings] = {
         for size in ("swin_tiny", "large")
     },
 }
-"""By size of the proposal network."""
+"""Settings by size of the proposal network."""
 
 
 def changed_config(usual: TrainConfig, **given: Any) -> TrainConfig:
-    """`usual`, but for the fields that are given; the warm-up of a short run is a sixth of it."""
+    """Return `usual`, but for the fields that are given; a short run's warm-up is a sixth of it."""
     changes = {name: value for name, value in given.items() if value is not None}
     if changes.get("validate_every") == 0:
         changes.setdefault("keep_best", "")
@@ -249,8 +254,41 @@ def changed_config(usual: TrainConfig, **given: Any) -> TrainConfig:
     return replace(usual, **changes, warmup_steps=min(usual.warmup_steps, steps // 6))
 
 
+def usual_arguments(recipe: str, size: str) -> dict[str, Any]:
+    """Return what the arguments of a named recipe are at a size where they are left at none.
+
+    Empty for a recipe whose settings are not here, and for a size that there is not.
+    """
+    if recipe == "opn" and size in OPN_SETTINGS:
+        opn = OPN_SETTINGS[size]
+        named = {field.name: getattr(opn, field.name) for field in fields(opn)}
+        return {**_train_arguments(opn.config), **named}
+    if recipe not in ("stage1", "stage2") or size not in SETTINGS:
+        return {}
+    settings = SETTINGS[size]
+    first, last = settings.stage1, settings.stage1 if recipe == "stage1" else settings.stage2
+    return {
+        **_train_arguments(last.config),
+        "mix": last.mix,
+        "stage1_mix": first.mix,
+        "stage1_steps": first.config.steps,
+        "stage1_learning_rate": first.config.learning_rate,
+        "detector": settings.detector,
+        "proposals": settings.proposals,
+        "opn_steps": OPN_SETTINGS[settings.opn].config.steps,
+        "turns": settings.turns,
+        **settings.weights,
+    }
+
+
+def _train_arguments(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields of a config under the names that recipes have for them."""
+    own = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {**own, "max_tokens": config.max_tokens_per_micro_batch}
+
+
 def describe_sizes() -> Iterator[str]:
-    """A line for each training at each size: its settings that are not TrainConfig's own."""
+    """Yield a line for each training at each size: its settings that are not TrainConfig's own."""
     for name, opn in OPN_SETTINGS.items():
         yield f"opn size={name}: mix={opn.mix} validation={opn.validation} {_changed(opn.config)}"
     for name, size in SETTINGS.items():
@@ -262,7 +300,7 @@ def describe_sizes() -> Iterator[str]:
 
 
 def _changed(config: TrainConfig) -> str:
-    """Fields of a config that differ from their defaults, as ``name=value``."""
+    """Return the fields of a config that differ from their defaults, as ``name=value``."""
     own = {f.name: getattr(config, f.name) for f in fields(config)}
     usual = {f.name: f.default for f in fields(config)}
     return " ".join(f"{n}={format_value(value)}" for n, value in own.items() if value != usual[n])

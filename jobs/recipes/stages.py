@@ -1,82 +1,35 @@
 """The recipes of the two stages: region-language alignment, and perception fine-tuning after it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
-from fo1_model.config import ModelConfig
+from fo1_model.config import ModelConfig, RegionConfig
 from jobs.detector_arguments import is_trained_here
 from jobs.mixes import parse_mix
+from jobs.recipes.arguments import fields_given
 from jobs.recipes.opn import choose_detector, opn
 from jobs.recipes.recipe import Recipe, Training
 from jobs.recipes.settings import SETTINGS, Size, SizeSettings, StageSettings, changed_config
+from jobs.recipes.shared_arguments import MixWords, StageArguments
 from pipelines.train_config import TrainConfig
 from pipelines.training.learners import FO1Learner
 
-RegionFeatures = Literal["hybrid", "auxiliary", "primary"]
 
+def stage1(*, size: Size = "tiny", mix: MixWords = None, **given: Unpack[StageArguments]) -> Recipe:
+    """Align regions with language: pyramid, connector and new rows train, nothing else (paper 3.3).
 
-def stage1(
-    *,
-    size: Size = "tiny",
-    mix: str | None = None,
-    detector: str | None = None,
-    proposals: int | None = None,
-    learning_rate: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    micro_batch_size: int | None = None,
-    max_tokens: int | None = None,
-    precision: Literal["fp32", "bf16"] | None = None,
-    zero_stage: int | None = None,
-    offload_optimizer: bool = False,
-    turns: int | None = None,
-    max_repeats: float | None = None,
-    checkpoint_every: int | None = None,
-    validate_every: int | None = None,
-    keep_best: str | None = None,
-    vlm: str | None = None,
-    auxiliary: str | None = None,
-    opn_steps: int | None = None,
-    region_features: RegionFeatures = "hybrid",
-    pyramid: bool = True,
-    shuffled_regions: bool = False,
-    seed: int = 0,
-) -> Recipe:
-    """Region-language alignment: pyramid, connector and new rows train, all else is frozen (paper 3.3).
-
-    region_features, pyramid: the ablations of the paper's tables 8 and 9. max_tokens: of one forward pass.
-    turns: most questions about one picture in an example. max_repeats: most times that an example is seen;
-    small sources get less than their weight then. vlm, auxiliary: folder or hub name of published weights.
+    Args:
+        size: Named size of the model, with its settings; what is left at none is taken from there.
+        mix: Mix that the stage trains on; fo1 list mixes names them and says what can be written.
+        **given: See `StageArguments`.
     """
     settings = SETTINGS[size]
-    weights = {
-        name: given
-        for name, given in {"vlm": vlm, "auxiliary": auxiliary}.items()
-        if given is not None
-    }
-    model = _model(settings, region_features, pyramid)
+    model = _model(settings, given)
+    named = {"vlm": given.get("vlm"), "auxiliary": given.get("auxiliary")}
+    weights = {part: name for part, name in named.items() if name is not None}
     start = FO1Learner(stage="stage1", model=model, base="" if weights else settings.base)
-    training = stage_training(
-        "stage1",
-        settings,
-        settings.stage1,
-        start,
-        mix,
-        learning_rate=learning_rate,
-        steps=steps,
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        max_tokens_per_micro_batch=max_tokens,
-        precision=precision,
-        zero_stage=zero_stage,
-        offload_optimizer=offload_optimizer,
-        max_repeats=max_repeats,
-        checkpoint_every=checkpoint_every,
-        validate_every=validate_every,
-        keep_best=keep_best,
-        shuffled_regions=shuffled_regions,
-        seed=seed,
-    )
+    training = stage_training("stage1", settings, settings.stage1, start, mix, given)
     usual = {
         part: name
         for part, name in settings.weights.items()
@@ -87,10 +40,11 @@ def stage1(
         training,
         name="start",
         mix={},  # it depends on no data
-        config=TrainConfig(steps=0, batch_size=1, learning_rate=1.0, seed=seed),
+        config=TrainConfig(steps=0, batch_size=1, learning_rate=1.0, seed=training.config.seed),
         validation=(),
         validation_benchmarks=(),
     )
+    turns = given.get("turns")
     return Recipe(
         name="stage1",
         trainings=(untrained, training) if settings.evaluates_start else (training,),
@@ -98,88 +52,43 @@ def stage1(
         options=settings.options,
         rejection=settings.rejection,
         turns=settings.turns if turns is None else turns,
-        shuffled_regions=shuffled_regions,
-        **_detector(settings, detector, proposals, opn_steps, seed),
+        shuffled_regions=training.config.shuffled_regions,
+        **_detector(settings, given, seed=training.config.seed),
     )
 
 
 def stage2(
     *,
     size: Size = "tiny",
-    mix: str | None = None,
-    stage1_mix: str | None = None,
-    detector: str | None = None,
-    proposals: int | None = None,
-    learning_rate: float | None = None,
-    stage1_learning_rate: float | None = None,
-    steps: int | None = None,
-    stage1_steps: int | None = None,
-    batch_size: int | None = None,
-    micro_batch_size: int | None = None,
-    max_tokens: int | None = None,
-    precision: Literal["fp32", "bf16"] | None = None,
-    zero_stage: int | None = None,
-    offload_optimizer: bool = False,
-    turns: int | None = None,
-    max_repeats: float | None = None,
-    checkpoint_every: int | None = None,
-    validate_every: int | None = None,
-    keep_best: str | None = None,
-    vlm: str | None = None,
-    auxiliary: str | None = None,
-    opn_steps: int | None = None,
-    region_features: RegionFeatures = "hybrid",
-    pyramid: bool = True,
-    primary_vit: Literal["frozen", "trained"] = "frozen",
-    shuffled_regions: bool = False,
-    seed: int = 0,
+    mix: MixWords = None,
+    stage1_mix: MixWords = None,
+    stage1_steps: Annotated[int | None, "training"] = None,
+    stage1_learning_rate: Annotated[float | None, "training"] = None,
+    primary_vit: Annotated[Literal["frozen", "trained"], "model"] = "frozen",
+    **given: Unpack[StageArguments],
 ) -> Recipe:
-    """Stage 1, then perception fine-tuning of everything but the primary vision tower (paper 3.3).
+    """Run stage 1, then fine-tune perception: everything but the primary vision tower (paper 3.3).
 
-    Arguments are those of stage1, for both stages where they have no name of their own. region_features,
-    pyramid, primary_vit: the ablations of the paper's tables 8 and 9.
+    Arguments hold for both stages, but those that stage 1 has a name of its own for.
+
+    Args:
+        size: Named size of the model, with its settings; what is left at none is taken from there.
+        mix: Mix that stage 2 trains on; fo1 list mixes names them and says what can be written.
+        stage1_mix: Mix that stage 1 trains on.
+        stage1_steps: Optimizer steps of stage 1.
+        stage1_learning_rate: Peak learning rate of stage 1.
+        primary_vit: Whether the primary vision tower trains in stage 2 (paper, table 8).
+        **given: See `StageArguments`; steps and learning_rate are those of stage 2.
     """
-    both: dict[str, Any] = {
-        "batch_size": batch_size,
-        "micro_batch_size": micro_batch_size,
-        "precision": precision,
-        "zero_stage": zero_stage,
-        "offload_optimizer": offload_optimizer,
-        "max_repeats": max_repeats,
-        "checkpoint_every": checkpoint_every,
-        "validate_every": validate_every,
-        "keep_best": keep_best,
-        "shuffled_regions": shuffled_regions,
-        "seed": seed,
-    }
-    first = stage1(
-        size=size,
-        mix=stage1_mix,
-        detector=detector,
-        proposals=proposals,
-        learning_rate=stage1_learning_rate,
-        steps=stage1_steps,
-        max_tokens=max_tokens,
-        turns=turns,
-        vlm=vlm,
-        auxiliary=auxiliary,
-        opn_steps=opn_steps,
-        region_features=region_features,
-        pyramid=pyramid,
-        **both,
-    )
     settings = SETTINGS[size]
-    second = stage_training(
-        "stage2",
-        settings,
-        settings.stage2,
-        FO1Learner(stage="stage2" if primary_vit == "frozen" else "stage2_primary"),
-        mix,
-        learning_rate=learning_rate,
-        steps=steps,
-        max_tokens_per_micro_batch=max_tokens,
-        **both,
-    )
+    of_stage1: StageArguments = {
+        **given,
+        "steps": stage1_steps,
+        "learning_rate": stage1_learning_rate,
+    }
+    first = stage1(size=size, mix=stage1_mix, **of_stage1)
+    learner = FO1Learner(stage="stage2" if primary_vit == "frozen" else "stage2_primary")
+    second = stage_training("stage2", settings, settings.stage2, learner, mix, given)
     return replace(
         first,
         name="stage2",
@@ -194,15 +103,23 @@ def stage_training(
     stage: StageSettings,
     learner: FO1Learner,
     mix: str | None,
-    **given: Any,
+    given: Mapping[str, Any],
 ) -> Training:
-    """One stage: the settings of the size, and what is given instead of them (fields of TrainConfig)."""
-    config = changed_config(stage.config, **given)
+    """Return the training of one stage.
+
+    Args:
+        name: Name of its run.
+        size: Settings of the size.
+        stage: Settings of the stage at that size.
+        learner: What trains; gets the learning rates of its parts here.
+        mix: Mix in words; None: the stage's own.
+        given: Arguments of the recipe, of which those that end in `TrainConfig` are used.
+    """
+    config = changed_config(stage.config, **fields_given(given, StageArguments, TrainConfig))
     validates = config.validate_every > 0
     if stage.language_rate != 1.0:
-        learner = replace(
-            learner, learning_rates={"language": config.learning_rate * stage.language_rate}
-        )
+        rate = config.learning_rate * stage.language_rate
+        learner = replace(learner, learning_rates={"language": rate})
     return Training(
         name=name,
         learner=learner,
@@ -213,23 +130,22 @@ def stage_training(
     )
 
 
-def _detector(
-    settings: SizeSettings,
-    text: str | None,
-    proposals: int | None,
-    opn_steps: int | None,
-    seed: int,
-) -> dict[str, Any]:
-    """Fields of a Recipe that say where proposals come from."""
-    proposals = settings.proposals if proposals is None else proposals
-    chosen = choose_detector(text or settings.detector, proposals, drawn=settings.opn == "tiny")
+def _detector(settings: SizeSettings, given: StageArguments, *, seed: int) -> dict[str, Any]:
+    """Return the fields of a Recipe that say where proposals come from."""
+    number = given.get("proposals")
+    proposals = settings.proposals if number is None else number
+    words = given.get("detector") or settings.detector
+    chosen = choose_detector(words, proposals, drawn=settings.opn == "tiny")
     where: dict[str, Any] = {"detector": chosen.config, "detector_sources": chosen.sources}
     if is_trained_here(chosen):
-        trained = opn(size=settings.opn, steps=opn_steps, proposals=proposals, seed=seed)
+        steps = given.get("opn_steps")
+        trained = opn(size=settings.opn, steps=steps, proposals=proposals, seed=seed)
         where["detector_training"] = trained.detector_training
     return where
 
 
-def _model(settings: SizeSettings, region_features: str, pyramid: bool) -> ModelConfig:
+def _model(settings: SizeSettings, given: StageArguments) -> ModelConfig:
+    """Return the model of a size, with the ablations that were asked for."""
     model = settings.model()
-    return replace(model, region=replace(model.region, features=region_features, pyramid=pyramid))
+    changed = fields_given(given, StageArguments, RegionConfig)
+    return replace(model, region=replace(model.region, **changed))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dataset_builders import DATASETS
-from jobs.__main__ import main
-from jobs.chain import chain
+from jobs.chain.recipe_chain import recipe_chain
+from jobs.command.command_line import main
 from jobs.recipes.catalogue import data
 from pipelines.cluster import RuntimeConfig
 from pipelines.shards.write import ShardsConfig
@@ -25,7 +25,7 @@ def runtime(tmp_path: Path) -> RuntimeConfig:
 
 
 def test_found_takes_the_lists_that_are_there_and_names_the_others(runtime: RuntimeConfig) -> None:
-    made = chain(data(mix="refcoco"), runtime)
+    made = recipe_chain(data(mix="refcoco"), runtime)
     assert made.exclusion.names_for(DATASETS["refcoco"]) == ("coco_val", "refcoco")
     assert made.exclusion.names_for(DATASETS["icdar2015"]) == ()
     (note,) = made.notes
@@ -36,21 +36,21 @@ def test_found_takes_the_lists_that_are_there_and_names_the_others(runtime: Runt
 
 
 def test_names_are_taken_literally(runtime: RuntimeConfig) -> None:
-    made = chain(data(mix="refcoco", exclude="coco_val"), runtime)
+    made = recipe_chain(data(mix="refcoco", exclude="coco_val"), runtime)
     assert made.exclusion.names_for(DATASETS["refcoco"]) == ("coco_val",)
     assert made.notes == []
-    assert chain(data(mix="refcoco", exclude="none"), runtime).notes == []
-    with pytest.raises(ValueError, match="no list 'cocoval'; known: coco_val"):
-        _ = chain(data(mix="refcoco", exclude="cocoval"), runtime)
+    assert recipe_chain(data(mix="refcoco", exclude="none"), runtime).notes == []
+    with pytest.raises(ValueError, match="unknown list 'cocoval'; did you mean 'coco_val'"):
+        _ = recipe_chain(data(mix="refcoco", exclude="cocoval"), runtime)
     with pytest.raises(
         ValueError, match=r"lvis_val needs lvis/lvis_v1_val.json, which is not there"
     ):
-        _ = chain(data(mix="refcoco", exclude="coco_val,lvis_val"), runtime)
+        _ = recipe_chain(data(mix="refcoco", exclude="coco_val,lvis_val"), runtime)
 
 
 def test_only_what_reads_the_list_is_made_anew(runtime: RuntimeConfig) -> None:
     def fingerprints(exclude: str) -> dict[str, str]:
-        steps = chain(data(mix="refcoco", exclude=exclude), runtime).steps.values()
+        steps = recipe_chain(data(mix="refcoco", exclude=exclude), runtime).steps.values()
         return {step.artifact.kind: step.artifact.fingerprint for step in steps}
 
     before, after = fingerprints("coco_val"), fingerprints("none")
@@ -117,7 +117,7 @@ def test_a_plan_without_the_data_still_says_what_the_mix_amounts_to(
 def test_text_and_documents_ask_for_closer_proposals(tmp_path: Path) -> None:
     write_format(tmp_path / "data", "icdar2015")
     runtime = RuntimeConfig(root=str(tmp_path / "root"), data=str(tmp_path / "data"), workers=0)
-    made = chain(data(mix="icdar2015"), runtime)
+    made = recipe_chain(data(mix="icdar2015"), runtime)
     built = made.train_shards["icdar2015"].execute
     configs = [cell.cell_contents for cell in built.__closure__ or ()]
     (config,) = [item for item in configs if isinstance(item, ShardsConfig)]

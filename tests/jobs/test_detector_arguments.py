@@ -1,4 +1,4 @@
-"""Detectors on the command line: what is understood, what is refused, and what a recipe makes of it."""
+"""Detectors in words: what is understood, what is refused, what a recipe makes of it."""
 
 import itertools
 import json
@@ -28,8 +28,8 @@ from fo1_model.detectors.configs import (
     name_of,
     with_selection,
 )
-from jobs.__main__ import main
-from jobs.chain import chain
+from jobs.chain.recipe_chain import recipe_chain
+from jobs.command.command_line import main
 from jobs.detector_arguments import (
     DetectorChoice,
     describe_detectors,
@@ -147,14 +147,14 @@ def test_unions_and_paths_with_plus_and_colon(text: str, names: list, sources: l
         assert name_of(chosen.config) == "+".join(names)
 
 
-KNOWN = "opn, opn_untrained, closed_set, rt_detr_untrained, text_prompted, torchvision, upn, ground_truth, "
+KNOWN = "opn, opn_untrained, closed_set, rt_detr_untrained, text_prompted, torchvision, upn, "
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", rf"detector=: unknown detector ''; known: {KNOWN}"),
-        ("OPN", rf"detector=OPN: unknown detector 'OPN'; known: {KNOWN}"),
+        ("OPN", rf"detector=OPN: unknown detector 'OPN'; did you mean 'opn'\? known: {KNOWN}"),
         ("union", "unknown detector 'union'"),
         (
             "opn:a+nothing:b,seed=1",
@@ -308,7 +308,7 @@ def test_a_plan_follows_the_content_of_the_file(
     runtime = RuntimeConfig(root=str(tmp_path / "root"), data=str(drawn_world), workers=0)
 
     def proposals() -> set[str]:
-        made = chain(recipe("data", "mix=drawn_val", f"detector=file:{box_file}"), runtime)
+        made = recipe_chain(recipe("data", "mix=drawn_val", f"detector=file:{box_file}"), runtime)
         return {
             step.artifact.path for step in made.steps.values() if step.artifact.kind == "proposals"
         }

@@ -1,4 +1,4 @@
-"""The whole chain through the command, debug size, in this process; then all that reads its artifacts."""
+"""The whole chain through the command, debug size, in this process; then what reads it."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs.__main__ import main
+from jobs.command.command_line import main
 
 pytestmark = pytest.mark.slow
 WORDS = [
@@ -82,6 +82,21 @@ def test_a_run_is_evaluated_with_another_detector_without_training(flags, capsys
     assert artifacts(flags, "runs") == runs
     caches = {path.parent.parent.name for path in artifacts(flags, "proposals")}
     assert caches == {"ground_truth_jitter", "ground_truth"}
+
+
+def test_force_makes_the_answers_of_a_checkpoint_anew(flags, capsys):
+    """Its own artifacts, and nothing that they are made from."""
+    words = ["evaluate", "drawn_val", "checkpoint=stage2", "detector=ground_truth_jitter", *flags]
+    assert main(words) == 0
+    times = {
+        path: path.stat().st_mtime_ns
+        for kind in ("samples", "proposals", "shards", "runs", "predictions")
+        for path in artifacts(flags, kind)
+    }
+    assert main([*words, "--force"]) == 0
+    changed = {path for path, before in times.items() if path.stat().st_mtime_ns != before}
+    assert {path.parts[-5:-1][0] for path in changed} == {"predictions"}
+    assert len(changed) == 1
 
 
 def test_predict_draws_its_answer(flags, tmp_path, capsys):

@@ -1,11 +1,11 @@
-"""Every dataset through the command: build, propose, shard, inspect; then again with a leak planted."""
+"""Every dataset through the command: build to inspect; then again with a leak planted."""
 
 from pathlib import Path
 
 import pytest
 
 from dataset_builders import DATASETS
-from jobs.__main__ import main
+from jobs.command.command_line import main
 from pipelines.artifacts import Artifact
 from pipelines.shards.tar_format import ShardSet, decode_member, tasks_of
 from tests.formats import FORMATS, SEED

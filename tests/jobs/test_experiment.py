@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs import experiment
-from jobs.__main__ import main
+from jobs.command.command_line import main
 from jobs.recipes.arguments import parse_arguments
 from jobs.recipes.catalogue import RECIPES
 
@@ -15,7 +15,7 @@ TWO = ("stage2", {"as it is": (), "primary tower trained": ("primary_vit=trained
 
 @pytest.mark.slow
 def test_settings_share_what_they_have_in_common(tmp_path, drawn_world, monkeypatch, capsys):
-    """The second setting differs in stage 2 alone: it makes one run and its answers, nothing else."""
+    """The second setting differs in stage 2 alone: it makes one run and its answers, no more."""
     monkeypatch.setitem(experiment.EXPERIMENTS, "two", TWO)
     flags = ["--root", str(tmp_path / "root"), "--data", str(drawn_world), "--workers", "0"]
     assert main(["experiment", "two", *WORDS, "batch_size=4", *flags]) == 0
@@ -32,6 +32,11 @@ def test_settings_share_what_they_have_in_common(tmp_path, drawn_world, monkeypa
     assert "primary tower trained" in page
     assert main(["experiment", "two", *WORDS, "batch_size=4", *flags]) == 0
     assert "[1/" not in capsys.readouterr().out, "all of it was done"
+    assert main(["experiment", "two", *WORDS, "batch_size=4", *flags, "--force"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    anew = [" ".join(line.split("]")[1].split()[:2]) for line in lines]
+    assert anew.count("build drawn_train") == 1, "what both share is made anew once"
+    assert anew.count("train stage2") == 2
 
 
 def _benchmarks(text: str) -> list[str]:
@@ -51,7 +56,8 @@ def test_every_setting_is_one_that_the_recipe_takes(name):
     ("words", "message"),
     [
         ([], "name one of ablations"),
-        (["everything"], "name one of ablations"),
+        (["everything"], "unknown experiment 'everything'; known: ablations"),
+        (["ablation"], "did you mean 'ablations'?"),
         (["ablations", "pyramid=true"], "argument 'pyramid' is given twice"),
         (["ablations", "stpes=3"], "did you mean 'steps'"),
     ],

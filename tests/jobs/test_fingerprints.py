@@ -1,7 +1,7 @@
-"""Fingerprints and shard bytes of a small chain, as they were before the files moved to their rooms.
+"""Fingerprints and shard bytes of a small chain, as they were before files moved to rooms.
 
-A change here makes every artifact that people have stale. Where that is meant, the version of the step is raised and
-`known_fingerprints.json` is written anew with what the failing test prints.
+A change here makes every artifact that people have stale. Where that is meant, the version of the
+step is raised and `known_fingerprints.json` is written anew with what the failing test prints.
 """
 
 import json
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.chain import Chain, chain
+from jobs.chain.chain import Chain
+from jobs.chain.recipe_chain import recipe_chain
 from jobs.recipes.arguments import parse_arguments
 from jobs.recipes.catalogue import find_recipe
 from pipelines.cluster import RuntimeConfig
@@ -21,7 +22,7 @@ SHARDED = "stage2 size=debug detector=ground_truth_jitter"
 def _chain(words: str, runtime: RuntimeConfig) -> Chain:
     name, *arguments = words.split()
     recipe = find_recipe(name)
-    return chain(recipe(**parse_arguments(recipe, arguments)), runtime)
+    return recipe_chain(recipe(**parse_arguments(recipe, arguments)), runtime)
 
 
 @pytest.mark.parametrize("words", KNOWN["fingerprints"])

@@ -6,7 +6,7 @@ import torch
 from fo1_model.checkpoint import load_model, new_model, save_model
 from fo1_model.config import debug
 from fo1_model.release import export_release
-from jobs.__main__ import main
+from jobs.command.command_line import main
 from pipelines.artifacts import Artifact
 
 

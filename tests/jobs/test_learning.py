@@ -1,7 +1,8 @@
 """Learning is real: both stages on a small drawn world, with controls that must fail.
 
-Smaller than the demo in every way (README, "What the small model shows"): fewer scenes, jittered annotated
-boxes instead of OPN's, fewer steps, one process. The seed is fixed, so the figures are too.
+Smaller than the demo in every way (README, "What the small model shows"): fewer scenes, jittered
+annotated boxes instead of OPN's, fewer steps, one process. The seed is fixed, so the figures are
+too.
 """
 
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from dataset_builders.drawn_world.write import WorldSettings, write_world
-from jobs.chain import chain
+from jobs.chain.recipe_chain import recipe_chain
 from jobs.recipes.catalogue import stage2
 from jobs.recipes.recipe import Recipe
 from pipelines.cluster import RuntimeConfig
@@ -34,7 +35,7 @@ def runtime(tmp_path_factory):
 
 def figures(recipe: Recipe, runtime: RuntimeConfig) -> dict[str, dict[str, float]]:
     """Run name -> figures on held-out scenes."""
-    made = chain(replace(recipe, benchmarks=("drawn_val",), max_new_tokens=48), runtime)
+    made = recipe_chain(replace(recipe, benchmarks=("drawn_val",), max_new_tokens=48), runtime)
     for step in made.steps.values():
         step.execute(runtime)
     return {
@@ -59,7 +60,7 @@ def test_both_stages_learn(learned):
 
 
 def test_shuffled_regions_fall_to_chance(learned, runtime):
-    """The answer must come from what a region shows: with other boxes behind the indices nothing is left."""
+    """The answer must come from what a region shows: with other boxes nothing is left."""
     control = figures(stage2(**SMALL, shuffled_regions=True), runtime)["stage2"]
     print(control)
     assert control["f1"] < 0.3

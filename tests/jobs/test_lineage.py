@@ -6,8 +6,8 @@ import pytest
 
 from fo1_model.detectors.configs import GroundTruthConfig, OPNDetectorConfig, UnionConfig
 from jobs.checkpoints import lineage
-from pipelines.artifacts import Artifact
-from pipelines.fingerprints import canonical
+from pipelines.artifacts import Artifact, canonical
+from pipelines.errors import SettingError
 
 
 def artifact(root: Path, kind: str, name: str, key: str = "0" * 16, **manifest) -> Artifact:
@@ -52,5 +52,5 @@ def test_of_two_runs_the_manifest_does_not_tell_which_is_whose(tmp_path, second)
 def test_a_run_without_proposals_is_refused(tmp_path):
     artifact(tmp_path, "shards", "coco/ground_truth")
     run = artifact(tmp_path, "runs", "opn", inputs={"shards/coco/ground_truth": "0" * 16})
-    with pytest.raises(ValueError, match="runs/opn was not trained on proposals"):
+    with pytest.raises(SettingError, match="runs/opn was not trained on proposals"):
         lineage(run)

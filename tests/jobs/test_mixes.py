@@ -1,7 +1,23 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataset_builders import DATASETS
-from jobs.mixes import MIXES, check_mix, only, parse_mix, scaled, with_rejection, without
+from jobs.command.command_line import main
+from jobs.mixes import (
+    GRAMMAR,
+    Change,
+    MixWords,
+    check_mix,
+    only,
+    parse_mix,
+    read_words,
+    render_words,
+    scaled,
+    without,
+)
+from jobs.named_mixes import MIXES, with_rejection
+from pipelines.errors import SettingError
 
 
 def test_every_named_mix_is_valid():
@@ -72,5 +88,122 @@ def test_the_paper_s_mixes_hold_the_rows_of_table_10(stage):
     ],
 )
 def test_wrong_mixes_name_the_fault(text, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         parse_mix(text)
+
+
+MIX = {"a/x": 1.0, "a/y": 2.0, "b/x": 3.0, "c/z": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("stage2-coco_train/rejection", without(MIXES["stage2"], "coco_train/rejection")),
+        ("stage2*vcr=1e-1", scaled(MIXES["stage2"], "vcr", 0.1)),
+        ("stage2-vcr-osprey", without(without(MIXES["stage2"], "vcr"), "osprey")),
+        ("stage2*vcr=2*osprey=3", scaled(scaled(MIXES["stage2"], "vcr", 2), "osprey", 3)),
+        ("stage2:ocr*mlt2019=2", scaled(only(MIXES["stage2"], "ocr"), "mlt2019", 2)),
+        ("stage2*vcr=2e-1-osprey", without(scaled(MIXES["stage2"], "vcr", 0.2), "osprey")),
+        ("coco/detection=3,coco/rejection=1-rejection", {"coco/detection": 3.0}),
+        ("a/x = 2 , a/y", {"a/x": 2.0, "a/y": 1.0}),
+    ],
+)
+def test_changes_follow_each_other(text, same):
+    """The first four were one source, or refused, when signs were looked for anywhere."""
+    assert parse_mix(text) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a name is missing"),
+        ("stage2-", "a name is missing"),
+        ("stage2*vcr=", "weight '' is not a number"),
+        ("stage2*vcr=2x", "weight '2x' is not a number"),
+        ("stage2*vcr=0", "weight of vcr/region_qa is 0.0"),
+        ("stage2=2", "source 'stage2' is not of the form dataset/task"),
+        ("a/x,a/x", "source a/x is given twice"),
+        ("a/x!", "'!' is not understood"),
+        ("stage2-rejection:rejection", "'rejection' names no source of it"),
+    ],
+)
+def test_words_outside_the_grammar(text, message):
+    with pytest.raises(SettingError, match=message):
+        parse_mix(text)
+
+
+NAMES = st.from_regex(r"[a-z][a-z0-9_.]{0,6}", fullmatch=True)
+SOURCES = st.builds("{}/{}".format, NAMES, NAMES)
+WEIGHTS = st.floats(min_value=1e-9, max_value=1e9, allow_nan=False)
+CHANGES = st.one_of(
+    st.builds(Change, sign=st.sampled_from("-:"), part=NAMES | SOURCES),
+    st.builds(Change, sign=st.just("*"), part=NAMES | SOURCES, factor=WEIGHTS),
+)
+WORDS = st.builds(
+    MixWords,
+    start=NAMES | st.lists(st.tuples(SOURCES, WEIGHTS), min_size=1, max_size=4).map(tuple),
+    changes=st.lists(CHANGES, max_size=4).map(tuple),
+)
+
+
+@given(WORDS)
+def test_what_is_rendered_is_read_again(words):
+    assert read_words(render_words(words)) == words
+
+
+@given(st.text(alphabet="ab/-:*=,.1e ", max_size=24))
+def test_any_text_is_read_or_refused(text):
+    try:
+        words = read_words(text)
+    except SettingError:
+        return
+    assert read_words(render_words(words)) == words
+
+
+def slow_reference(mix: dict[str, float], change: Change) -> dict[str, float]:
+    """Apply a change source by source, as the grammar says it in words."""
+    result = {}
+    for source, weight in mix.items():
+        dataset, task = source.split("/")
+        is_meant = change.part in (dataset, task, source)
+        if change.sign == "-" and not is_meant:
+            result[source] = weight
+        if change.sign == ":" and is_meant:
+            result[source] = weight
+        if change.sign == "*":
+            result[source] = weight * change.factor if is_meant else weight
+    return result
+
+
+PARTS = st.sampled_from(["a", "b", "c", "x", "y", "z", *MIX])
+KNOWN_CHANGES = st.builds(
+    Change,
+    sign=st.sampled_from("-:*"),
+    part=PARTS,
+    factor=st.sampled_from([0.5, 1.0, 2.0, 0.1]),
+)
+
+
+@given(st.lists(KNOWN_CHANGES, max_size=4))
+def test_every_operation_does_what_the_slow_one_does(changes):
+    start = ",".join(f"{source}={weight}" for source, weight in MIX.items())
+    expected, before = dict(MIX), dict(MIX)
+    for change in changes:
+        if not any(change.part in (*source.split("/"), source) for source in expected):
+            expected = {}
+            break
+        expected = slow_reference(expected, change)
+    text = render_words(MixWords(start=tuple(MIX.items()), changes=tuple(changes)))
+    assert text.startswith(start)
+    if expected:
+        assert parse_mix(text) == expected
+    else:
+        with pytest.raises(SettingError):
+            parse_mix(text)
+    assert before == MIX
+
+
+def test_the_grammar_is_shown(capsys):
+    assert main(["list", "mixes"]) == 0
+    shown = capsys.readouterr().out
+    assert all(line in shown for line in GRAMMAR)

@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import main
+from jobs.command.command_line import main
 from jobs.proposal_caches import find_cache, find_labelled, proposals
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.errors import SettingError
 
 JITTERED = "ground_truth_jitter,jitter=0.2,seed=4,max_boxes=50"
 
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory, drawn_world: Path) -> RuntimeConfig:
-    """A root with samples of drawn_val, two caches of one detector and one of another. Never written to."""
+    """A root with samples of drawn_val and three caches of two detectors. Never written to."""
     root = tmp_path_factory.mktemp("caches")
     flags = ["--root", str(root), "--data", str(drawn_world), "--workers", "0"]
     assert main(["build", "data", "mix=drawn_val", *flags]) == 0
@@ -65,7 +66,7 @@ def test_list_of_an_empty_root_and_of_an_older_version(runtime, tmp_path, capsys
     shown = capsys.readouterr().out
     assert "settings of another version" in shown
     assert "0" * 16 not in shown
-    with pytest.raises(ValueError, match="takes no words"):
+    with pytest.raises(SettingError, match="takes no words"):
         proposals(["list", "all"], here)
 
 
@@ -93,7 +94,8 @@ def test_diff_prints_tables_and_writes_the_page(runtime, tmp_path, capsys):
         ],
         here,
     )
-    name = f"proposals-diff-drawn_val-ground_truth_jitter-{first[:8]}-ground_truth_jitter-{second[:8]}.html"
+    two = (f"ground_truth_jitter-{key[:8]}" for key in (first, second))
+    name = f"proposals-diff-drawn_val-{'-'.join(two)}.html"
     assert (root / "pages" / name).read_text().count('<article class="card">') == 2
     folder = f"{runtime.root}/proposals/drawn_val/ground_truth_jitter/{first}"
     proposals(["diff", folder, "drawn_val/ground_truth", "dataset=drawn_val", "pictures=0"], here)
@@ -109,7 +111,8 @@ def test_a_cache_by_name_fingerprint_or_folder(runtime):
         == second
     )
     assert find_cache(named.path, "/nowhere") == named
-    with pytest.raises(ValueError, match=f"there are 2 of them; name one of .*{first}, .*{second}"):
+    several = f"there are 2 of them; name one of .*{first}, .*{second}"
+    with pytest.raises(SettingError, match=several):
         find_cache("drawn_val/ground_truth_jitter", runtime.root)
     inner = f"drawn_val/ground_truth/{key[3:]}"
     for unknown in ("drawn_val/opn", "drawn_val", inner, "../../etc", ""):
@@ -117,10 +120,10 @@ def test_a_cache_by_name_fingerprint_or_folder(runtime):
             ValueError, match=f"no finished proposals of that name .*/ground_truth/{key}"
         ):
             find_cache(unknown, runtime.root)
-    with pytest.raises(ValueError, match="there is nothing"):
+    with pytest.raises(SettingError, match="there is nothing"):
         find_cache("drawn_val/opn", "/nowhere")
     samples = find_labelled("drawn_val", runtime.root, None)["drawn_val"]
-    with pytest.raises(ValueError, match="is no cache of proposals"):
+    with pytest.raises(SettingError, match="is no cache of proposals"):
         find_cache(samples.path, runtime.root)
 
 
@@ -139,11 +142,11 @@ def test_labelled_sets_are_found_by_the_image_source(tmp_path):
     assert {name: item.fingerprint for name, item in found.items()} == {"drawn_val": "a" * 16}
     assert list(find_labelled("coco_train2017", str(tmp_path), None)) == ["lvis_train"]
     with pytest.raises(
-        ValueError, match="dataset=drawn_train: not over the pictures of drawn_val; drawn_val"
+        ValueError, match="dataset=drawn_train: not over the images of drawn_val; drawn_val"
     ):
         find_labelled("drawn_val", str(tmp_path), "drawn_train")
     with pytest.raises(
-        ValueError, match=r"over the pictures of coco_val2017 .*: fo1 build data mix="
+        ValueError, match=r"over the images of coco_val2017 .*: fo1 build data mix="
     ):
         find_labelled("coco_val2017", str(tmp_path), None)
     with pytest.raises(
@@ -188,7 +191,7 @@ def test_samples_of_other_options_show_the_same_objects_unless_they_do_not(tmp_p
     ],
 )
 def test_a_wrong_word_is_named(words, message, runtime):
-    with pytest.raises(ValueError) as error:  # noqa: PT011
+    with pytest.raises(SettingError) as error:
         proposals(words, runtime)
     assert message in str(error.value)
 
@@ -198,5 +201,5 @@ def test_caches_of_different_pictures_are_refused(runtime, tmp_path):
     shutil.copytree(f"{runtime.root}/proposals/drawn_val", root / "proposals/drawn_val")
     shutil.copytree(f"{runtime.root}/proposals/drawn_val", root / "proposals/drawn_train")
     here = RuntimeConfig(root=str(root), data=runtime.data, workers=0)
-    with pytest.raises(ValueError, match="are of different images: name two of one source"):
+    with pytest.raises(SettingError, match="are of different images: name two of one source"):
         proposals(["diff", "drawn_val/ground_truth", "drawn_train/ground_truth"], here)

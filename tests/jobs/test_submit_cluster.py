@@ -1,4 +1,4 @@
-"""`fo1 submit` against a Ray head on loopback, with a token: log, exit status, MLflow run, refusals."""
+"""`fo1 submit` to a Ray head on loopback, with a token: log, exit status, MLflow, refusals."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import main
+from jobs.command.command_line import main
 
 pytestmark = [
     pytest.mark.cluster,
@@ -37,7 +37,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """Of the head and of the client: a token, this Python first on the path, no address of other clusters."""
+    """Of head and client: a token, this Python first on the path, no other cluster's address."""
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -1,10 +1,10 @@
-"""A detector swapped under a trained model: what its boxes go into is made anew, and nothing else."""
+"""A detector swapped under a trained model: what its boxes go into is made anew, no more."""
 
 from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import main
+from jobs.command.command_line import main
 
 pytestmark = pytest.mark.slow
 WORDS = [

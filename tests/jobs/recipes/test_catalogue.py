@@ -5,7 +5,7 @@ import pytest
 from fo1_model.config import SIZES
 from fo1_model.detectors.configs import name_of
 from fo1_model.stages import STAGES
-from jobs.mixes import MIXES
+from jobs.named_mixes import MIXES
 from jobs.recipes.catalogue import opn, stage1, stage2
 from jobs.recipes.settings import SETTINGS
 
@@ -42,7 +42,7 @@ def test_ablations_reach_both_stages():
 
 
 def test_the_paper_s_setting():
-    """What the paper states: learning rates, mixes, OPN's 100 proposals, a fifth of rejections (3.1, 4.1)."""
+    """What the paper states: rates, mixes, 100 proposals, a fifth of rejections (3.1, 4.1)."""
     recipe = stage2(size="qwen2_5_vl_3b")
     first, second = recipe.trainings
     assert (first.config.learning_rate, second.config.learning_rate) == (1e-3, 1e-5)
