@@ -126,7 +126,7 @@ def predict(words: list[str], flags: Namespace) -> None:
         question = question_for(question.split(";"))
     model, processor = load_model(run.uri("export"))
     answer = predict_image(model, processor, image, question, boxes=boxes, detector=detector)
-    answer.picture.save(given.out)
+    answer.annotated.save(given.out)
     print(f"question: {question}\nanswer:   {answer.answer.text}")
     for region in answer.answer.parsed.regions:
         box = ", ".join(f"{value:.1f}" for value in answer.boxes[region])

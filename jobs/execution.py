@@ -14,9 +14,9 @@ from jobs.chain.recipe_chain import recipe_chain
 from jobs.command.flags import runtime_of
 from jobs.recipes.catalogue import named_recipe
 from pipelines import progress
-from pipelines.artifacts import check_writable
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
+from pipelines.storage import check_writable
 
 LONGEST_LINE = 100
 """Columns of the line that announces a step, at most."""

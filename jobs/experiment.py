@@ -11,9 +11,9 @@ from jobs.command.suggestions import unknown
 from jobs.execution import execute, waits
 from jobs.recipes.catalogue import named_recipe
 from jobs.reports import facts_of, log_answers, write_page
-from pipelines.artifacts import check_writable
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
+from pipelines.storage import check_writable
 
 EXPERIMENTS: dict[str, tuple[str, Mapping[str, Sequence[str]]]] = {
     "ablations": (

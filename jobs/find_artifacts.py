@@ -5,9 +5,10 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from jobs.command.suggestions import did_you_mean
-from pipelines.artifacts import Artifact, filesystem_of
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
+from pipelines.storage import filesystem_of
 
 
 def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:

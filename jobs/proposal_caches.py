@@ -21,10 +21,11 @@ from jobs.find_artifacts import finished
 from jobs.recipes.arguments import format_value, parse_arguments
 from jobs.recipes.recipe import Recipe
 from jobs.reports import write_file
-from pipelines.artifacts import Artifact, check_writable, filesystem_of
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
 from pipelines.proposals.generate import ProposalsConfig
+from pipelines.storage import check_writable, filesystem_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class DiffArguments:
 
     dataset: str | None = None
     """Dataset whose objects are looked for, NAME or NAME/FINGERPRINT; none: all that are built."""
-    pictures: int = 12
+    images: int = 12
     """Images on the page where the two differ most."""
 
 
@@ -103,12 +104,12 @@ def diff(words: list[str], runtime: RuntimeConfig) -> None:
     named = [word for word in words if "=" not in word]
     if len(named) != 2:
         raise SettingError(
-            "write fo1 proposals diff A B [dataset=NAME] [pictures=12], A and B SOURCE/DETECTOR"
+            "write fo1 proposals diff A B [dataset=NAME] [images=12], A and B SOURCE/DETECTOR"
         )
     settings = [word for word in words if "=" in word]
     given = DiffArguments(**parse_arguments(DiffArguments, settings))
-    if given.pictures < 0:
-        raise SettingError(f"pictures={given.pictures}: use 0 or more")
+    if given.images < 0:
+        raise SettingError(f"images={given.images}: use 0 or more")
     first, second = (find_cache(name, runtime.root) for name in named)
     if first.path == second.path:
         raise SettingError(f"{named[0]} and {named[1]} are the same cache: name two")
@@ -119,7 +120,7 @@ def diff(words: list[str], runtime: RuntimeConfig) -> None:
         )
     labelled = find_labelled(source, runtime.root, given.dataset)
     folders = DataFolders(runtime.data)
-    page = diff_page(first, second, labelled, folders=folders, num_pictures=given.pictures)
+    page = diff_page(first, second, labelled, folders=folders, num_images=given.images)
     if name == other_name:
         name, other_name = (
             f"{cache.name.split('/')[1]}-{cache.fingerprint[:8]}" for cache in (first, second)

@@ -10,21 +10,23 @@ from fo1_model.detectors.configs import name_of
 from jobs.benchmarks import BENCHMARKS
 from jobs.chain.chain import Chain, Evaluated, Step
 from jobs.command.suggestions import unknown
-from pipelines.artifacts import filesystem_of
 from pipelines.errors import SettingError
+from pipelines.storage import filesystem_of
 from pipelines.train_config import VALIDATION
-from pipelines.training.candidates import read_figures
+from pipelines.training.candidates import read_metrics
 from pipelines.training.job import SPEED_FILE
 
 
 def report(chain: Chain) -> None:
     """Print the metrics of every run on every benchmark, log them to MLflow, write one page."""
-    from pipelines.evaluation.score import evaluate, evaluate_proposals, read_examples
-    from pipelines.reports.evaluation_report import Result, judged_cards, make_report
+    from pipelines.evaluation.score import evaluate, evaluate_proposals
+    from pipelines.evaluation.stored_inputs import read_examples
+    from pipelines.reports.evaluation_report import Result, make_report
     from pipelines.reports.html_page import Card
+    from pipelines.reports.judged_cards import judged_cards
 
     results: list[Result] = []
-    pictures: dict[str, list[Card]] = {}
+    cards: dict[str, list[Card]] = {}
     for item in chain.evaluated:
         if item.predictions.artifact.status() != "done":
             continue
@@ -42,7 +44,7 @@ def report(chain: Chain) -> None:
         if item.run is chain.runs[-1] and not benchmark.coco_ap:
             examples = read_examples(item.shards.artifact, benchmark.tasks)
             cards = judged_cards(cases, examples)
-            pictures |= {
+            cards |= {
                 f"{item.benchmark}: {heading.lower()}": found for heading, found in cards.items()
             }
     results += [
@@ -68,7 +70,7 @@ def report(chain: Chain) -> None:
         results,
         runs=[facts_of(step) for step in runs],
         detectors=detectors,
-        pictures=pictures,
+        cards=cards,
     )
     path = write_page(chain, f"{chain.recipe.name}.html", page.html)
     print(f"\n{page.text}\n\nreport: {path}")
@@ -127,7 +129,7 @@ def facts_of(step: Step, *, name: str | None = None) -> Any:
         step: Step of the run.
         name: What it is called on the page; None: its own name.
     """
-    from pipelines.reports.evaluation_report import RunFacts
+    from pipelines.reports.training_plots import RunFacts
     from pipelines.training.mlflow_tracking import flatten
 
     artifact = step.artifact
@@ -145,7 +147,7 @@ def facts_of(step: Step, *, name: str | None = None) -> Any:
         gradient_norm=series_of(history, "gradient_norm").get("", ()),
         speed=series_of(speed, ""),
         validation=series_of(
-            [{"step": step, **metrics} for step, metrics in read_figures(artifact).items()],
+            [{"step": step, **metrics} for step, metrics in read_metrics(artifact).items()],
             VALIDATION,
         ),
     )
@@ -168,7 +170,7 @@ def series_of(
 
 def log_answers(chain: Chain, item: Evaluated, metrics: dict[str, float]) -> None:
     """Log the metrics of a benchmark to the MLflow run of the model that answered."""
-    from pipelines.training.mlflow_tracking import log_figures
+    from pipelines.training.mlflow_tracking import log_metrics
 
     named = {f"{item.benchmark}.{name}": value for name, value in metrics.items()}
-    log_figures(item.run.artifact, named, uri=chain.runtime.tracking_uri)
+    log_metrics(item.run.artifact, named, uri=chain.runtime.tracking_uri)

@@ -40,7 +40,7 @@ from pipelines.fingerprints import fingerprint
 from pipelines.proposals import generate
 from pipelines.shards import write
 from pipelines.shards.tar_format import ShardSet, tasks_of
-from pipelines.shards.write import ShardWorker
+from pipelines.shards.worker import ShardWorker
 
 BOXES = 7
 SIZE = (640, 480)

@@ -27,7 +27,7 @@ import psutil
 
 from jobs.chain.recipe_chain import recipe_chain
 from jobs.recipes.arguments import parse_arguments
-from jobs.recipes.catalogue import stage2
+from jobs.recipes.stages import stage2
 from pipelines import progress
 from pipelines.cluster import RuntimeConfig, connect
 

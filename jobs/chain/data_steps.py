@@ -13,9 +13,10 @@ from jobs.find_artifacts import find_run
 from jobs.mixes import datasets_of
 from jobs.recipes.recipe import Recipe
 from pipelines import samples
-from pipelines.artifacts import Artifact, fingerprint
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
+from pipelines.fingerprints import fingerprint
 from pipelines.proposals import generate
 from pipelines.proposals.detector_inputs import find_weights
 from pipelines.shards import write

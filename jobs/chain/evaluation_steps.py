@@ -7,10 +7,11 @@ from dataset_builders import DATASETS
 from jobs.benchmarks import BENCHMARKS, Benchmark
 from jobs.chain.chain import Chain, Evaluated, Step
 from jobs.chain.data_steps import build_step, propose_steps, region_shards
-from pipelines.artifacts import Artifact, fingerprint
+from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.evaluation.predict import VERSION as PREDICT_VERSION
 from pipelines.evaluation.predict import PredictConfig, predict, predict_inputs
+from pipelines.fingerprints import fingerprint
 
 
 def evaluation_steps(chain: Chain, name: str) -> None:

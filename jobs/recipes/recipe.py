@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from dataset_builders import BuildOptions
 from fo1_model.detectors.configs import DetectorConfig
-from jobs.mixes import Mix
-from pipelines.shards.assign import AssignConfig
+from jobs.named_mixes import Mix
+from pipelines.shards.config import AssignConfig
 from pipelines.shards.rejection import RejectionConfig
 from pipelines.train_config import TrainConfig
 from pipelines.training.learners import FO1Learner, OPNLearner

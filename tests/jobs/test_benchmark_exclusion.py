@@ -10,7 +10,7 @@ from jobs.chain.recipe_chain import recipe_chain
 from jobs.command.command_line import main
 from jobs.recipes.catalogue import data
 from pipelines.cluster import RuntimeConfig
-from pipelines.shards.write import ShardsConfig
+from pipelines.shards.config import ShardsConfig
 from tests.formats import write_format
 
 

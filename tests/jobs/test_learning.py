@@ -11,8 +11,8 @@ import pytest
 
 from dataset_builders.drawn_world.write import WorldSettings, write_world
 from jobs.chain.recipe_chain import recipe_chain
-from jobs.recipes.catalogue import stage2
 from jobs.recipes.recipe import Recipe
+from jobs.recipes.stages import stage2
 from pipelines.cluster import RuntimeConfig
 from pipelines.evaluation.score import evaluate
 

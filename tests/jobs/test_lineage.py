@@ -6,8 +6,9 @@ import pytest
 
 from fo1_model.detectors.configs import GroundTruthConfig, OPNDetectorConfig, UnionConfig
 from jobs.checkpoints import lineage
-from pipelines.artifacts import Artifact, canonical
+from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
+from pipelines.fingerprints import canonical
 
 
 def artifact(root: Path, kind: str, name: str, key: str = "0" * 16, **manifest) -> Artifact:

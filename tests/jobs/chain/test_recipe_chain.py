@@ -8,7 +8,8 @@ import pytest
 
 from jobs.chain.chain import Chain
 from jobs.chain.recipe_chain import recipe_chain
-from jobs.recipes.catalogue import opn, stage2
+from jobs.recipes.opn import opn
+from jobs.recipes.stages import stage2
 from pipelines.cluster import RuntimeConfig
 
 NAMES = {

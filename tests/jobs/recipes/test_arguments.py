@@ -10,7 +10,8 @@ from jobs.recipes.arguments import (
     fields_given,
     parse_arguments,
 )
-from jobs.recipes.catalogue import opn, stage1, stage2
+from jobs.recipes.opn import opn
+from jobs.recipes.stages import stage1, stage2
 from pipelines.errors import SettingError
 
 

@@ -6,8 +6,9 @@ from fo1_model.config import SIZES
 from fo1_model.detectors.configs import name_of
 from fo1_model.stages import STAGES
 from jobs.named_mixes import MIXES
-from jobs.recipes.catalogue import opn, stage1, stage2
+from jobs.recipes.opn import opn
 from jobs.recipes.settings import SETTINGS
+from jobs.recipes.stages import stage1, stage2
 
 
 @pytest.mark.parametrize(
