@@ -121,6 +121,25 @@ def test_a_missing_or_foreign_file_is_named(name: str, tmp_path: Path) -> None:
             assert "exclude" in str(error) or "JSON" in str(error) or "pickle" in str(error)  # noqa: PT017
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("gqa_testdev", "gqa/testdev_balanced_questions.json", "not JSON"),
+        ("gqa_testdev", "gqa/testdev_balanced_questions.json", "[" * 100_000),
+        ("refcoco", "refcoco/refs(unc).p", [{"split": "val", "image_id": "seven"}]),
+        ("refcoco", "refcoco/refs(unc).p", [{"split": "val", "image_id": float("inf")}]),
+        ("c_refcoco", "crec/c_refcoco.json", {"val": [{"iid": float("inf")}]}),
+        ("tallyqa_test", "tallyqa/test.json", [{"image": "val2014/7.jpg"}]),
+    ],
+)
+def test_whatever_is_wrong_with_a_list_its_file_is_named(
+    name: str, file: str, content: Any, tmp_path: Path
+) -> None:
+    folders = write(tmp_path, {**CONTENTS[name][0], file: content})
+    with pytest.raises(SettingError, match=rf"exclude: {name}: .*not of its official form"):
+        excluded_images(folders, [name])
+
+
 def test_twins_of_coco_and_visual_genome_go_both_ways(tmp_path: Path) -> None:
     folders = write(
         tmp_path,

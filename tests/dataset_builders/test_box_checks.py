@@ -178,3 +178,11 @@ def test_the_guard_stops_a_file_at_its_first_boxes() -> None:
         right.look(row, int(width), int(height))
     right.look((float("nan"), 1e30, 0, 0), 10, 10)  # garbage says nothing about the form
     right.check()
+
+
+@pytest.mark.parametrize("value", [10**5000, -(10**5000)], ids=["huge", "huge negative"])
+def test_a_number_of_too_many_digits_is_a_bad_record(value: int) -> None:
+    """Python refuses to write such an integer; a pickle may hold one."""
+    for read in (whole_number, lambda v, what: four_numbers([v], what=what)):
+        with pytest.raises(BadRecord, match="malformed: side is"):
+            read(value, what="side")

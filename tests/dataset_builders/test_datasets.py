@@ -1,14 +1,25 @@
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from dataset_builders import DATASETS, IMAGE_SOURCES, BuildOptions, DataFolders
+from dataset_builders.errors import SettingError
 from dataset_builders.images import bucket_of, buckets_holding
-from dataset_builders.records import SAMPLE_SCHEMA, TASKS, ImageRef, sample_from_row, sample_to_row
+from dataset_builders.records import (
+    SAMPLE_SCHEMA,
+    TASKS,
+    ImageRef,
+    Ledger,
+    sample_from_row,
+    sample_to_row,
+)
+from dataset_builders.spec import Item
 from dataset_builders.validation import validate
 from tests.dataset_builders.conftest import collect
 
@@ -96,3 +107,27 @@ def test_buckets_of_one_source_lie_whole_in_those_of_another(num_buckets: int, o
 def test_images_of_a_row_group_share_a_bucket() -> None:
     assert bucket_of("ai2d/0/3#17/0", 256) == bucket_of("ai2d/0/3#18/0", 256)
     assert len({bucket_of(f"ai2d/0/{group}#17/0", 256) for group in range(20)}) > 10
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    """A folder of the same name stands for one that may not be read, which root always may."""
+    folders = DataFolders(str(tmp_path))
+    (tmp_path / "drawn" / "annotations" / "instances_train.json").mkdir(parents=True)
+    (tmp_path / "drawn" / "train").mkdir()
+    with pytest.raises(
+        SettingError, match=r"dataset drawn_train: cannot read .*_train\.json: Is a"
+    ):
+        list(DATASETS["drawn_train"].samples(folders, BuildOptions()))
+    with pytest.raises(SettingError, match=r"image source drawn_train: cannot read .*_train\.json"):
+        list(IMAGE_SOURCES["drawn_train"].images(folders))
+
+
+def test_a_defect_of_a_builder_keeps_its_traceback() -> None:
+    def build(*_: object) -> Iterator[Item]:
+        yield Ledger(read={}, used={})
+        raise ValueError("a bug of ours")
+
+    spec = replace(DATASETS["drawn_train"], build=build, files=(), images=())
+    with pytest.raises(ValueError, match=r"^a bug of ours") as caught:
+        list(spec.samples(DataFolders("/nowhere"), BuildOptions()))
+    assert not isinstance(caught.value, SettingError)
