@@ -91,7 +91,7 @@ class RuntimeConfig:
                 f"gpus_per_worker={self.gpus_per_worker}: use a share of a GPU, or 0 for none"
             )
         object.__setattr__(self, "root", absolute_root(self.root))
-        object.__setattr__(self, "data", absolute_root(self.data))
+        object.__setattr__(self, "data", absolute_root(self.data, "data"))
 
 
 def connect(runtime: RuntimeConfig) -> None:

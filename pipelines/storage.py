@@ -11,16 +11,22 @@ import pyarrow.fs as pafs
 from pipelines.errors import SettingError
 
 
-def absolute_root(root: str) -> str:
+def absolute_root(root: str, field: str = "root") -> str:
     """Return the root without a trailing slash, a local one as an absolute path.
 
     Absolute, because workers run in another directory than the command.
+
+    Args:
+        root: Folder or URI.
+        field: What the user calls it, for the message.
 
     Raises:
         SettingError: The root is empty.
     """
     if not root:
-        raise SettingError("root='' is empty: name a folder or a URI such as s3://bucket/prefix")
+        raise SettingError(
+            f"{field}='' is empty: name a folder or a URI such as s3://bucket/prefix"
+        )
     return root.rstrip("/") if "://" in root else str(Path(root).expanduser().absolute())
 
 
@@ -28,6 +34,9 @@ def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the filesystem of a local path or a URI, and the path within it.
 
     A scheme that pyarrow does not know goes to fsspec.
+
+    Raises:
+        SettingError: Neither knows the scheme, or a package for it is missing.
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), uri
@@ -36,7 +45,13 @@ def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     except pa.ArrowInvalid:
         import fsspec
 
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        try:
+            filesystem, path = fsspec.core.url_to_fs(uri)
+        except (ValueError, ImportError) as error:
+            raise SettingError(
+                f"{uri} cannot be opened ({error}): use a folder, or a URI such as "
+                "s3://bucket/prefix or gs://bucket/prefix"
+            ) from error
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 

@@ -250,6 +250,11 @@ def test_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_storage_that_nobody_knows_is_a_wrong_setting() -> None:
+    with pytest.raises(SettingError, match=r"nowhere://bucket/x.*nowhere.*use a folder"):
+        artifact("nowhere://bucket/x").status()
+
+
 def test_object_store_by_uri() -> None:
     made = artifact("memory://artifacts-test/root")
     assert made.status() == "missing"

@@ -72,7 +72,13 @@ def test_inline_does_not_import_ray() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"workers": -1}, {"gpus_per_worker": -0.5}, {"max_reject_fraction": 1.5}, {"root": ""}],
+    [
+        {"workers": -1},
+        {"gpus_per_worker": -0.5},
+        {"max_reject_fraction": 1.5},
+        {"root": ""},
+        {"data": ""},
+    ],
 )
 def test_wrong_settings_name_the_field(wrong: dict) -> None:
     with pytest.raises(SettingError, match=next(iter(wrong))):
