@@ -81,8 +81,9 @@ def run(words: list[str], flags: Namespace) -> None:
     from jobs.reports import inspect_pages, report
 
     runtime = runtime_of(flags)
+    recipe = named_recipe(words)  # first: a typo leaves no folder behind
     check_writable(runtime.root)
-    chain = recipe_chain(named_recipe(words), runtime)
+    chain = recipe_chain(recipe, runtime)
     print(plan_table(chain, words))
     waiting = [step for step in chain.steps.values() if waits(step, runtime.force)]
     execute(waiting, runtime, anew=waiting)
@@ -106,8 +107,9 @@ def run_verb(
     Raises:
         SettingError: When an input is not done, with the command that makes it.
     """
+    recipe = named_recipe(words, others=others)  # first: a typo leaves no folder behind
     check_writable(runtime.root)
-    chain = recipe_chain(named_recipe(words, others=others), runtime)
+    chain = recipe_chain(recipe, runtime)
     own = [step for step in chain.steps.values() if step.verb == verb]
     waiting = [step for step in own if waits(step, runtime.force)]
     _check_inputs(waiting, verb, words)

@@ -59,10 +59,13 @@ def experiment(words: list[str], flags: Namespace) -> None:
         raise SettingError(f"experiment: name one of {', '.join(EXPERIMENTS)} first")
     recipe_name = recipe_of(words[0])
     runtime = runtime_of(flags)
+    recipes = {
+        label: named_recipe([recipe_name, *words[1:], *own])
+        for label, own in EXPERIMENTS[words[0]][1].items()
+    }
     check_writable(runtime.root)
     chains: dict[str, Chain] = {
-        label: recipe_chain(named_recipe([recipe_name, *words[1:], *own]), runtime)
-        for label, own in EXPERIMENTS[words[0]][1].items()
+        label: recipe_chain(recipe, runtime) for label, recipe in recipes.items()
     }
     results: list[Result] = []
     made: set[str] = set()

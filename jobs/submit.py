@@ -27,7 +27,7 @@ from jobs.benchmarks import BENCHMARKS
 from jobs.chain.checks import check_names
 from jobs.command.command_line import parse
 from jobs.command.flags import runtime_of
-from jobs.command.verbs import sent_verbs
+from jobs.command.verbs import VERBS, sent_verbs
 from jobs.errors import ClusterError
 from jobs.experiment import EXPERIMENTS, recipe_of
 from jobs.recipes.catalogue import named_recipe
@@ -56,6 +56,8 @@ _CREDENTIALS = re.compile(
 
 def submit_verb(words: list[str], flags: Namespace) -> int:
     """Send the words behind ``--``, see `submit`."""
+    if flags.address is None:
+        raise SettingError("submit: say where: --address http://HEAD:8265, the dashboard's")
     return submit(words, flags.address, no_wait=flags.no_wait)
 
 
@@ -122,12 +124,14 @@ def check_words(sent: Sequence[str]) -> None:
                 "show; set MLFLOW_TRACKING_URI or the store's own variables in the environment of "
                 "its machines"
             )
+    # First: submit's own flags are others, and an error about one of them would mislead.
+    own = next((name for name in sent if name in VERBS), "")
+    if own and not VERBS[own].sent:
+        raise SettingError(
+            f"submit: {own!r} runs on this machine only; sent are {', '.join(sent_verbs())}"
+        )
     command = parse(sent)
     verb, words, flags = command.verb.name, command.words, command.flags
-    if not command.verb.sent:
-        raise SettingError(
-            f"submit: {verb!r} runs on this machine only; sent are {', '.join(sent_verbs())}"
-        )
     if flags.address is not None:
         raise SettingError("submit: --address belongs before the --; the job finds its own cluster")
     data = flags.data or f"{flags.root}/datasets"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from jobs.command.flags import ACCEPTED, FLAGS, SHOWN, Flag
-from jobs.command.suggestions import did_you_mean, unknown
+from jobs.command.suggestions import MOST_LISTED, did_you_mean, unknown
 from jobs.command.verbs import VERBS, Verb, function_of
 from jobs.errors import ClusterError
 
@@ -133,7 +133,7 @@ def _add(parser: argparse.ArgumentParser, flag: Flag) -> None:
         parser.add_argument(flag.name, action="store_true")
         return
     options: dict[str, Any] = {"metavar": flag.metavar, "type": flag.read, "default": flag.value()}
-    parser.add_argument(flag.name, required=flag.required, **options)
+    parser.add_argument(flag.name, **options)
 
 
 def _accepted(verb: Verb) -> list[Flag]:
@@ -146,7 +146,8 @@ def _accepted(verb: Verb) -> list[Flag]:
 def _unknown_flag(verb: Verb, name: str) -> str:
     users = [other.name for other in VERBS.values() for f in _accepted(other) if f.name == name]
     if users:
-        return f"{verb.name} takes no {name}; {', '.join(dict.fromkeys(users))} do"
+        where = ", ".join(dict.fromkeys(users)) if len(users) < MOST_LISTED else "other verbs"
+        return f"{verb.name} takes no {name}; it belongs to {where}"
     hint = did_you_mean(name, [flag.name for flag in _accepted(verb)])
     return f"unknown flag {name} of {verb.name}; {hint or f'fo1 {verb.name} --help shows them'}"
 

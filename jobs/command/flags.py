@@ -33,8 +33,6 @@ class Flag:
     """Value where it is left out, unless its variable says otherwise."""
     variable: str = ""
     """Variable of the environment that stands for it."""
-    required: bool = False
-    """Whether the verb cannot do without it."""
 
     @property
     def field(self) -> str:
@@ -118,7 +116,6 @@ FLAGS: dict[str, Flag] = {
     "dashboard": Flag(
         name="--address",
         metavar="URL",
-        required=True,
         help="the dashboard of the cluster, such as http://HEAD:8265",
     ),
     "no_wait": Flag(name="--no-wait", default=False, help="return once the job is sent"),

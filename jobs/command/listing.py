@@ -67,10 +67,9 @@ def _list_detectors(_: Namespace) -> None:
 
 
 def _list_mixes(_: Namespace) -> None:
-    print("mixes (mix=..., which is written so:")
+    print("mixes (name, sources with their weights), and what else mix=... can be:")
     for line in GRAMMAR:
         print(f"  {line}")
-    print("  )")
     for name, mix in MIXES.items():
         listed = ", ".join(f"{source} {weight:.3g}" for source, weight in mix.items())
         _print_wrapped(f"{name:<14}{listed}", "  ", " " * 16)

@@ -269,7 +269,7 @@ _VERBS = (
     ),
     Verb(
         name="submit",
-        summary="the same words on a Ray cluster: fo1 submit --address URL -- VERB ...",
+        summary="another command, on a Ray cluster",
         forms=(
             Form(
                 words="--address URL [--no-wait] -- VERB RECIPE [name=value ...] [flags]",

@@ -5,10 +5,13 @@ A recipe's signature is its sweep surface: names, types and defaults are read fr
 for a dataclass of plain fields, which verbs without a recipe use.
 """
 
+import ast
 import inspect
+import sys
+import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -63,8 +66,8 @@ def arguments_of(recipe: Callable[..., Any]) -> dict[str, Argument]:
             shared = next(iter(typing.get_args(hints.get(name))), None)
             if shared is not None:
                 found |= _shared_arguments(shared)
-        else:
-            found[name] = _argument(name, hints[name], parameter.default, recipe)
+        elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+            found[name] = _argument(name, hints.get(name, str), parameter.default, recipe)
     return found
 
 
@@ -177,18 +180,25 @@ def type_words(hint: Any) -> str:
 def _shared_arguments(declared: Callable[..., Any]) -> dict[str, Argument]:
     """Return the arguments that a `TypedDict` declares, its bases' first."""
     hints = typing.get_type_hints(declared, include_extras=True)
-    owners: dict[str, Any] = {}
-    for owner in family(declared):  # bases first: their keys are among those of what they make
-        owners = {**dict.fromkeys(owner.__annotations__, owner), **owners}
+    owners = {name: owner for owner, names in _family(declared).items() for name in names}
     return {name: _argument(name, hint, None, owners[name]) for name, hint in hints.items()}
 
 
-def family(declared: Any) -> Iterable[Any]:
-    """Yield a `TypedDict` after those it is made from, which are no bases at run time."""
-    for base in getattr(declared, "__orig_bases__", ()):
-        if base is not typing.TypedDict:
-            yield from family(base)
-    yield declared
+def _family(declared: Any) -> dict[Any, list[str]]:
+    """Return a `TypedDict` and those it is made from, each with the keys that it declares itself.
+
+    They are read from the source: at run time every class of them has all keys and no bases.
+    """
+    source = ast.parse(textwrap.dedent(inspect.getsource(declared))).body[0]
+    found: dict[Any, list[str]] = {}
+    if isinstance(source, ast.ClassDef):
+        names = vars(sys.modules[declared.__module__])
+        for base in source.bases:
+            if typing.is_typeddict(parent := names.get(ast.unparse(base))):
+                found |= _family(parent)
+        own = [field for field in source.body if isinstance(field, ast.AnnAssign)]
+        found[declared] = [ast.unparse(field.target) for field in own]
+    return found
 
 
 def _argument(name: str, hint: Any, default: Any, owner: Any) -> Argument:

@@ -195,7 +195,7 @@ def test_flags_on_the_wrong_side_are_refused(
 
 def test_an_address_is_needed(cluster: Cluster, capsys: pytest.CaptureFixture) -> None:
     assert main(["submit", "--", *TRAIN]) == 2
-    assert "required: --address" in capsys.readouterr().err
+    assert "submit: say where: --address" in capsys.readouterr().err
 
 
 def test_submit_comes_first(capsys: pytest.CaptureFixture) -> None:

@@ -61,7 +61,7 @@ def test_list_shows_arguments_layouts_and_licences(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["plan", "stage3"], "unknown recipe 'stage3'; did you mean 'stage1'? known: opn, stage1"),
+        (["plan", "stage3"], "unknown recipe 'stage3'; did you mean 'stage2'? known: opn, stage1"),
         (["plan"], "name a recipe first"),
         (["plan", "stage2", "step=3"], "unknown argument 'step' of stage2; did you mean 'steps'?"),
         (["plan", "stage2", "size=tyny"], "size=tyny: did you mean 'tiny'? choose one of debug"),
@@ -87,8 +87,8 @@ def test_list_shows_arguments_layouts_and_licences(capsys):
             ["plan", "stage2", "--rooot", "x"],
             "unknown flag --rooot of plan; did you mean '--root'?",
         ),
-        (["plan", "stage2", "--force"], "plan takes no --force; build, "),
-        (["build", "stage2", "--json"], "build takes no --json; plan do"),
+        (["plan", "stage2", "--force"], "plan takes no --force; it belongs to build, "),
+        (["build", "stage2", "--json"], "build takes no --json; it belongs to plan"),
         (["plan", "stage2", "--workers", "many"], "argument --workers: invalid"),
         (["plan", "stage2", "--root"], "argument --root: expected one argument"),
         (["plan", "stage2", "step=1", "--help"], "did you mean 'steps'?"),
