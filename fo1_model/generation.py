@@ -5,7 +5,6 @@ on from the largest position of each prompt, on all axes: images make a prompt's
 tokens, and decoding by token count would silently say something else from the second token on.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from fo1_model.batch import Encoded
 from fo1_model.constraint import GrammarConstraint
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
+from fo1_model.seeds import seed_of
 
 LogitsHook = Callable[[Tensor, Tensor], Tensor]
 """(tokens so far int64[B, T], logits float32[B, V]) -> logits; called before every choice."""
@@ -176,8 +176,9 @@ def _constraint(
 
 
 def _generator(seed: int, sample_id: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    """Return the generator of one sample's draws."""
+    # One name, so that the draws are those of earlier versions; torch takes 63 bits.
+    return torch.Generator().manual_seed(seed_of(f"{seed}/{sample_id}") >> 1)
 
 
 def _choose(

@@ -33,6 +33,8 @@ _TAG = re.compile(r"</?(?:ground|objects?)>", _FLAGS)
 _RESERVED = re.compile(
     r"</?ground>|</?objects?>|<region\d+>|<regionfeat>|<image>|<\|\w+\|>", _FLAGS
 )
+_BETWEEN = re.compile(r"[\s,;]*")
+"""What may stand between the index tokens of a phrase; the release writes nothing there."""
 _SPELLINGS = (
     *PHRASE_TAGS, *OBJECT_TAGS, "<object>", "</object>", "<region0>", REGION_FEATURE, IMAGE, "<|x|>"
 )  # fmt: skip
@@ -142,8 +144,10 @@ def parse(text: str, num_regions: int) -> ParsedAnswer:
     all of it).
     """
     united: dict[str, set[int]] = {}
+    wordy = False
     for phrase, objects in _GROUNDED.findall(text):
         united.setdefault(phrase.strip(), set()).update(mentioned_regions(objects))
+        wordy = wordy or not _BETWEEN.fullmatch(_INDEX.sub("", objects))
     said = tuple(dict.fromkeys(mentioned_regions(text)))
     unknown = [index for index in said if index >= num_regions]
     problems = []
@@ -151,6 +155,8 @@ def parse(text: str, num_regions: int) -> ParsedAnswer:
         problems.append(f"unknown regions {', '.join(map(str, unknown))}")
     if _TAG.search(_GROUNDED.sub("", text)) or any(_TAG.search(phrase) for phrase in united):
         problems.append("unpaired tags")
+    if wordy:
+        problems.append("words among the regions of a phrase")
     return ParsedAnswer(
         phrases=tuple(
             (phrase, tuple(sorted(index for index in indices if index < num_regions)))

@@ -13,7 +13,7 @@ from timm.models.davit import checkpoint_filter_fn
 from fo1_model.checkpoint import load_model, new_model, save_model
 from fo1_model.config import SIZES, ModelConfig, debug
 from fo1_model.model import FO1Model
-from fo1_model.published import check_published, published_model
+from fo1_model.vlms.published import check_published, published_model
 from fo1_model.vlms import VLM_FAMILIES, VLMFamily
 from tests.fo1_model.small_families import small_tokenizer, small_vlm
 from tests.fo1_model.small_published import text_logits, write_florence, write_vlm

@@ -1,4 +1,4 @@
-"""Comparison with the released code: ``python -m fo1_model.parity CASE_FOLDER ...``.
+"""Comparison with the released code: ``python -m fo1_model.release.parity CASE_FOLDER ...``.
 
 A case is a released checkpoint in the small with what the released code made of one image and question: a
 folder of ``model*.safetensors``, ``config.json``, ``tokens.json``, ``image.png``, ``prompt.txt``,
@@ -65,14 +65,14 @@ class Line:
 def main(arguments: Sequence[str]) -> int:
     """Compare each folder; returns the exit status."""
     if not arguments:
-        print("usage: python -m fo1_model.parity CASE_FOLDER ...", file=sys.stderr)
+        print("usage: python -m fo1_model.release.parity CASE_FOLDER ...", file=sys.stderr)
         return 2
     status = 0
     for argument in arguments:
         try:
             lines, notes = compare_case(Path(argument))
         except ValueError as error:
-            print(f"fo1_model.parity: {error}", file=sys.stderr)
+            print(f"fo1_model.release.parity: {error}", file=sys.stderr)
             return 2
         failed = sum(not line.passed for line in lines)
         print(argument)
