@@ -1,10 +1,10 @@
-"""A VLM that answers with regions, its proposal network, and detectors; usable without the pipeline.
+"""A VLM that answers with regions, its proposal network, and detectors; usable alone.
 
-Nothing is imported here, so that ``import fo1_model`` costs nothing. ``import fo1_model.hub`` makes our
-model folders known to transformers' auto classes.
+Nothing is imported here, so that ``import fo1_model`` costs nothing. ``import fo1_model.hub`` makes
+our model folders known to transformers' auto classes.
 
 The model:
-    model            FO1Model: VLM, auxiliary tower, region encoder and new vocabulary rows, composed
+    model            FO1Model: VLM, auxiliary tower, region encoder, new vocabulary rows, composed
     config           every choice of a model as frozen dataclasses, and the named sizes
     auxiliary_tower  the second vision tower (DaViT)
     pyramid          SimpleFP: one map of a ViT becomes four levels
@@ -31,7 +31,7 @@ Training and files:
     errors           SettingError
 
 Rooms:
-    vlms             what differs between VLM families, one file a family, and new models on their weights
+    vlms             VLM families, one file each, and new models on their published weights
     release          the authors' checkpoints, in and out
     opn              the proposal network
     detectors        whatever proposes boxes, behind one protocol

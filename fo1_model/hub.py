@@ -5,8 +5,8 @@
 
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
-``FO1Model.from_pretrained`` and ``Processor.from_pretrained`` do the same without this module. It is not
-imported by ``fo1_model`` itself, which has to stay light.
+``FO1Model.from_pretrained`` and ``Processor.from_pretrained`` do the same without this module. It
+is not imported by ``fo1_model`` itself, which has to stay light.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,13 +26,13 @@ _ABOUT_REPOSITORIES = {
     *("adapter_kwargs", "cache_dir", "code_revision", "force_download", "local_files_only"),
     *("proxies", "revision", "token", "trust_remote_code", "_from_auto", "_commit_hash"),
 }
-"""What the auto classes pass on about repositories and code in them; a folder of ours has neither."""
+"""What the auto classes pass on about repositories and their code; a folder of ours has neither."""
 _WITHOUT_EFFECT = {"dtype", "torch_dtype", "transformers_version", "_name_or_path"}
 """Values of a config that the auto classes write into it themselves."""
 
 
 class FO1Config(PreTrainedConfig):
-    """``config.json`` of a model folder as transformers sees it; ``model`` is a ``ModelConfig``'s values."""
+    """``config.json`` of a model folder as transformers sees it; ``model`` is a ``ModelConfig``."""
 
     model_type = MODEL_TYPE
 
@@ -61,13 +61,14 @@ class FO1AutoModel:
             config: As the auto class read it; it may say nothing else than the folder does.
             dtype: Type of the weights; "auto" and None keep each as it is stored.
             torch_dtype: Older name of ``dtype``.
-            device_map: The one device of the whole model: a device, ``{"": device}``, or "auto" for the
-                machine's accelerator where there is one.
+            device_map: The one device of the whole model: a device, ``{"": device}``, or "auto" for
+                the machine's accelerator where there is one.
             subfolder: Folder below ``path`` that holds the model.
-            options: What else the auto class passes on; only what is about repositories is let through.
+            options: What else the auto class passes on; only what is about repositories is let
+                through.
 
         Raises:
-            SettingError: Naming what is unknown here, or a placement on several devices.
+            SettingError: For an unknown option, or a placement on several devices.
         """
         folder = Path(path) / subfolder
         _refuse_unknown(options, "AutoModel")
@@ -112,8 +113,8 @@ def _refuse_changes(config: PreTrainedConfig, folder: Path) -> None:
     names = sorted((given.keys() | stored.keys()) - _WITHOUT_EFFECT)
     if changed := [name for name in names if given.get(name) != stored.get(name)]:
         raise SettingError(
-            f"AutoModel.from_pretrained: {', '.join(changed)} differs from {folder}/config.json, and a "
-            "stored model is read as it is; leave it out"
+            f"AutoModel.from_pretrained: {', '.join(changed)} differs from {folder}/config.json, "
+            "and a stored model is read as it is; leave it out"
         )
 
 
@@ -146,8 +147,8 @@ def _device(device_map: Any) -> torch.device:
         return torch.device(wanted)
     except (RuntimeError, TypeError) as error:
         raise SettingError(
-            f"device_map={device_map!r} is not supported: the whole model lies on one device; write "
-            "'auto', a device such as 'cuda:0', or {'': device}"
+            f"device_map={device_map!r} is not supported: the whole model lies on one device; "
+            "write 'auto', a device such as 'cuda:0', or {'': device}"
         ) from error
 
 
