@@ -230,16 +230,20 @@ def load_processor(folder: str | Path) -> Processor:
     config, token_ids = _read_config(folder)
     if not (folder / "tokenizer.json").is_file():
         raise SettingError(f"{folder} has no tokenizer.json; it was saved without its processor")
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    except Exception as error:  # the tokenizers library raises Exception itself
-        raise SettingError(f"{folder}/tokenizer.json is no tokenizer: {error}") from error
-    processor = Processor(config, tokenizer)
+    processor = Processor(config, read_fast_tokenizer(folder))
     if processor.token_ids != token_ids:
         raise SettingError(
             f"{folder}/tokenizer.json gives other ids to the model's tokens than config.json"
         )
     return processor
+
+
+def read_fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of ``tokenizer.json``; SettingError for a file that holds none."""
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise SettingError(f"{folder}/tokenizer.json is no tokenizer: {error}") from error
 
 
 def _write_config(folder: Path, config: ModelConfig, token_ids: TokenIds) -> None:

@@ -102,7 +102,8 @@ def _check_modes(flat: Mapping[str, Any]) -> None:
             raise SettingError(f"{key}={flat[key]!r} is not supported; {pattern} is")
     if not flat.get("mm_use_vision_tower_region_feature", False):
         raise SettingError(
-            "mm_use_vision_tower_region_feature=False: the release cannot run the auxiliary branch alone"
+            "mm_use_vision_tower_region_feature=False: the release cannot run the auxiliary "
+            "branch alone"
         )
     if flat.get("tune_mm_mlp_adapter") and flat.get("mm_use_im_start_end"):
         raise SettingError(
@@ -200,8 +201,8 @@ def _region(flat: Mapping[str, Any], shapes: Shapes, *, primary_only: bool) -> R
     region_norm = bool(norms & set(shapes))
     if region_norm and primary_only:
         raise SettingError(
-            "mm_apply_region_layer_norm with mm_use_vt_region_feature_only: the release makes the norm and "
-            "never applies it; leave its tensors out"
+            "mm_apply_region_layer_norm with mm_use_vt_region_feature_only: the release makes the "
+            "norm and never applies it; leave its tensors out"
         )
     positions = bool(flat.get("mm_apply_position_embedding", True))
     strategy = flat.get("mm_pos_embedding_strategy", "bbox_based")

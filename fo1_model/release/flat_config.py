@@ -58,8 +58,8 @@ def release_of_config(
         raise SettingError(f"VLMConfig.family={config.vlm.family!r}: the release is a qwen2_5_vl")
     if config.region.features == "auxiliary" or not config.builds_auxiliary:
         raise SettingError(
-            f"RegionConfig.features={config.region.features!r}: the release cannot run one branch alone"
-            " without the other's tower"
+            f"RegionConfig.features={config.region.features!r}: the release cannot run one branch "
+            "alone without the other's tower"
         )
 
     def says_it_all(flat: Mapping[str, Any]) -> bool:

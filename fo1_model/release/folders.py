@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2Tokenizer
 
 from fo1_model import grammar
-from fo1_model.checkpoint import write_tokenizer
+from fo1_model.checkpoint import read_fast_tokenizer, write_tokenizer
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
@@ -89,7 +89,7 @@ def export_release(
     dtype: torch.dtype | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Write a model as the release's code reads it: its tensor names, flat config and slow tokenizer.
+    """Write a model as the release's code reads it: tensor names, flat config, slow tokenizer.
 
     New vocabulary rows are merged into the embedding, and into an untied head. An imported model
     comes out as it went in, to the bit.
@@ -138,15 +138,16 @@ def export_release(
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a folder: ``tokenizer.json``, the slow one's files, or ``tokens.json``.
+    """Return the tokenizer of a folder.
 
-    The last is of folders made for comparison: it lists the special tokens' ids, and text is bytes.
+    It is in ``tokenizer.json``, the slow one's files, or ``tokens.json``. The last is of folders
+    made for comparison: it lists the special tokens' ids, and text is bytes.
 
     Raises:
         SettingError: When there is none.
     """
     if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(str(folder))
+        return read_fast_tokenizer(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return Qwen2Tokenizer.from_pretrained(str(folder))
     if (folder / "tokens.json").is_file():
@@ -174,7 +175,7 @@ def _byte_tokenizer(tokens: Mapping[str, int]) -> PreTrainedTokenizerFast:
 
 
 def _write_processor_files(processor: Processor, folder: Path) -> None:
-    """Write what the release's code reads beside the model: slow tokenizer, image processor's settings."""
+    """Write what the release's code reads beside the model: slow tokenizer, image settings."""
     tokenizer = processor.tokenizer
     write_tokenizer(tokenizer, folder)
     tokenizer.backend_tokenizer.model.save(str(folder))

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 
 @torch.inference_mode()
 def compare_case(folder: Path) -> tuple[list[Line], list[str]]:
-    """Return every tensor of a case against ours, and notes on what the case does otherwise than we.
+    """Return every tensor of a case against ours, and notes on what the case does otherwise.
 
     Raises:
         SettingError: For a folder that is no case, or whose checkpoint ``load_release`` refuses.
@@ -124,8 +124,8 @@ def compare_case(folder: Path) -> tuple[list[Line], list[str]]:
         tail = own.input_ids[-len(given) :]
         computed["input_ids"] = tail
         notes.append(
-            "the release leaves the default system turn out when the question says 'system'; ours has it. "
-            "Compared from the case's own ids"
+            "the release leaves the default system turn out when the question says 'system'; "
+            "ours has it. Compared from the case's own ids"
         )
     references = (
         {name: inputs[name] for name in computed if name in inputs}
@@ -176,7 +176,7 @@ def _messages(prompt: str) -> list[dict[str, str]]:
 def _from_ids(
     own: Encoded, inputs: Mapping[str, Tensor], processor: Processor
 ) -> tuple[Encoded, Tensor]:
-    """Return the sample with the case's own ids and labels, placeholders expanded; and those ids."""
+    """Return the sample with the case's own ids and labels, expanded; and those ids."""
     grid = own.grids[0]
     count = processor.family.num_image_tokens(grid)
     ids: list[int] = []
@@ -260,7 +260,7 @@ def _outputs(
 
 
 def _greedy(model: FO1Model, processor: Processor, encoded: Encoded, count: int) -> Tensor:
-    """Return the first ``count`` tokens of the greedy answer, int64[1, count], fewer if it ends before."""
+    """Return the first ``count`` tokens of the greedy answer, int64[1, count or fewer]."""
     chosen = torch.zeros((1, 0), dtype=torch.int64)
 
     def look(tokens: Tensor, logits: Tensor) -> Tensor:
@@ -277,7 +277,7 @@ def _greedy(model: FO1Model, processor: Processor, encoded: Encoded, count: int)
 
 @contextmanager
 def _captured(model: FO1Model) -> Iterator[dict[str, Any]]:
-    """Yield what modules give while the model runs once: image tokens, maps of one image, regions."""
+    """Yield what modules give while the model runs once: image tokens, maps, regions."""
     seen: dict[str, Any] = {}
     encoder = model.region_encoder
 

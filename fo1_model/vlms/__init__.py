@@ -42,6 +42,7 @@ def build_family(config: VLMConfig) -> VLMFamily:
     """
     if config.family not in VLM_FAMILIES:
         raise SettingError(
-            f"VLMConfig.family={config.family!r} is not known; choose one of {', '.join(VLM_FAMILIES)}"
+            f"VLMConfig.family={config.family!r} is not known; "
+            f"choose one of {', '.join(VLM_FAMILIES)}"
         )
     return VLM_FAMILIES[config.family](config)

@@ -88,7 +88,7 @@ class VLMFamily(ABC):
 
     @abstractmethod
     def blank(self) -> tuple[Tensor, Grid]:
-        """Return pixels and grid of the smallest image, all zeros; it stands in where a batch has none."""
+        """Return pixels and grid of the smallest image, all zeros, for batches without one."""
 
     @abstractmethod
     def num_image_tokens(self, grid: Grid) -> int:
@@ -120,11 +120,11 @@ class VLMFamily(ABC):
 
     @abstractmethod
     def vision_tower(self, vlm: Any) -> nn.Module:
-        """Return the modules of ``visual_prefixes``: primary vision tower, and merger or projector."""
+        """Return the modules of ``visual_prefixes``: primary vision tower, merger or projector."""
 
     @abstractmethod
     def language_model(self, vlm: Any) -> nn.Module:
-        """Return the decoder: it takes ``decoder_inputs``, attention mask, cache and ``use_cache``."""
+        """Return the decoder, which takes ``decoder_inputs``, mask, cache and ``use_cache``."""
 
     def positions(self, num_tokens: int, images: Sequence[tuple[int, Grid]]) -> Tensor:  # noqa: ARG002
         """Return positions int64[num_position_axes, num_tokens] of one unpadded sequence.
@@ -157,7 +157,7 @@ class VLMFamily(ABC):
         return {"inputs_embeds": embeddings, "position_ids": positions}
 
     def write_turn(self, role: str, content: str) -> tuple[str, str]:
-        """Return head and content of one turn, as the base's chat template writes them (here: ChatML)."""
+        """Return head and content of one turn as the base's chat template has them; here ChatML."""
         return f"<|im_start|>{role}\n", content
 
 

@@ -1,4 +1,4 @@
-"""InternVL as transformers has it: a square ViT with a class token, pixel shuffle, a ChatML decoder."""
+"""InternVL in transformers: a square ViT with a class token, pixel shuffle, a ChatML decoder."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -54,7 +54,7 @@ class InternVL(VLMFamily):
         )
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:
-        """Return the image squashed to the tile (bicubic), with ImageNet mean and deviation; one row."""
+        """Return the image squashed to the tile (bicubic), ImageNet mean and deviation; one row."""
         pixels = self._processor(image, return_tensors="pt")["pixel_values"]
         return pixels.flatten(1), (self._cells, self._cells)
 

@@ -90,7 +90,7 @@ class LlavaOnevision(VLMFamily):
         return image_size_to_num_patches(grid, self._pinpoints, self._side)
 
     def num_image_tokens(self, grid: Grid) -> int:
-        """Return the thumbnail's patches, and the tiles' without padding, with a line break token a row.
+        """Return the thumbnail's patches and the tiles' without padding, with a break token a row.
 
         Above ``vision_aspect_ratio``'s number of tiles the base shrinks the tiles' map.
         """

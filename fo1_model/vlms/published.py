@@ -73,7 +73,7 @@ def published_model(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[FO1Model, Processor]:
-    """Return a model on the VLM and the auxiliary tower in folders, in eval mode, and its processor.
+    """Return a model on the VLM and the DaViT in folders, in eval mode, and its processor.
 
     Region modules and new rows are fresh, the same for the same seed.
 
@@ -142,8 +142,8 @@ def _check_vlm(config: ModelConfig, folder: Path) -> None:
     for name, value in _settings(family.config.to_dict()).items():
         if theirs.get(name, value) != value:
             raise SettingError(
-                f"{what}: config.json has {name}={theirs[name]!r}, the size asked for {value!r}; give the "
-                "VLM of that size, or ask for another size"
+                f"{what}: config.json has {name}={theirs[name]!r}, the size asked for {value!r}; "
+                "give the VLM of that size, or ask for another size"
             )
     if not any(folder.glob("model*.safetensors")):
         pickled = "; pickles are not read, save_pretrained it again where its maker is trusted"
@@ -263,8 +263,8 @@ def _check_florence_config(config: AuxiliaryConfig, path: Path) -> None:
         wanted = config.kwargs[ours]
         if "dim_embed" in vision and vision.get(theirs, wanted) != wanted:
             raise SettingError(
-                f"auxiliary={path}: config.json has vision_config.{theirs}={vision[theirs]}, the size asked "
-                f"for {wanted}; give the DaViT of that size, or ask for another size"
+                f"auxiliary={path}: config.json has vision_config.{theirs}={vision[theirs]}, the "
+                f"size asked for {wanted}; give the DaViT of that size, or ask for another size"
             )
 
 

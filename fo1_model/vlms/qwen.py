@@ -53,7 +53,8 @@ class QwenVL(VLMFamily):
         if getattr(vision, out_name) != text.hidden_size:
             raise SettingError(
                 f"vision_config.{out_name}={getattr(vision, out_name)} must equal "
-                f"text_config.hidden_size={text.hidden_size}: image tokens enter the decoder as they are"
+                f"text_config.hidden_size={text.hidden_size}: image tokens enter the decoder "
+                "as they are"
             )
         self.num_levels = len(self.levels())
         self._processor = Qwen2VLImageProcessorPil(
@@ -68,15 +69,15 @@ class QwenVL(VLMFamily):
         """Return the transformers config."""
 
     def widths(self) -> tuple[int, str]:
-        """Return channels of the map, and the vision config's name for the width of image tokens."""
+        """Return channels of the map, and the vision config's name of the tokens' width."""
         return self._vision.hidden_size, "out_hidden_size"
 
     def levels(self) -> Sequence[int]:
-        """Return blocks whose states are concatenated with ``all_levels``; the last is the last block."""
+        """Return blocks whose states ``all_levels`` concatenates; the last is the last block."""
         return [self._vision.depth - 1]
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:
-        """Return patches in merge order: sides to multiples of 2 patches (bicubic), mean, deviation."""
+        """Return patches in merge order; sides become multiples of 2 patches (bicubic)."""
         features = self._processor(image, return_tensors="pt")
         _, rows, columns = features["image_grid_thw"][0].tolist()
         return features["pixel_values"], (rows, columns)
@@ -121,7 +122,7 @@ class QwenVL(VLMFamily):
     def encode_images(
         self, vlm: Any, pixels: Tensor, grids: Sequence[Grid], *, all_levels: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return tokens and maps of one packed pass: attention does not cross images, so it is exact.
+        """Return tokens and maps of one packed pass; attention does not cross images.
 
         The map is the state before the merger, which transformers returns grouped by merge units.
         """
@@ -170,7 +171,7 @@ class Qwen2VL(QwenVL):
         return Qwen2VLConfig(**config.config)
 
     def widths(self) -> tuple[int, str]:
-        """Return both; here ``hidden_size`` is the width of image tokens and ``embed_dim`` the tower's."""
+        """Return both: ``hidden_size`` is the width of tokens here, ``embed_dim`` the tower's."""
         return self._vision.embed_dim, "hidden_size"
 
 

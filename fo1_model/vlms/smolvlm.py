@@ -1,4 +1,4 @@
-"""SmolVLM (the form of Idefics3): a square SigLIP tower, pixel shuffle, a Llama decoder, its own chat."""
+"""SmolVLM (the form of Idefics3): a square SigLIP tower, pixel shuffle, a Llama, its own chat."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,21 +1,22 @@
-"""FLOPs of training on one batch, by torch's own counter, and the peak FLOP/s of known GPUs: for utilisation.
+"""FLOPs of training on one batch, by torch's own counter, and the peak FLOP/s of known GPUs.
 
-What is counted is what the model is worth, not what a run spends: no padding, no recomputed activations, no
-blank stand-ins, and of causal attention the half that is not masked. A multiply and an add are two FLOPs.
-Only products of matrices and convolutions count; norms, activations and the optimizer are left out, as usual
-(PaLM, https://arxiv.org/abs/2204.02311, appendix B).
+They are for utilisation: what is counted is what the model is worth, not what a run spends. So
+there is no padding, no recomputed activation, no blank stand-in, and of causal attention only the
+half that is not masked. A multiply and an add are two FLOPs. Only products of matrices and
+convolutions count; norms, activations and the optimizer are left out, as usual (PaLM,
+https://arxiv.org/abs/2204.02311, appendix B).
 
-A shadow of the model without weights (``meta`` tensors, which have shapes only) runs forward and backward
-under ``FlopCounterMode``: so every family is counted by its own code, and what trains or is frozen by
-autograd itself. The shadow does not run a step's batch, whose shape is new each time. It runs the pieces
-that the batch is a sum of, and remembers them:
+A shadow of the model without weights (``meta`` tensors, which have shapes only) runs forward and
+backward under ``FlopCounterMode``: so every family is counted by its own code, and what trains or
+is frozen by autograd itself. The shadow does not run a step's batch, whose shape is new each time.
+It runs the pieces that the batch is a sum of, and remembers them:
 
-- an image: one pass through the towers, and the region encoder with one and with two boxes, because FLOPs
-  are linear in the boxes; after a handful of shapes, further ones are fitted to what those cost;
-- a sequence: two short passes through the decoder, because FLOPs are ``a * tokens + b * tokens**2``;
+- an image: one pass through the towers, and the region encoder with one and with two boxes, because
+  FLOPs are linear in the boxes; after a handful of shapes, further ones are fitted to those;
+- a sequence: two short passes of the decoder, because FLOPs are ``a * tokens + b * tokens**2``;
 - the head: one pass, because FLOPs are linear in the supervised positions.
 
-That takes seconds in a run's first steps, even for billions of parameters, and a millisecond in others.
+That takes seconds in a run's first steps, even for billions of parameters, a millisecond in others.
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ PEAK_FLOPS: dict[str, float] = {
     "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12,
 }
-"""bf16 FLOP/s without sparsity, by the start of the device's name as CUDA gives it (NVIDIA's data sheets;
-where a sheet has the sparse number only, half of it). "HBM3" is what the SXM form is called."""
+"""bf16 FLOP/s without sparsity, by the start of the device's name as CUDA gives it (NVIDIA's data
+sheets; where a sheet has the sparse number only, half of it). "HBM3" is what the SXM form is
+called.
+"""
 _MOST_MEASURED = 6
 """Shapes of images that are counted by running them; further ones are fitted to these."""
 _PROBES = (8, 16)
@@ -72,7 +75,10 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_of(name: str) -> float | None:
-    """Return `PEAK_FLOPS` of a device's name; "NVIDIA A10" is not the start of "NVIDIA A100-SXM4-80GB"."""
+    """Return `PEAK_FLOPS` of a device's name, None for one that is not known.
+
+    "NVIDIA A10" is not the start of "NVIDIA A100-SXM4-80GB".
+    """
     if "MIG" in name:
         return None
     known = [
@@ -86,7 +92,8 @@ def peak_of(name: str) -> float | None:
 def train_flops(model: FO1Model, batch: Batch) -> float | None:
     """Return the FLOPs of the forward and backward pass of a batch.
 
-    What trains is read from ``requires_grad``. The batch may be on any device; on the CPU nothing waits.
+    What trains is read from ``requires_grad``. The batch may be on any device; on the CPU nothing
+    waits.
 
     Returns:
         None for a model whose code does not run without weights; the reason is logged, once.
@@ -126,14 +133,15 @@ class _Counter:
             self._model = FO1Model(config, token_ids).eval()
         for own, train in zip(self._model.parameters(), trains, strict=True):
             own.requires_grad_(train)
-        # Fused attention has its own counting rules, and its backward pass is counted with a recomputation.
+        # Fused attention has its own counting rules, and its backward pass is counted with a
+        # recomputation.
         self._model.vlm.set_attn_implementation("eager")
         for module in self._model.modules():
             if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+                module.fused_attn = False  # type: ignore[assignment]
 
     def count(self, batch: Batch) -> float:
-        """Return the FLOPs of a batch: its images with their boxes, its sequences, its supervised positions."""
+        """Return the FLOPs of a batch: images with boxes, sequences, supervised positions."""
         total = 0.0
         for index, grid in enumerate(batch.grids):
             fixed, per_box = self._image(batch, index, grid)
@@ -200,7 +208,10 @@ class _Counter:
         return with_one - per_box, per_box
 
     def _text(self, *, flows: bool) -> tuple[float, float, float]:
-        """Return the FLOPs of a token, of a pair of tokens that may see each other, and of a head's position."""
+        """Return the FLOPs of a token, of a pair of tokens that see each other, of the head.
+
+        A head's FLOPs are those of one supervised position.
+        """
         model, family = self._model, self._model.family
         hidden = torch.empty(1, 1, family.hidden_size, device="meta")
 
@@ -221,11 +232,11 @@ class _Counter:
 _COUNTERS: WeakKeyDictionary[FO1Model, tuple[tuple[bool, ...], _Counter | None]] = (
     WeakKeyDictionary()
 )
-"""Of each model that lives: what trains in it, and the counter for that; None where counting failed."""
+"""Model -> what trains in it, and the counter for that; None where counting failed."""
 
 
 def _features(model: FO1Model, grid: Grid, shape: tuple[int, ...]) -> list[float]:
-    """Return what an image's FLOPs grow with: patches, their pairs, and pixels of the auxiliary tower."""
+    """Return what an image's FLOPs grow with: patches, their pairs, auxiliary pixels."""
     width, height = model.family.input_size(grid)
     patches = width * height / model.family.patch_size**2
     return [1.0, patches, patches**2, float(shape[1] * shape[2])]
@@ -252,7 +263,8 @@ def _cut_off(level: FeatureMap) -> FeatureMap:
 
 def _pixels(model: FO1Model, grid: Grid) -> Tensor:
     """Return the pixels of some image of a grid, all alike, float32[P, D]."""
-    # A grid is counted in patches, or is (height, width) in pixels: its family makes it from one of these.
+    # A grid is counted in patches, or is (height, width) in pixels: its family makes it from one of
+    # these.
     for size in (model.family.input_size(grid), grid[::-1]):
         pixels, found = model.family.preprocess(Image.new("RGB", size, "gray"))
         if found == grid:
@@ -291,7 +303,8 @@ class _ShapesOnly(TorchDispatchMode):
         if any(item.is_meta for item in found) and not all(item.is_meta for item in found):
             args, kwargs = tree_map(_without_values, (args, kwargs))
         if func is torch.ops.aten._local_scalar_dense.default and found[0].is_meta:
-            # The towers ask their masks whether anything is padded; of one image or sequence nothing is.
+            # The towers ask their masks whether anything is padded; of one image or sequence
+            # nothing is.
             assert found[0].dtype == torch.bool
             return True
         return func(*args, **(kwargs or {}))
@@ -310,7 +323,7 @@ def _conv_backward(*arguments: Any, out_val: Any) -> int:
     """
     *shapes, groups, mask = arguments
     inputs, kernel = (
-        conv_backward_flop(
+        conv_backward_flop(  # type: ignore[call-arg]
             *shapes, groups, [mask[0] and first, mask[1] and not first, False], out_val=out_val
         )
         for first in (True, False)

@@ -79,7 +79,10 @@ def test_spelling():
         ("<ground>Cup</ground><object><Region3></object>", (("Cup", (3,)),), (3,), None),
         # blanks around the phrase go, equal phrases unite, indices ascend
         (
-            "<ground> a</ground><objects><region4></objects><ground>a </ground><objects><region1></objects>",
+            (
+                "<ground> a</ground><objects><region4></objects>"
+                "<ground>a </ground><objects><region1></objects>"
+            ),
             (("a", (1, 4)),),
             (4, 1),
             None,
@@ -98,7 +101,8 @@ def test_spelling():
             (1,),
             "unpaired tags",
         ),
-        # between regions stand blanks, commas and semicolons, or nothing; the words of a sentence do not
+        # between regions stand blanks, commas and semicolons, or nothing; the words of a sentence
+        # do not
         (
             "<ground>cup</ground><objects><region1>, <Region2> ;<region3></objects>",
             (("cup", (1, 2, 3)),),

@@ -167,7 +167,7 @@ def test_registering_twice_changes_nothing(folder):
 def test_model_and_processor_can_be_saved_apart(model, processor, folder, tmp_path):
     model.save_pretrained(tmp_path / "apart")
     assert same(model, FO1Model.from_pretrained(tmp_path / "apart"))
-    with pytest.raises(ValueError, match="saved without its processor"):
+    with pytest.raises(SettingError, match="saved without its processor"):
         Processor.from_pretrained(tmp_path / "apart")
     processor.save_pretrained(tmp_path / "apart")
     for file in sorted(folder.iterdir()):
@@ -231,5 +231,27 @@ def test_another_tokenizer_is_refused(folder, tmp_path):
     tokens["added_tokens"] = [t for t in tokens["added_tokens"] if t["content"] != "<region1>"]
     (folder / "tokenizer.json").write_text(json.dumps(tokens))
     assert "<region1>" in tokenizer.get_vocab()
-    with pytest.raises(ValueError, match="other ids to the model's tokens"):
+    with pytest.raises(SettingError, match="other ids to the model's tokens"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b"[]", r"config.json holds no object"),
+        ("config.json", b"\xff\xfe", r"config.json is not JSON"),
+        ("config.json", b'{"model_type": "vlm_fo1", "format": 2}', r"not written by save_model"),
+        (
+            "config.json",
+            b'{"model_type": "vlm_fo1", "format": 2, "model": 3, '
+            b'"token_ids": {"image": 1, "region": 2, "new": [3]}}',
+            r"ModelConfig must be an object",
+        ),
+        ("tokenizer.json", b"{}", r"tokenizer.json is no tokenizer"),
+        ("model.safetensors.index.json", b"{}", r"has no weight_map"),
+    ],
+)
+def test_files_of_another_kind_are_refused_by_name(folder, file, content, message):
+    (folder / file).write_bytes(content)
+    with pytest.raises(SettingError, match=message):
         load_model(folder)

@@ -1,4 +1,5 @@
-"""Samples end to end in one row: the same logits, loss and gradient as a row each, for every VLM family."""
+"""Samples end to end in one row: the same logits, loss and gradient as a row each, for every VLM
+family."""
 
 import copy
 from dataclasses import replace

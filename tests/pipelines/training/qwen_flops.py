@@ -1,8 +1,10 @@
-"""FLOPs of training on one batch of a Qwen2.5-VL model by a formula, worked out by hand, from shapes alone.
+"""FLOPs of training on one batch of a Qwen2.5-VL model by a formula, worked out by hand, from
+shapes alone.
 
-A matrix costs its forward pass once; once more where a gradient flows back through it; and once more where it
-trains. So a frozen tower costs one, a frozen decoder behind trained regions two, and what trains three.
-Attention has no weights: with a gradient it costs three, for both of its factors get one.
+A matrix costs its forward pass once; once more where a gradient flows back through it; and once
+more where it trains. So a frozen tower costs one, a frozen decoder behind trained regions two, and
+what trains three. Attention has no weights: with a gradient it costs three, for both of its factors
+get one.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from fo1_model.model import FO1Model
 
 
 def flops_by_hand(model: FO1Model, batch: Batch) -> float:
-    """FLOPs of the forward and backward pass of a batch; what trains is read from ``requires_grad``."""
+    """FLOPs of the forward and backward pass of a batch; what trains is read from
+    ``requires_grad``."""
     vision = _primary(model, batch)
     regions = _Path()
     for index, grid in enumerate(batch.grids):
@@ -62,7 +65,8 @@ class _Path:
                 self.flows = self.flows or weight.requires_grad
 
     def attention(self, pairs: float, width: int) -> None:
-        """Scores and sums of values over so many pairs of query and key, all heads together `width` wide."""
+        """Scores and sums of values over so many pairs of query and key, all heads together `width`
+        wide."""
         self.flops += 4.0 * pairs * width * (3 if self.flows else 1)
 
     def sums(self, pairs: float, width: int) -> None:
@@ -96,7 +100,8 @@ def _primary(model: FO1Model, batch: Batch) -> _Path:
 
 
 def _squares(length: int, side: int) -> int:
-    """Sum of the squares of the pieces of a length cut at every `side`: windows are rows times columns."""
+    """Sum of the squares of the pieces of a length cut at every `side`: windows are rows times
+    columns."""
     return length // side * side**2 + (length % side) ** 2
 
 
@@ -105,7 +110,8 @@ def _num_image_tokens(model: FO1Model, batch: Batch) -> int:
 
 
 def _davit(path: _Path, davit: Any, size: tuple[int, ...]) -> list[tuple[int, int]]:
-    """One image of (height, width) through timm's DaViT; returns cells and channels of its four maps."""
+    """One image of (height, width) through timm's DaViT; returns cells and channels of its four
+    maps."""
     rows, columns = -(-size[0] // 4), -(-size[1] // 4)
     path.matrices(davit.stem, positions=rows * columns)
     maps = []

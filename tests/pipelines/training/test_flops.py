@@ -32,7 +32,8 @@ def counted(model, batch) -> int:
 
 
 def masked(model, batch, lengths) -> float:
-    """FLOPs of the decoder's attention between tokens that do not see each other, gradients included."""
+    """FLOPs of the decoder's attention between tokens that do not see each other, gradients
+    included."""
     text = model.config.vlm.config["text_config"]
     pairs = batch.input_ids.numel() * batch.input_ids.shape[1] - sum(
         n * (n + 1) // 2 for n in lengths
@@ -56,8 +57,8 @@ def test_what_runs_is_what_is_counted(size: str, stage: str) -> None:
     model, processor = new_model(SIZES[size](), seed=0)
     parameter_groups(model, stage, 1e-3)
     model.train()
-    # Windows of the ViT are 8 x 8 patches of 14 px: 300 px have a window and a half. Neither picture fills
-    # the windows of DaViT where it is not squashed.
+    # Windows of the ViT are 8 x 8 patches of 14 px: 300 px have a window and a half. Neither
+    # picture fills the windows of DaViT where it is not squashed.
     samples = [encoded(processor, 300, 200, 7), encoded(processor, 140, 224, 2)]
     for packs in (False, True):
         batch = processor.pack(samples) if packs else processor.collate(samples[:1])
@@ -101,7 +102,7 @@ def test_padding_recomputation_and_pictures_that_are_not_there_do_not_count() ->
 
 
 def test_the_decoder_by_hand() -> None:
-    """Text alone through tiny: 4 layers of width 96, MLP of 192, all heads with keys of their own."""
+    """Text alone through tiny: 4 layers of width 96, MLP of 192, a key head for each head."""
     model, processor = new_model(tiny(), seed=0)
     turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A circle."}]
     batch = processor.collate([processor.encode(None, None, turns)])
