@@ -7,11 +7,42 @@ arguments.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from fo1_model.errors import SettingError
+
 _MAX_PERIOD = 10000.0
+
+
+def check_boxes(boxes: np.ndarray, size: tuple[int, int], sample_id: str = "") -> np.ndarray:
+    """Return a copy, float32[N, 4], clamped to the image; none is dropped, moved or reordered.
+
+    Args:
+        boxes: Numbers of shape (N, 4), xyxy in pixels; N may be 0.
+        size: (width, height) of the image, pixels.
+        sample_id: Name of the sample in errors.
+
+    Raises:
+        SettingError: When the shape is wrong, a coordinate is not finite or a box is inverted.
+    """
+    # A copy even where nothing changes: the release writes into its caller's boxes.
+    boxes = np.array(boxes, dtype=np.float32, copy=True)
+    if boxes.size == 0:
+        boxes = boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise SettingError(f"sample {sample_id!r} has boxes of shape {boxes.shape}, not (N, 4)")
+    for row, box in enumerate(boxes):
+        if not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
+            raise SettingError(
+                f"sample {sample_id!r} has a bad box {row}: {box.tolist()} "
+                "(xyxy, finite, not inverted)"
+            )
+    boxes[:, 0::2] = boxes[:, 0::2].clip(0, size[0])
+    boxes[:, 1::2] = boxes[:, 1::2].clip(0, size[1])
+    return boxes
 
 
 def clip(boxes: Tensor, width: float, height: float) -> Tensor:
@@ -38,6 +69,7 @@ def iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
         boxes_a: float[N, 4], xyxy.
         boxes_b: float[M, 4], xyxy in the same frame.
     """
+    # torchvision divides 0 by 0 for two empty boxes.
     return box_iou(boxes_a, boxes_b).nan_to_num(nan=0.0)
 
 
@@ -73,6 +105,7 @@ def embed(boxes: Tensor, dim: int) -> Tensor:
         raise ValueError(f"dim={dim} must be a multiple of 4, one block a coordinate")
     width = dim // 4
     center_x, center_y, box_width, box_height = to_center_size(boxes).unbind(dim=1)
+    # y before x is the release's order; a model trained with it knows no other.
     values = torch.stack([center_y, center_x, box_width, box_height], dim=1)
     return sine_embedding(values, width, _MAX_PERIOD)
 

@@ -76,11 +76,13 @@ def new_model(
         SettingError: When base lacks a weight, has one too many, or a shape differs.
     """
     processor = Processor(config, tokenizer if tokenizer is not None else tiny_tokenizer())
+    # The caller's generator stays where it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FO1Model(config, processor.token_ids, vlm=vlm, auxiliary=auxiliary)
         if base is not None:
             _load_base(model, base)
+        # A generator of their own: the rows do not depend on what was drawn before them.
         generator = torch.Generator().manual_seed(seed)
         start: dict[str, Any] = {
             "spread": config.new_rows.spread,
@@ -210,6 +212,7 @@ def read_model(
     folder = Path(folder)
     config, token_ids = _read_config(folder)
     stored = open_weights(folder)
+    # Drawing billions of weights to overwrite them would take minutes.
     with uninitialised():
         model = FO1Model(config, token_ids)
     load_weights(
@@ -231,6 +234,7 @@ def load_processor(folder: str | Path) -> Processor:
     if not (folder / "tokenizer.json").is_file():
         raise SettingError(f"{folder} has no tokenizer.json; it was saved without its processor")
     processor = Processor(config, read_fast_tokenizer(folder))
+    # With other ids the rows of the region language would be other words' rows.
     if processor.token_ids != token_ids:
         raise SettingError(
             f"{folder}/tokenizer.json gives other ids to the model's tokens than config.json"

@@ -74,7 +74,7 @@ class _Sample:
             self.tail = unfinished(self.tail + words.texts[token], in_phrase=in_phrase)
             self.phrase += words.texts[token] if in_phrase else b""
         elif self.place is Place.OBJECTS and token != words.objects_end:
-            self.named.add(token)
+            self.named.add(token)  # no region twice in a phrase
         else:
             self.tail, self.phrase, self.named = b"", b"", set()
             places = {
@@ -95,6 +95,7 @@ class _Sample:
         if self.place is Place.OBJECTS:
             unnamed = [token for token in self.regions if token not in self.named]
             return Choices(more=(*(unnamed if left > _OBJECTS_END else ()), words.objects_end))
+        # The last token that fits is the stop token.
         if left <= _TEXT_END:
             return Choices(more=words.stops)
         shortest = 1 if self.names is None else self.names.to_end(b"")
@@ -150,6 +151,7 @@ class GrammarConstraint:
         per_sample = [
             None if given is None else tuple(given) for given in names or [None] * len(num_regions)
         ]
+        # Samples of one question share their names, and spelling them out is slow.
         known = {
             given: PhraseNames(given, vocabulary) for given in set(per_sample) if given is not None
         }

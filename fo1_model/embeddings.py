@@ -36,6 +36,7 @@ class NewTokenRows(nn.Module):
         self.base_rows = base_rows
         self.num_rows = max(base_rows, max(ids) + 1)
         """Rows of the whole vocabulary."""
+        # Not stored: they follow from the config, and a stored copy could contradict it.
         self.register_buffer("ids", torch.tensor(ids), persistent=False)
         row_of_id = torch.full((self.num_rows,), -1)
         row_of_id[self.ids] = torch.arange(len(ids))
@@ -57,11 +58,13 @@ class NewTokenRows(nn.Module):
         """
         if ids is not None and hidden is None:
             rows = self.row_of_id[ids]
+            # Old ids look up row 0 and are replaced: the graph is the same for every batch.
             new = F.embedding(rows.clamp(min=0), self.weight).to(base.dtype)
             return torch.where((rows >= 0).unsqueeze(-1), new, base)
         if hidden is None or ids is not None:
             raise ValueError("give either ids or hidden")
         new = F.linear(hidden, self.weight.to(hidden.dtype)).to(base.dtype)
+        # Ids between the base's rows and the new ones exist nowhere, so they get no probability.
         padded = F.pad(base, (0, self.num_rows - self.base_rows), value=float("-inf"))
         return padded.index_copy(-1, self.ids, new)
 
@@ -89,6 +92,7 @@ class NewTokenRows(nn.Module):
             spread: Size of the noise, in standard deviations of a column.
             like: New id -> base id whose row it copies.
         """
+        # Drawn on the CPU, so that a seed gives the same rows on every device.
         used = base_weight[: int(self.ids.min())].float().cpu()
         noise = torch.randn(self.weight.shape, generator=generator) * used.std(dim=0) * spread
         self.weight.copy_(used.mean(dim=0) + noise)

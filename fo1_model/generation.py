@@ -103,6 +103,7 @@ def generate(
     """
     config = config or GenerationConfig()
     num_regions = [sum(len(boxes) for boxes in sample.boxes) for sample in samples]
+    # Log-probabilities are taken before the hooks: what the model thinks, not what it may say.
     hooks = [logits_hook] if logits_hook else []
     hooks += _constraint(processor, config, num_regions, names)
     device = next(model.parameters()).device
@@ -122,6 +123,7 @@ def generate(
         for hook in hooks:
             changed = hook(tokens, changed)
         chosen = _choose(changed, config, generators)
+        # A finished row goes on with padding until the last one is done.
         chosen = torch.where(done, processor.pad_id, chosen)
         logprob = logits.gather(1, chosen[:, None]) - logits.logsumexp(dim=1, keepdim=True)
         tokens, logprobs = (

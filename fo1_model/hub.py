@@ -141,6 +141,7 @@ def _device(device_map: Any) -> torch.device:
     wanted = device_map
     if isinstance(wanted, Mapping) and set(wanted) == {""}:
         wanted = wanted[""]
+    # What accelerate would make of "auto" for a model that fits on one device.
     if wanted == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:

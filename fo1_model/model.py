@@ -92,6 +92,7 @@ class FO1Model(nn.Module):
         )
         rows = {"base_rows": family.vocabulary_rows, "hidden_size": family.hidden_size}
         self.new_rows = NewTokenRows(token_ids.new, **rows)
+        # A tied base has one matrix for both ends, and so have the new rows.
         self.new_output_rows = None if family.tied else NewTokenRows(token_ids.new, **rows)
 
     @classmethod
@@ -117,6 +118,7 @@ class FO1Model(nn.Module):
     def train(self, mode: bool = True) -> "FO1Model":
         """Set training mode for what trains: a frozen tower keeps its stochastic depth off."""
         super().train(mode)
+        # Dropping residuals of a frozen tower would only add noise to its features.
         for tower in (self.family.vision_tower(self.vlm), self.auxiliary):
             if tower is not None and _frozen(tower):
                 tower.eval()
@@ -136,8 +138,10 @@ class FO1Model(nn.Module):
         hidden = self.decode(
             self.embed(batch), batch.attention_mask, batch.positions, places=batch.places
         )
+        # Position i predicts token i + 1: labels are shifted here and nowhere else.
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE
+        # Over a large vocabulary, logits of every position would be most of a step's memory.
         logits = self.logits(hidden[:, :-1][supervised])
         weights = batch.loss_weights[:, 1:][supervised]
         losses = F.cross_entropy(logits, targets[supervised], reduction="none") * weights
@@ -166,6 +170,7 @@ class FO1Model(nn.Module):
             (self.token_ids.region, region_tokens),
         ):
             mask = batch.input_ids == slot
+            # masked_scatter takes too many features in silence, and region n would get n + 1's.
             if int(mask.sum()) != len(tokens):
                 raise ValueError(
                     f"{int(mask.sum())} slots of id {slot} for {len(tokens)} features; "
@@ -173,6 +178,7 @@ class FO1Model(nn.Module):
                 )
             features = _widen(tokens, embeddings.shape[-1]).to(embeddings.dtype)
             embeddings = embeddings.masked_scatter(mask.unsqueeze(-1), features)
+        # Adds zero, but puts idle modules into the graph.
         return embeddings + anchor.to(embeddings.dtype)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
@@ -248,6 +254,7 @@ class FO1Model(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Return image tokens float[T, W], and the primary tower's map of each image."""
         visual = self.family.vision_tower(self.vlm)
+        # A frozen tower needs to keep no activations for the way back.
         with torch.no_grad() if _frozen(visual) else nullcontext():
             tokens, maps = self.family.encode_images(
                 self.vlm, pixels, grids, all_levels=not self.config.region.pyramid

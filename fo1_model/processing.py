@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from fo1_model import grammar
 from fo1_model.auxiliary_tower import auxiliary_image
 from fo1_model.batch import IGNORE, Batch, Encoded, TokenIds
+from fo1_model.boxes import check_boxes
 from fo1_model.config import ModelConfig
 from fo1_model.errors import SettingError
 from fo1_model.vlms import Grid, build_family
@@ -30,6 +31,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, num_region_tokens: int)
 
     They are ordinary tokens, not special ones: decoding an answer keeps them.
     """
+    # Qwen's own vocabulary has none of them; a folder of ours or the release's has them all.
     known = tokenizer.get_vocab()
     tokenizer.add_tokens(
         [token for token in grammar.new_tokens(num_region_tokens) if token not in known]
@@ -54,6 +56,7 @@ class Processor:
         self.num_region_tokens = config.num_region_tokens
         extend_tokenizer(tokenizer, config.num_region_tokens)
         self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+        # Asked for here, so that a wrong tokenizer fails before the first image is read.
         for token in (*self.family.image_start, *self.family.image_end, self.family.turn_end):
             self.id_of(token)
         self.token_ids = TokenIds(
@@ -126,6 +129,7 @@ class Processor:
             check_boxes(item, one.size, sample_id)
             for item, one in zip(per_image, images, strict=True)
         ]
+        # Before any work on pixels: slots and boxes that do not match have no meaning.
         self._check_messages(messages, len(images), sum(len(item) for item in checked), sample_id)
         resized = [fit_image(one, self.config.max_long_side, sample_id) for one in images]
         inputs = [self.family.preprocess(one) for one in resized]
@@ -160,6 +164,7 @@ class Processor:
             slots = sum(content.count(token) for content in contents)
             if slots != count:
                 raise ValueError(f"sample {sample_id!r} has {slots} {token} slots for {count}")
+        # An index without a region would be a word without a meaning.
         for content in contents:
             for index in grammar.mentioned_regions(content):
                 if index >= num_boxes:
@@ -180,6 +185,7 @@ class Processor:
         starts: list[int] = []
         family = self.family
 
+        # The one place where ids and labels grow, so that they never differ in length.
         def emit(new: Sequence[int], supervised: bool = False) -> None:
             ids.extend(new)
             labels.extend(new if supervised else [IGNORE] * len(new))
@@ -202,6 +208,7 @@ class Processor:
                     emit([self.token_ids.region])
                 else:
                     emit(self._tokens(piece), supervised)
+            # The end of an answer is supervised, or the model would never stop.
             emit([self.id_of(family.turn_end)], supervised)
             emit(self._tokens(family.turn_gap))
         if for_generation:
@@ -218,6 +225,7 @@ class Processor:
             if token in self.stop_ids:
                 break
             kept.append(token)
+        # Region tokens are ordinary ones; a clean-up of blanks would change phrases.
         text = self.tokenizer.decode(
             kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
@@ -333,33 +341,6 @@ def _check_image(image: Image.Image, sample_id: str) -> None:
             f"sample {sample_id!r} has an image of {image.width}x{image.height} pixels; "
             "each side needs one"
         )
-
-
-def check_boxes(boxes: np.ndarray, size: tuple[int, int], sample_id: str = "") -> np.ndarray:
-    """Return a copy, float32[N, 4], clamped to the image; none is dropped, moved or reordered.
-
-    Args:
-        boxes: Numbers of shape (N, 4), xyxy in pixels; N may be 0.
-        size: (width, height) of the image, pixels.
-        sample_id: Name of the sample in errors.
-
-    Raises:
-        SettingError: When the shape is wrong, a coordinate is not finite or a box is inverted.
-    """
-    boxes = np.array(boxes, dtype=np.float32, copy=True)
-    if boxes.size == 0:
-        boxes = boxes.reshape(0, 4)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise SettingError(f"sample {sample_id!r} has boxes of shape {boxes.shape}, not (N, 4)")
-    for row, box in enumerate(boxes):
-        if not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
-            raise SettingError(
-                f"sample {sample_id!r} has a bad box {row}: {box.tolist()} "
-                "(xyxy, finite, not inverted)"
-            )
-    boxes[:, 0::2] = boxes[:, 0::2].clip(0, size[0])
-    boxes[:, 1::2] = boxes[:, 1::2].clip(0, size[1])
-    return boxes
 
 
 def _boxes_per_image(

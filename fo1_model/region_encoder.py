@@ -104,6 +104,7 @@ class RegionEncoder(nn.Module):
             float[N, hidden_size].
         """
         hybrid = self.hybrid_features(auxiliary_maps, primary, boxes)
+        # Pooled in float32 and rounded once, whatever the model's type.
         return self.connector(hybrid.to(next(self.connector.parameters()).dtype))
 
     def hybrid_features(
@@ -113,7 +114,9 @@ class RegionEncoder(nn.Module):
 
         The embedding of the boxes is added; arguments as for `forward`.
         """
+        # The release's way of scaling, to the last bit: see _in_auxiliary_frame.
         auxiliary_maps, primary, boxes = _in_auxiliary_frame(auxiliary_maps, primary, boxes)
+        # Auxiliary first: the order of the connector's columns in released weights.
         parts = []
         if self.use_auxiliary:
             pooled = self._pool_auxiliary(auxiliary_maps, boxes)

@@ -67,6 +67,7 @@ def part_of_parameters(model: FO1Model) -> dict[str, str]:
             for prefix in _expanded(prefixes, model):
                 if name.startswith(prefix):
                     matches[part] = max(len(prefix), matches.get(part, 0))
+        # The longest match wins: "vlm." is the language model's but for the visual prefixes.
         best = [part for part, length in matches.items() if length == max(matches.values())]
         if len(best) != 1:
             raise ValueError(
@@ -127,6 +128,7 @@ def parameter_groups(
         if trains:
             decays = parameter.ndim > 1 and part != "new_rows"
             groups.setdefault((part, decays), []).append(parameter)
+    # Which towers are frozen has changed, and train() looks at that.
     model.train(model.training)
     return [
         {

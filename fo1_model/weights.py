@@ -205,11 +205,13 @@ def write_weights(
         max_file_bytes: Size in bytes above which there are several files.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # Files of an earlier save would be read along with the new ones.
     for old in folder.iterdir():
         if old.name in (FILE, INDEX) or _SHARD.fullmatch(old.name):
             old.unlink()
     groups: list[list[str]] = [[]]
     filled = 0
+    # Sorted: files depend on the tensors alone, not on the order of the modules.
     for name in sorted(tensors):
         if groups[-1] and filled + sizes[name] > max_file_bytes:
             groups.append([])

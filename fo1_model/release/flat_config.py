@@ -66,6 +66,7 @@ def release_of_config(
         back = config_of_release(flat, shapes, config.num_region_tokens)
         return replace(back, release=None) == replace(config, release=None)
 
+    # An imported model goes back out with its own config, keys that we do not know included.
     known = config.release or {}
     if known and says_it_all(known):
         return dict(known)

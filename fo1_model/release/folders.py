@@ -74,6 +74,7 @@ def load_release(
     by_released = {released_name(name, bare): own[name] for name in own if name not in NEW_ROWS}
     tensors = ((name, tensor) for name, tensor in stored.tensors() if name in shapes)
     load_weights(by_released, shapes, tensors, what=str(folder), dtype=dtype, device=device)
+    # Copies, so that training them leaves the imported matrix as it is.
     ids = torch.tensor(processor.token_ids.new, device=device)
     for name, matrix in NEW_ROWS.items():
         if name in own:
@@ -119,6 +120,7 @@ def export_release(
         for name, extra in rows.items()
         if name in own and extra is not None
     }
+    # Shapes as they will be written, because the config is checked by reading it back.
     vocabulary = processor.tokenizer.get_vocab()
     flat = release_of_config(
         model.config, {released_name(name): shape for name, shape in shapes.items()}, vocabulary

@@ -132,6 +132,7 @@ class QwenVL(VLMFamily):
         states = output.last_hidden_state
         if all_levels:
             states = torch.cat([output.hidden_states[block + 1] for block in self.levels()], dim=-1)
+        # Regions are pooled by place, so the map must be in image order.
         units = self.natural_order(states.unflatten(0, (-1, self._merge**2)), grid_thw)
         maps = []
         for image, (rows, columns) in zip(

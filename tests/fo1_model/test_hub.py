@@ -243,8 +243,10 @@ def test_another_tokenizer_is_refused(folder, tmp_path):
         ("config.json", b'{"model_type": "vlm_fo1", "format": 2}', r"not written by save_model"),
         (
             "config.json",
-            b'{"model_type": "vlm_fo1", "format": 2, "model": 3, '
-            b'"token_ids": {"image": 1, "region": 2, "new": [3]}}',
+            (
+                b'{"model_type": "vlm_fo1", "format": 2, "model": 3, "token_ids": '
+                b'{"image": 1, "region": 2, "new": [3]}}'
+            ),
             r"ModelConfig must be an object",
         ),
         ("tokenizer.json", b"{}", r"tokenizer.json is no tokenizer"),

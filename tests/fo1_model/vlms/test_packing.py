@@ -14,7 +14,7 @@ from tests.fo1_model.vlms.test_families import ANSWER, ask
 
 
 def three(processor):
-    """Samples of three lengths, one without a picture, each with a weight."""
+    """Samples of three lengths, one without an image, each with a weight."""
     samples = [
         ask(processor, picture(70, 64), some_boxes(2, 70, 64), ANSWER),
         ask(processor, None, None, "None"),
