@@ -110,16 +110,23 @@ def test_unknown_options_of_the_processor_are_refused(folder):
 @pytest.mark.parametrize(
     ("device_map", "device"),
     [
-        ("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        ("cpu", torch.device("cpu")),
-        ({"": "cpu"}, torch.device("cpu")),
-        ({"": "meta"}, torch.device("meta")),
-        (torch.device("meta"), torch.device("meta")),
+        ("auto", "cuda" if torch.cuda.is_available() else "cpu"),
+        ("cpu", "cpu"),
+        ({"": "cpu"}, "cpu"),
+        ({"": "cuda:1"}, "cuda:1"),
+        (torch.device("cuda", 2), "cuda:2"),
     ],
 )
-def test_the_whole_model_goes_to_one_device(folder, device_map, device):
-    loaded = AutoModel.from_pretrained(folder, device_map=device_map)
-    assert {tensor.device.type for tensor in loaded.state_dict().values()} == {device.type}
+def test_the_whole_model_goes_to_one_device(folder, device_map, device, monkeypatch):
+    asked = []
+    read = hub.read_model
+    monkeypatch.setattr(
+        hub,
+        "read_model",
+        lambda *given, device, **more: asked.append(device) or read(*given, **more),
+    )
+    assert isinstance(AutoModel.from_pretrained(folder, device_map=device_map), FO1Model)
+    assert asked == [torch.device(device)]
 
 
 @pytest.mark.parametrize("device_map", ["balanced", {"vlm": "cpu", "auxiliary": 0}, "nowhere:7"])

@@ -161,5 +161,5 @@ def test_unknown_names_are_refused(model):
 )
 def test_parts_that_do_not_partition_are_refused(model, monkeypatch, parts, message):
     monkeypatch.setattr(stages, "PARTS", parts)
-    with pytest.raises(SettingError, match=message):
+    with pytest.raises(ValueError, match=message):
         part_of_parameters(model)
