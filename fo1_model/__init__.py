@@ -1,49 +1,38 @@
-"""A VLM that answers with regions, its proposal network, and detectors; usable without the pipeline.
+"""A VLM that answers with regions, its proposal network, and detectors; usable alone.
 
-Importing it makes our model folders known to transformers' auto classes, without importing transformers: each
-auto class is told when its module is, which is at once where that has happened already.
+Nothing is imported here, so that ``import fo1_model`` costs nothing. ``import fo1_model.hub`` makes
+our model folders known to transformers' auto classes.
+
+The model:
+    model            FO1Model: VLM, auxiliary tower, region encoder, new vocabulary rows, composed
+    config           every choice of a model as frozen dataclasses, and the named sizes
+    auxiliary_tower  the second vision tower (DaViT)
+    pyramid          SimpleFP: one map of a ViT becomes four levels
+    region_pooling   mean-pooled RoIAlign as one matrix product
+    region_encoder   maps and boxes become region tokens
+    embeddings       new vocabulary rows beside a frozen base matrix
+    boxes            the one convention of boxes, and pure functions over it
+
+In and out:
+    grammar          how answers with regions are written and read
+    processing       image, boxes and messages become ids, labels, positions and pixels
+    batch            one encoded sample, and samples side by side
+    generation       batched decoding of answers
+    constraint       the grammar as a constraint on decoding
+    answer_tokens    what each token of a vocabulary may do in an answer
+
+Training and files:
+    stages           which parameters train in which stage
+    acceleration     recomputed activations, compiled layers, the fastest attention
+    checkpoint       model folders, read and written, and new models
+    weights          safetensors files, tensor by tensor
+    hub              our folders for transformers' auto classes
+    seeds            seeds from names
+    errors           SettingError
+
+Rooms:
+    vlms             VLM families, one file each, and new models on their published weights
+    release          the authors' checkpoints, in and out
+    opn              the proposal network
+    detectors        whatever proposes boxes, behind one protocol
 """
-
-import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from types import ModuleType
-
-_AUTO = "transformers.models.auto."
-_MODULES = tuple(
-    _AUTO + name for name in ("configuration_auto", "modeling_auto", "processing_auto")
-)
-
-
-class _RegisteringLoader(SourceFileLoader):
-    def exec_module(self, module: ModuleType) -> None:
-        super().exec_module(module)
-        _register(module)
-
-
-class _AutoFinder(MetaPathFinder):
-    """Finds the modules of the auto classes as ever, and has them registered with once they are there."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname not in _MODULES:
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = _RegisteringLoader(spec.loader.name, spec.loader.path)
-        return spec
-
-
-def _register(module: ModuleType) -> None:
-    from fo1_model import hub
-
-    hub.register(module)
-
-
-if not any(isinstance(finder, _AutoFinder) for finder in sys.meta_path):
-    sys.meta_path.insert(0, _AutoFinder())
-for _name in _MODULES:
-    if _name in sys.modules:
-        _register(sys.modules[_name])

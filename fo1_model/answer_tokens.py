@@ -1,7 +1,7 @@
-"""What tokens write into an answer: which may stand in text, which finish a spelled tag, which spell a name.
+"""What tokens write into an answer: what may stand in text, finishes a tag, or spells a name.
 
-The reader of answers sees text, not tokens, so a tag spelled letter by letter counts. All of it is done on
-bytes: the tokens of a byte-level tokenizer may hold parts of characters.
+The reader of answers sees text, not tokens, so a tag spelled letter by letter counts. All of it is
+done on bytes: the tokens of a byte-level tokenizer may hold parts of characters.
 """
 
 import math
@@ -15,20 +15,23 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fo1_model import grammar
+from fo1_model.errors import SettingError
 from fo1_model.processing import Processor
 
 _LINE_BREAK = re.compile(rb"[\n\r\v\f\x1c-\x1e]|\xc2\x85|\xe2\x80[\xa8\xa9]")
 """What `str.splitlines` breaks at, in UTF-8."""
 _UNFINISHED_BREAK = re.compile(rb"(\xc2|\xe2\x80?)\Z")
 _LAST_BYTES = b"\x80\x85\xa8\xa9"
-"""How a token that goes on with an unfinished line break starts."""
+"""First bytes of a token that goes on with an unfinished line break."""
 
 
 class AnswerVocabulary:
     """The tokens of a vocabulary by what they may do in an answer.
 
-    texts: bytes that each token id writes; None for tokens that no answer holds as text.
-    new: ids of `grammar.new_tokens`, in that order. stops: ids that end an answer.
+    Args:
+        texts: Bytes that each token id writes; None for tokens that no answer holds as text.
+        new: Ids of `grammar.new_tokens`, in that order.
+        stops: Ids that end an answer.
     """
 
     def __init__(
@@ -54,7 +57,8 @@ class AnswerVocabulary:
                 len(texts), [t for t in one_line if not self.texts[t][:1].isspace()]
             ),
         }
-        """bool[number of tokens]: ordinary tokens by where they may stand; a phrase starts with no blank."""
+        """Ordinary tokens by where they may stand, bool[number of tokens]: a phrase starts with no
+        blank."""
         self.by_text: dict[bytes, list[int]] = {}
         for token, text in self.texts.items():
             self.by_text.setdefault(text, []).append(token)
@@ -64,7 +68,7 @@ class AnswerVocabulary:
         self._finishing: dict[tuple[bytes, bool], list[int]] = {}
 
     def finishing(self, tail: bytes, *, in_phrase: bool) -> list[int]:
-        """Ids that would finish a tag, or in a phrase a line break, after the ``unfinished`` ``tail``."""
+        """Return ids that would finish a tag, or in a phrase a line break, after `unfinished`."""
         if not tail:
             return []
         key = tail, in_phrase
@@ -78,7 +82,7 @@ class AnswerVocabulary:
 
 
 def unfinished(text: bytes, *, in_phrase: bool) -> bytes:
-    """The end of ``text`` that `AnswerVocabulary.finishing` has to know; empty for none.
+    """Return the end of ``text`` that `AnswerVocabulary.finishing` has to know; empty for none.
 
     Ends that go on alike are one, so there are few of them.
     """
@@ -91,8 +95,9 @@ def unfinished(text: bytes, *, in_phrase: bool) -> bytes:
 class PhraseNames:
     """The phrases that an answer may ground, and every way in which tokens spell them.
 
-    Raises ValueError for no names, for one that is no phrase (empty, with outer blanks, a line break or a
-    reserved tag) and for one that the tokens cannot spell.
+    Raises:
+        SettingError: For no names, for one that is no phrase (empty, with outer blanks, a line
+            break or a reserved tag) and for one that the tokens cannot spell.
     """
 
     def __init__(self, names: Sequence[str], vocabulary: AnswerVocabulary) -> None:
@@ -102,17 +107,18 @@ class PhraseNames:
             if n != n.strip() or len(n.splitlines()) != 1 or grammar.reserved_text(n)
         ]
         if wrong or not names:
-            raise ValueError(
-                f"names={wrong or list(names)!r}: give at least one, each a line without outer blanks or tags"
+            raise SettingError(
+                f"names={wrong or list(names)!r}: give at least one, each a line without outer "
+                "blanks or tags"
             )
         self._by_text = vocabulary.by_text
         self._counts = {name.encode(): self._count(name.encode()) for name in names}
         self._steps: dict[bytes, dict[int, float]] = {}
         if unspellable := [name for name in names if math.isinf(self._counts[name.encode()][0])]:
-            raise ValueError(f"names={unspellable!r}: the tokenizer has no tokens that spell them")
+            raise SettingError(f"names={unspellable!r}: no tokens of the tokenizer spell them")
 
     def _count(self, name: bytes) -> list[float]:
-        """Fewest tokens from every byte of ``name`` to its end; infinite where there is no way."""
+        """Return the fewest tokens from every byte of ``name`` to its end; infinite for no way."""
         counts = [math.inf] * len(name) + [0.0]
         for start in reversed(range(len(name))):
             for end in range(start + 1, len(name) + 1):
@@ -121,7 +127,7 @@ class PhraseNames:
         return counts
 
     def to_end(self, written: bytes) -> float:
-        """Fewest tokens that complete a name of which ``written`` stands already."""
+        """Return the fewest tokens that complete a name of which ``written`` stands already."""
         return min(
             counts[len(written)]
             for name, counts in self._counts.items()
@@ -129,11 +135,11 @@ class PhraseNames:
         )
 
     def complete(self, written: bytes) -> bool:
-        """Whether ``written`` is one of the names."""
+        """Return whether ``written`` is one of the names."""
         return written in self._counts
 
     def steps(self, written: bytes) -> Mapping[int, float]:
-        """Ids that may follow ``written``, with the fewest tokens from behind them to the end of a name."""
+        """Return ids that may follow ``written``, each with the fewest tokens left after it."""
         if written not in self._steps:
             steps: dict[int, float] = {}
             for name, counts in self._counts.items():
@@ -148,9 +154,10 @@ class PhraseNames:
 
 @lru_cache(maxsize=2)
 def answer_vocabulary(processor: Processor) -> AnswerVocabulary:
-    """The vocabulary of a processor, kept because a large one takes a second.
+    """Return the vocabulary of a processor, kept because a large one takes a second.
 
-    Raises ValueError when its tokenizer is not a byte-level one.
+    Raises:
+        SettingError: When its tokenizer is not a byte-level one.
     """
     return AnswerVocabulary(
         token_texts(processor.tokenizer), processor.token_ids.new, processor.stop_ids
@@ -158,13 +165,18 @@ def answer_vocabulary(processor: Processor) -> AnswerVocabulary:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
-    """What each id writes when it is decoded; None for special tokens and ids without a token.
+    """Return what each id writes when it is decoded.
 
-    Raises ValueError when the tokenizer is not a byte-level one, as those of all known families are.
+    Returns:
+        Bytes by id; None for special tokens and ids without a token.
+
+    Raises:
+        SettingError: When the tokenizer is not a byte-level one, as those of all known families
+            are.
     """
     decoder = tokenizer.backend_tokenizer.decoder
     if not isinstance(decoder, decoders.ByteLevel):
-        raise ValueError(
+        raise SettingError(
             "the constraint reads byte-level tokenizers only and this one decodes with "
             f"{type(decoder).__name__}; decode without the constraint"
         )
@@ -175,15 +187,14 @@ def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
     for symbols, token in vocabulary.items():
         if token in added and added[token].special:
             continue
-        known = all(
-            symbol in byte_of for symbol in symbols
-        )  # otherwise an added token that is its own text
+        # Otherwise it is an added token, which is its own text.
+        known = all(symbol in byte_of for symbol in symbols)
         texts[token] = bytes(byte_of[symbol] for symbol in symbols) if known else symbols.encode()
     return texts
 
 
 def _byte_of_symbol() -> dict[str, int]:
-    """The byte behind each letter of a byte-level vocabulary; printable ones are themselves (GPT-2)."""
+    """Return the byte behind each letter of a byte-level vocabulary (GPT-2's mapping)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {
@@ -192,7 +203,7 @@ def _byte_of_symbol() -> dict[str, int]:
 
 
 def _breaks(text: bytes, *, in_phrase: bool) -> bool:
-    """Whether ``text`` holds something reserved, or in a phrase a line break."""
+    """Return whether ``text`` holds something reserved, or in a phrase a line break."""
     if b">" in text and grammar.reserved_text(text.decode("latin-1")):
         return True
     return in_phrase and _LINE_BREAK.search(text) is not None

@@ -1,9 +1,9 @@
-"""The auxiliary tower: DaViT, image -> four feature maps that know their scale.
+"""The auxiliary tower: DaViT, which makes four feature maps that know their scale.
 
-The paper's "DaViT-Large" is the vision tower of Florence-2-large, which timm calls `davit_huge_fl` (its
-`davit_large` is another network). Images are never padded to a common size: channel attention mixes all
-positions and scales by their number, so padding would change every feature. Images of equal size share a
-batch; the others run alone.
+The paper's "DaViT-Large" is the vision tower of Florence-2-large, which timm calls `davit_huge_fl`
+(its `davit_large` is another network). Images are never padded to a common size: channel attention
+mixes all positions and scales by their number, so padding would change every feature. Images of
+equal size share a batch; the others run alone.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ STRIDES = (4, 8, 16, 32)
 
 
 def auxiliary_size(width: int, height: int, config: AuxiliaryConfig) -> tuple[int, int]:
-    """Size (width, height) in pixels at which the tower sees an image of the given size.
+    """Return the size (width, height) in pixels at which the tower sees an image of a given size.
 
-    `dynamic`: as it is. `squash`: a square of `config.size`. `dynamic_square`: the square with a side of
-    `SQUARE_SIDES` that is nearest in area. Source: release, vlm_fo1/mm_utils.py.
+    `dynamic`: as it is. `squash`: a square of `config.size`. `dynamic_square`: the square with a
+    side of `SQUARE_SIDES` that is nearest in area. Source: release, vlm_fo1/mm_utils.py.
     """
     if config.resize == "dynamic":
         return width, height
@@ -43,7 +43,7 @@ def auxiliary_size(width: int, height: int, config: AuxiliaryConfig) -> tuple[in
 
 
 def auxiliary_image(image: Image.Image, config: AuxiliaryConfig) -> Tensor:
-    """The tower's input for one RGB image: float32[3, H, W], ImageNet mean and standard deviation."""
+    """Return the tower's input for one RGB image: float32[3, H, W], ImageNet mean and deviation."""
     size = auxiliary_size(*image.size, config)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)
@@ -54,9 +54,11 @@ def auxiliary_image(image: Image.Image, config: AuxiliaryConfig) -> Tensor:
 class AuxiliaryTower(nn.Module):
     """DaViT from timm without its classifier, as `.model`, with random weights.
 
-    config: the timm model (`name`, `kwargs`) and its stochastic depth. A block has a spatial and a channel
-    half; in training the last half drops a residual at the rate `drop_path`, the first never, those between
-    at rates that grow linearly.
+    A block has a spatial and a channel half; in training the last half drops a residual at the rate
+    `drop_path`, the first never, those between at rates that grow linearly.
+
+    Args:
+        config: The timm model (`name`, `kwargs`) and its stochastic depth.
     """
 
     def __init__(self, config: AuxiliaryConfig) -> None:
@@ -65,19 +67,22 @@ class AuxiliaryTower(nn.Module):
         self.model: Any = timm.create_model(
             config.name, pretrained=False, num_classes=0, **config.kwargs
         )
-        # timm keeps the classifier's LayerNorm, and a parameter without gradient stalls distributed training.
+        # timm keeps the classifier's LayerNorm, and a parameter without gradient stalls distributed
+        # training.
         self.model.head = nn.Identity()
         self._set_drop_path(config.drop_path)
 
     def forward(
         self, images: Sequence[Tensor], original_sizes: Sequence[tuple[int, int]]
     ) -> list[list[FeatureMap]]:
-        """The four maps of every image.
+        """Return the four maps of every image.
 
-        images: float[3, H, W] each, from `auxiliary_image`, of any sizes.
-        original_sizes: (width, height) in pixels of the images that boxes refer to.
+        Args:
+            images: float[3, H, W] each, from `auxiliary_image`, of any sizes.
+            original_sizes: (width, height) in pixels of the images that boxes refer to.
 
-        Returns, per image, maps float[config.dims[l], h, w] at strides 4, 8, 16, 32, sides rounded up.
+        Returns:
+            Per image, maps float[config.dims[l], h, w] at strides 4, 8, 16, 32, sides rounded up.
         """
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
@@ -98,12 +103,13 @@ class AuxiliaryTower(nn.Module):
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute every DaViT block in backward instead of storing its activations."""
-        # The model's own switch also wraps the stages around these blocks, which recomputes everything twice.
+        # The model's own switch also wraps the stages around these blocks, which recomputes
+        # everything twice.
         for stage in self.model.stages:
             stage.set_grad_checkpointing(enabled)
 
     def _set_drop_path(self, rate: float) -> None:
-        """Give half-block k of n the rate `rate * k / (n - 1)`; timm has one rate for both halves."""
+        """Give half-block k of n the rate `rate * k / (n - 1)`; timm has one for both halves."""
         halves = [half for stage in self.model.stages for block in stage.blocks for half in block]
         for index, half in enumerate(halves):
             own = rate * index / max(len(halves) - 1, 1)

@@ -21,9 +21,9 @@ class TokenIds:
     """The ids the model has to know, looked up by string in the extended tokenizer."""
 
     image: int
-    """Slot of one image token."""
+    """Id that holds the place of one image token."""
     region: int
-    """Slot of one region feature."""
+    """Id that holds the place of one region feature."""
     new: tuple[int, ...]
     """Ids of ``grammar.new_tokens``, in that order."""
 
@@ -33,64 +33,67 @@ class Encoded:
     """One sample, ready to be collated."""
 
     sample_id: str
-    """Named in errors."""
+    """Name of the sample in errors."""
     input_ids: Tensor
-    """int64[L]."""
+    """Token ids, int64[L]."""
     labels: Tensor
-    """int64[L]; the token itself where it is supervised, else -100 (the model shifts)."""
+    """Targets, int64[L]: the token itself where it is supervised, else -100 (the model shifts)."""
     positions: Tensor
-    """int64[A, L]."""
+    """Positions on each axis of the decoder, int64[A, L]."""
     pixels: tuple[Tensor, ...]
-    """Per image: float32[P_i, D], the primary tower's input; a row a patch, or a row a tile."""
+    """Input of the primary tower, per image: float32[P_i, D], a row a patch, or a row a tile."""
     grids: tuple[Grid, ...]
-    """Per image: its shape as the VLM family counts it (``fo1_model.vlms.Grid``)."""
+    """Shape of each image as the VLM family counts it (``fo1_model.vlms.Grid``)."""
     auxiliary: tuple[Tensor, ...]
-    """Per image: float32[3, H, W], the auxiliary tower's input."""
+    """Input of the auxiliary tower, per image: float32[3, H, W]."""
     sizes: tuple[tuple[int, int], ...]
-    """Per image: (width, height) in pixels of the image that boxes refer to."""
+    """Size of each image, (width, height) in pixels of the image that boxes refer to."""
     boxes: tuple[Tensor, ...]
-    """Per image: float32[N_i, 4] xyxy in original pixels; N_i may be 0."""
+    """Boxes of each image: float32[N_i, 4], xyxy in original pixels; N_i may be 0."""
     loss_weight: float = 1.0
     """Factor of this sample's loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples side by side, or end to end in one row. Images and boxes are listed in running order over the
-    batch. B counts rows."""
+    """Samples side by side, or end to end in one row.
+
+    Images and boxes are listed in running order over the batch. B counts rows.
+    """
 
     sample_ids: tuple[str, ...]
-    """A name a sample."""
+    """One name a sample."""
     input_ids: Tensor
-    """int64[B, L]."""
+    """Token ids, int64[B, L]."""
     attention_mask: Tensor
-    """int64[B, L]; 1 on tokens, 0 on padding."""
+    """Mask of the tokens, int64[B, L]: 1 on tokens, 0 on padding."""
     labels: Tensor
-    """int64[B, L]; -100 where not supervised."""
+    """Targets, int64[B, L]; -100 where not supervised."""
     positions: Tensor
-    """int64[A, B, L]; 0 on padding."""
+    """Positions on each axis of the decoder, int64[A, B, L]; 0 on padding."""
     pixels: Tensor
-    """float32[sum of P_i, D]; no rows when the batch has no image."""
+    """Input of the primary tower, float32[sum of P_i, D]; no rows when the batch has no image."""
     grids: tuple[Grid, ...]
-    """I grids."""
+    """Shapes of the I images as the VLM family counts them."""
     auxiliary: tuple[Tensor, ...]
-    """I tensors float32[3, H_i, W_i]."""
+    """Input of the auxiliary tower: I tensors float32[3, H_i, W_i]."""
     sizes: tuple[tuple[int, int], ...]
-    """I pairs (width, height), original pixels."""
+    """Sizes of the images: I pairs (width, height), original pixels."""
     boxes: tuple[Tensor, ...]
-    """I tensors float32[N_i, 4], xyxy in original pixels."""
+    """Boxes of the images: I tensors float32[N_i, 4], xyxy in original pixels."""
     loss_weights: Tensor
-    """float32[B, L]; that of the token's sample, 0 on padding."""
+    """Weight of each token's loss, float32[B, L]: that of its sample, 0 on padding."""
     places: Tensor | None = None
-    """int64[1, L], the place of each token in its own sample, where a row holds several; None where each
-    sample has a row."""
+    """Place of each token in its own sample, int64[1, L], where a row holds several samples.
+
+    It is None where each sample has a row."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The batch with its tensors on ``device``."""
+        """Return the batch with its tensors on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, for copies that overlap with compute."""
+        """Return the batch in page-locked memory, for copies that overlap with compute."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":

@@ -2,13 +2,14 @@
 
 A model is a folder:
 
-    config.json                                what the model is, and the ids of the tokens it knows
-    model.safetensors                          its weights; numbered files with an index when they are large
-    processor_config.json                      names the processor, for ``AutoProcessor``
-    tokenizer.json, tokenizer_config.json      the tokenizer, the region language's tokens included
+    config.json             what the model is, and the ids of the tokens it knows
+    model.safetensors       its weights; numbered files with an index when they are large
+    processor_config.json   names the processor, for ``AutoProcessor``
+    tokenizer.json          the tokenizer, the region language's tokens included
+    tokenizer_config.json   its settings
 
-Weights are read from safetensors only. A tied head is not stored twice. transformers' auto classes read the
-folder too, once ``fo1_model`` is imported.
+Weights are read from safetensors only. A tied head is not stored twice. transformers' auto classes
+read the folder too, once ``fo1_model.hub`` is imported.
 """
 
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from fo1_model.auxiliary_tower import AuxiliaryTower
 from fo1_model.batch import TokenIds
 from fo1_model.config import MODEL_TYPE, SIZES, ModelConfig
+from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
@@ -45,7 +47,7 @@ PROCESSOR_CLASS = "FO1Processor"
 """Name of the processor for ``AutoProcessor``."""
 ASSETS = Path(__file__).parent / "assets"
 BASES = {"tiny": "tiny_base.safetensors"}
-"""Sizes whose pretrained VLM and auxiliary tower come with the package."""
+"""Sizes whose pretrained VLM and auxiliary tower come with the package, and their file."""
 _PRETRAINED = ("vlm.", "auxiliary.")
 
 
@@ -58,20 +60,29 @@ def new_model(
     vlm: nn.Module | None = None,
     auxiliary: AuxiliaryTower | None = None,
 ) -> tuple[FO1Model, Processor]:
-    """A model with fresh weights, the same for the same seed, and its processor.
+    """Return a model with fresh weights, the same for the same seed, and its processor.
 
-    tokenizer: the base VLM's; the tiny one by default. base: weights ``vlm.*`` and ``auxiliary.*`` to start
-    from; both parts must be complete. vlm, auxiliary: parts of `FO1Model` that are made already; nothing is
-    drawn for them. New vocabulary rows start as ``ModelConfig.new_rows`` says.
+    New vocabulary rows start as ``ModelConfig.new_rows`` says.
 
-    Raises ValueError when base lacks a weight, has one too many, or a shape differs.
+    Args:
+        config: What to build.
+        seed: Seed of all fresh weights.
+        tokenizer: The base VLM's; the tiny one by default.
+        base: Weights ``vlm.*`` and ``auxiliary.*`` to start from; both parts must be complete.
+        vlm: A VLM that is made already; nothing is drawn for it.
+        auxiliary: An auxiliary tower that is made already; nothing is drawn for it.
+
+    Raises:
+        SettingError: When base lacks a weight, has one too many, or a shape differs.
     """
     processor = Processor(config, tokenizer if tokenizer is not None else tiny_tokenizer())
+    # The caller's generator stays where it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FO1Model(config, processor.token_ids, vlm=vlm, auxiliary=auxiliary)
         if base is not None:
             _load_base(model, base)
+        # A generator of their own: the rows do not depend on what was drawn before them.
         generator = torch.Generator().manual_seed(seed)
         start: dict[str, Any] = {
             "spread": config.new_rows.spread,
@@ -91,15 +102,20 @@ def new_model(
 def load_base(
     name: str, seed: int = 0, *, config: ModelConfig | None = None
 ) -> tuple[FO1Model, Processor]:
-    """A model of a named size on its pretrained VLM and auxiliary tower; region modules and new rows are
-    fresh.
+    """Return a model of a named size on its pretrained VLM and auxiliary tower, and its processor.
 
-    config: the size's with other region modules, for ablations.
+    Region modules and new rows are fresh.
 
-    Raises ValueError for a size without a pretrained base, or a config that its weights do not fit.
+    Args:
+        name: Key of `BASES`.
+        seed: Seed of what is fresh.
+        config: The size's with other region modules, for ablations.
+
+    Raises:
+        SettingError: For a size without a pretrained base, or a config that its weights do not fit.
     """
     if name not in BASES:
-        raise ValueError(f"no pretrained base for {name!r}; choose one of {', '.join(BASES)}")
+        raise SettingError(f"no pretrained base for {name!r}; choose one of {', '.join(BASES)}")
     config = config or SIZES[name]()
     base = load_file(ASSETS / BASES[name])
     if not config.builds_auxiliary:
@@ -114,7 +130,14 @@ def save_model(
     *,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Write the model folder; the same model gives the same bytes."""
+    """Write the model folder; the same model gives the same bytes.
+
+    Args:
+        model: The model, on any device.
+        processor: Its processor.
+        folder: Made when it is not there.
+        max_file_bytes: Size in bytes above which weights go into several files.
+    """
     write_model(model, folder, max_file_bytes=max_file_bytes)
     write_processor(processor, folder)
 
@@ -122,7 +145,7 @@ def save_model(
 def write_model(
     model: FO1Model, folder: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES
 ) -> None:
-    """Write a model's part of its folder: ``config.json`` and the weights."""
+    """Write a model's part of its folder, ``config.json`` and the weights; as `save_model`."""
     folder = Path(folder)
     own = weights_of(model)
     write_weights(
@@ -135,7 +158,7 @@ def write_model(
 
 
 def write_processor(processor: Processor, folder: str | Path) -> None:
-    """Write a processor's part of a model folder: ``config.json``, and the tokenizer with its tokens."""
+    """Write a processor's part of its folder: ``config.json``, and the tokenizer."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_config(folder, processor.config, processor.token_ids)
@@ -144,7 +167,7 @@ def write_processor(processor: Processor, folder: str | Path) -> None:
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``, without a trace of where it was read from."""
+    """Write a tokenizer's two files, without a trace of where it was read from."""
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -167,12 +190,16 @@ def load_model(
     dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
 ) -> tuple[FO1Model, Processor]:
-    """The model of a folder, in eval mode, and its processor.
+    """Return the model of a folder, in eval mode, and its processor.
 
-    dtype: of the weights; None keeps each as it is stored.
+    Args:
+        folder: Folder that `save_model` wrote.
+        dtype: Type of the weights; None keeps each as it is stored.
+        device: Where the model is put.
 
-    Raises ValueError when the folder's format is unknown, weights are missing, left over or of another shape,
-    or the tokenizer gives other ids than the model was made for.
+    Raises:
+        SettingError: When the folder's format is unknown, weights are missing, left over or of
+            another shape, or the tokenizer gives other ids than the model was made for.
     """
     processor = load_processor(folder)
     return read_model(folder, dtype=dtype, device=device), processor
@@ -181,10 +208,11 @@ def load_model(
 def read_model(
     folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> FO1Model:
-    """The model alone, in eval mode; arguments and errors as for ``load_model``."""
+    """Return the model alone, in eval mode; arguments and errors as for `load_model`."""
     folder = Path(folder)
     config, token_ids = _read_config(folder)
     stored = open_weights(folder)
+    # Drawing billions of weights to overwrite them would take minutes.
     with uninitialised():
         model = FO1Model(config, token_ids)
     load_weights(
@@ -200,17 +228,26 @@ def read_model(
 
 
 def load_processor(folder: str | Path) -> Processor:
-    """The processor alone; errors as for ``load_model``."""
+    """Return the processor alone; errors as for `load_model`."""
     folder = Path(folder)
     config, token_ids = _read_config(folder)
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json; it was saved without its processor")
-    processor = Processor(config, PreTrainedTokenizerFast.from_pretrained(str(folder)))
+        raise SettingError(f"{folder} has no tokenizer.json; it was saved without its processor")
+    processor = Processor(config, read_fast_tokenizer(folder))
+    # With other ids the rows of the region language would be other words' rows.
     if processor.token_ids != token_ids:
-        raise ValueError(
+        raise SettingError(
             f"{folder}/tokenizer.json gives other ids to the model's tokens than config.json"
         )
     return processor
+
+
+def read_fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of ``tokenizer.json``; SettingError for a file that holds none."""
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise SettingError(f"{folder}/tokenizer.json is no tokenizer: {error}") from error
 
 
 def _write_config(folder: Path, config: ModelConfig, token_ids: TokenIds) -> None:
@@ -226,20 +263,27 @@ def _write_config(folder: Path, config: ModelConfig, token_ids: TokenIds) -> Non
 
 def _read_config(folder: Path) -> tuple[ModelConfig, TokenIds]:
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a model folder: it has no config.json")
+        raise SettingError(f"{folder} is not a model folder: it has no config.json")
     config = read_json(folder / "config.json")
+    if not isinstance(config, Mapping):
+        raise SettingError(f"{folder}/config.json holds no object")
     if config.get("model_type") != MODEL_TYPE:
-        raise ValueError(
-            f"{folder}/config.json has model_type {config.get('model_type')!r}, not {MODEL_TYPE!r}; "
-            "fo1 import-release reads the released checkpoint"
+        raise SettingError(
+            f"{folder}/config.json has model_type {config.get('model_type')!r}, "
+            f"not {MODEL_TYPE!r}; fo1 import-release reads the released checkpoint"
         )
     if config.get("format") != FORMAT:
-        raise ValueError(
+        raise SettingError(
             f"{folder}/config.json has format {config.get('format')!r}; this code reads {FORMAT}"
         )
-    ids = config["token_ids"]
-    token_ids = TokenIds(image=ids["image"], region=ids["region"], new=tuple(ids["new"]))
-    return ModelConfig.from_dict(config["model"]), token_ids
+    try:
+        ids = config["token_ids"]
+        token_ids = TokenIds(image=ids["image"], region=ids["region"], new=tuple(ids["new"]))
+        return ModelConfig.from_dict(config["model"]), token_ids
+    except (KeyError, TypeError) as error:
+        raise SettingError(
+            f"{folder}/config.json was not written by save_model: {error!r}; save the model again"
+        ) from error
 
 
 def _load_base(model: FO1Model, base: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """What a model is: frozen dataclasses of every choice, and the named sizes.
 
-A config is plain data: ``to_dict`` and ``from_dict`` go to JSON and back without loss, unknown or missing
-keys are errors. The numbers of the 3B model are those of the released checkpoint's family.
+A config is plain data: ``to_dict`` and ``from_dict`` go to JSON and back without loss, unknown or
+missing keys are errors. The numbers of the 3B model are those of the released checkpoint's family.
 """
 
 import copy
@@ -9,21 +9,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
+from fo1_model.errors import SettingError
+
 AUXILIARY_RESIZES = ("dynamic", "squash", "dynamic_square")
 REGION_FEATURES = ("hybrid", "auxiliary", "primary")
 BOX_FRAMES = ("primary", "auxiliary")
 MODEL_TYPE = "vlm_fo1"
-"""What ``config.json`` calls our models, for transformers' auto classes."""
+"""Name of our models in ``config.json``, for transformers' auto classes."""
 
 
 def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")
+        raise SettingError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise ValueError(f"{name}={value} must be at least {least}")
+        raise SettingError(f"{name}={value} must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +43,28 @@ class AuxiliaryConfig:
     """The second vision tower, a timm DaViT that sees the image at stride 4 (paper 3.1)."""
 
     name: str = "davit_huge_fl"
-    """timm model name. The paper's "DaViT-Large" is timm's ``davit_huge_fl``."""
+    """Name of the timm model. The paper's "DaViT-Large" is timm's ``davit_huge_fl``."""
     kwargs: dict[str, Any]
     """Keyword arguments of ``timm.create_model`` (JSON values only); ``embed_dims`` is required."""
     resize: str = "squash"
-    """``dynamic``: none; ``squash``: ``size`` x ``size``; ``dynamic_square``: square of the nearest area."""
+    """How an image is brought to the tower: ``dynamic``, as it is; ``squash``, to ``size`` x
+    ``size``; ``dynamic_square``, to the square of the nearest area."""
     size: int = 768
     """Side of the squashed image, pixels (release: 768). Used by ``squash`` only."""
     drop_path: float = 0.0
-    """Stochastic depth of the last half-block while training, linear from 0 at the first (release: 0.1)."""
+    """Stochastic depth of the last half-block while training, linear from 0 at the first
+    (release: 0.1)."""
     keep_unread: bool = False
-    """Build the tower even where no region feature reads it, for a released checkpoint that carries it."""
+    """Whether the tower is built where no region feature reads it, for a released checkpoint
+    that carries it."""
 
     def __post_init__(self) -> None:
         _choose("AuxiliaryConfig.resize", self.resize, AUXILIARY_RESIZES)
         _at_least("AuxiliaryConfig.size", self.size, 28)
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"AuxiliaryConfig.drop_path={self.drop_path} must be in [0, 1)")
+            raise SettingError(f"AuxiliaryConfig.drop_path={self.drop_path} must be in [0, 1)")
         if len(self.kwargs.get("embed_dims", ())) != 4:
-            raise ValueError(
+            raise SettingError(
                 "AuxiliaryConfig.kwargs['embed_dims'] must list the widths of the four stages; "
                 f"got {self.kwargs.get('embed_dims')!r}"
             )
@@ -75,26 +80,28 @@ class RegionConfig:
     """How a box becomes one feature vector (the paper's HFRE, 3.1)."""
 
     features: str = "hybrid"
-    """Which towers feed it: both, or one alone (paper table 9)."""
+    """Towers that feed a region: both, or one alone (paper table 9)."""
     pyramid: bool = True
-    """SimpleFP over the primary map; without it the map is pooled as it is."""
+    """Whether SimpleFP stands over the primary map; without it the map is pooled as it is."""
     pyramid_dim: int = 512
     """Channels of every pyramid level (release: 512)."""
     roi_size: int = 7
     """Side of the RoIAlign grid that is averaged (release: 7)."""
     aligned: bool = False
-    """RoIAlign's half-pixel shift. The release leaves it off, which makes a box at least one cell wide."""
+    """RoIAlign's half-pixel shift. The release leaves it off, which makes a box at least one
+    cell wide."""
     sampling_ratio: int = -1
     """Samples per bin and axis; -1 adapts to the box (release)."""
     box_frame: str = "primary"
-    """Frame that normalises boxes for the embedding; ``auxiliary`` is the release's ``concat_aux_pos``."""
+    """Frame that normalises boxes for the embedding; ``auxiliary`` is the release's
+    ``concat_aux_pos``."""
     region_norm: bool = False
-    """LayerNorm on each branch after pooling (release: decided by the checkpoint)."""
+    """Whether each branch has a LayerNorm after pooling (release: decided by the checkpoint)."""
     box_embedding: bool = True
-    """Add the sine-cosine embedding of the box (release)."""
+    """Whether the sine-cosine embedding of the box is added (release)."""
     map_embedding: bool = False
-    """Add a sine-cosine map of the position to every auxiliary level before it is pooled (release:
-    ``feature_map_based`` and, with the embedding of the box, ``hybrid``)."""
+    """Whether a sine-cosine map of the position is added to every auxiliary level before it is
+    pooled (release: ``feature_map_based`` and, with the embedding of the box, ``hybrid``)."""
 
     def __post_init__(self) -> None:
         _choose("RegionConfig.features", self.features, REGION_FEATURES)
@@ -102,12 +109,14 @@ class RegionConfig:
         _at_least("RegionConfig.pyramid_dim", self.pyramid_dim, 1)
         _at_least("RegionConfig.roi_size", self.roi_size, 1)
         if self.sampling_ratio != -1 and self.sampling_ratio < 1:
-            raise ValueError(
-                f"RegionConfig.sampling_ratio={self.sampling_ratio} must be -1 (adaptive) or at least 1"
+            raise SettingError(
+                f"RegionConfig.sampling_ratio={self.sampling_ratio} must be -1 (adaptive) "
+                "or at least 1"
             )
         if self.map_embedding and self.features == "primary":
-            raise ValueError(
-                "RegionConfig.map_embedding=True needs the auxiliary maps; features='primary' has none"
+            raise SettingError(
+                "RegionConfig.map_embedding=True needs the auxiliary maps; "
+                "features='primary' has none"
             )
 
 
@@ -116,7 +125,7 @@ class ConnectorConfig:
     """The MLP from a region feature to one token of the language model."""
 
     num_layers: int = 2
-    """Linear layers, GELU between them (release: ``mlp2x_gelu``); 1 is a single linear layer."""
+    """Number of linear layers, GELU between them (release: ``mlp2x_gelu``)."""
 
     def __post_init__(self) -> None:
         _at_least("ConnectorConfig.num_layers", self.num_layers, 1)
@@ -124,18 +133,18 @@ class ConnectorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NewRowsConfig:
-    """Where the rows of the region language's tokens start (ours; the authors' start is not public)."""
+    """Where the rows of the region language's tokens start (ours; the authors' is not public)."""
 
     spread: float = 0.1
-    """Noise around the mean of the base's rows, in standard deviations a column. The mean keeps a new token
-    from winning or losing every softmax; the noise tells index tokens apart. With 1 they look like words of
-    the base, which a small frozen decoder needs."""
+    """Noise around the mean of the base's rows, in standard deviations of a column. The mean
+    keeps a new token from winning or losing every softmax; the noise tells index tokens
+    apart. With 1 they look like words of the base, which a small frozen decoder needs."""
     like: dict[str, str] = field(default_factory=dict)
     """New token -> token of the base whose row it starts as."""
 
     def __post_init__(self) -> None:
         if not self.spread > 0:
-            raise ValueError(
+            raise SettingError(
                 f"NewRowsConfig.spread={self.spread} must be above 0: equal rows stay equal"
             )
 
@@ -157,11 +166,12 @@ class ModelConfig:
     num_region_tokens: int = 100
     """Number of ``<regionN>`` tokens, the most boxes a sample may have (paper 3.2)."""
     max_long_side: int = 2048
-    """Longer images are scaled down to this long side, pixels (release)."""
+    """Long side in pixels that longer images are scaled down to (release)."""
     image_projector_layers: int = 0
-    """Linear layers, GELU between them, on the image tokens (release: ``mm_projector_type``); 0 for none."""
+    """Number of linear layers, GELU between them, on the image tokens (release:
+    ``mm_projector_type``); 0 for none."""
     release: dict[str, Any] | None = None
-    """The config of the released checkpoint that the model was imported from, kept for the way back."""
+    """Config of the released checkpoint that the model was imported from, kept for the way back."""
 
     def __post_init__(self) -> None:
         _at_least("ModelConfig.image_projector_layers", self.image_projector_layers, 0)
@@ -174,14 +184,15 @@ class ModelConfig:
         return self.region.features != "primary" or self.auxiliary.keep_unread
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as JSON values; tuples become lists."""
+        """Return the config as JSON values; tuples become lists."""
         return _plain(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """The config that ``to_dict`` wrote.
+        """Return the config that ``to_dict`` wrote.
 
-        Raises ValueError naming the key when one is unknown or missing.
+        Raises:
+            SettingError: Naming the key when one is unknown or missing.
         """
         return _from_dict(cls, values, "ModelConfig")
 
@@ -195,14 +206,16 @@ def _plain(value: Any) -> Any:
 
 
 def _from_dict(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise SettingError(f"{path} must be an object of fields, not {values!r}")
     hints = get_type_hints(cls)
     names = [f.name for f in fields(cls)]
     if unknown := sorted(set(values) - set(names)):
-        raise ValueError(
+        raise SettingError(
             f"{path} has no field {', '.join(unknown)}; its fields are {', '.join(names)}"
         )
     if missing := [name for name in names if name not in values]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
+        raise SettingError(f"{path} lacks {', '.join(missing)}")
     arguments = {}
     for name in names:
         hint = hints[name]
@@ -218,10 +231,11 @@ def _from_dict(cls: type, values: Mapping[str, Any], path: str) -> Any:
 def qwen2_5_vl(
     *, text: dict[str, Any], vision: dict[str, Any], mrope_section: list[int]
 ) -> VLMConfig:
-    """A Qwen2.5-VL of any width, with what the whole family has in common filled in."""
+    """Return a Qwen2.5-VL of any width, with what the whole family has in common filled in."""
     family_text = {
         "rms_norm_eps": 1e-6,
-        # The processor asks the tokenizer for ids; the class's defaults would lie outside a small vocabulary.
+        # The processor asks the tokenizer for ids; the class's defaults would lie outside a small
+        # vocabulary.
         "bos_token_id": None,
         "eos_token_id": None,
         "max_position_embeddings": 128000,
@@ -250,12 +264,12 @@ def qwen2_5_vl(
 
 
 def davit(*, depths: list[int], dims: list[int], heads: list[int], window: int) -> dict[str, Any]:
-    """``AuxiliaryConfig.kwargs`` of a DaViT."""
+    """Return ``AuxiliaryConfig.kwargs`` of a DaViT."""
     return {"depths": depths, "embed_dims": dims, "num_heads": heads, "window_size": window}
 
 
 def debug() -> ModelConfig:
-    """A model that runs the whole path on a CPU in milliseconds and is too small to learn."""
+    """Return a model that runs the whole path on a CPU in milliseconds, too small to learn."""
     return ModelConfig(
         vlm=qwen2_5_vl(
             text={
@@ -285,11 +299,12 @@ def debug() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """A model that learns the drawn world on a CPU in minutes, on the base that `pipelines.tiny_base.build` makes.
+    """Return a model that learns the drawn world on a CPU in minutes.
 
-    Small decoders learn look-up best with starts of one over the square root of the width.
-    The rope base leaves most of each head's dimensions slow enough to compare content over a prompt of a few
-    hundred tokens. The auxiliary tower costs much of a step, hence its narrow first stages.
+    It starts from the base that `pipelines.tiny_base.build` makes. Small decoders learn look-up
+    best with starts of one over the square root of the width. The rope base leaves most of each
+    head's dimensions slow enough to compare content over a prompt of a few hundred tokens. The
+    auxiliary tower costs much of a step, hence its narrow first stages.
     """
     return ModelConfig(
         vlm=qwen2_5_vl(
@@ -337,7 +352,7 @@ def tiny() -> ModelConfig:
 
 
 def qwen2_5_vl_3b() -> ModelConfig:
-    """The released model: Qwen2.5-VL-3B, Florence-2-large's DaViT, 512-channel pyramid."""
+    """Return the released model: Qwen2.5-VL-3B, Florence-2-large's DaViT, 512-channel pyramid."""
     return ModelConfig(
         vlm=qwen2_5_vl(
             text={

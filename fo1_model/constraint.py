@@ -1,10 +1,12 @@
-"""The region language as a constraint on decoding: a token that would break the answer cannot be chosen.
+"""The region language as a constraint on decoding: what would break the answer cannot be chosen.
 
-An answer decoded under it reads without a problem (`grammar.parse`), names only regions that exist and none
-twice in a phrase, and ends within the token limit with every tag closed. Where the likeliest token is allowed
-it stays the choice, so an answer that keeps to the language by itself is not changed.
+An answer decoded under it reads without a problem (`grammar.parse`), names only regions that exist
+and none twice in a phrase, and ends within the token limit with every tag closed. Where the
+likeliest token is allowed it stays the choice, so an answer that keeps to the language by itself
+is not changed.
 
-    TEXT --<ground>--> PHRASE --</ground>--> CLOSED --<objects>--> OBJECTS --</objects>--> TEXT --stop--> DONE
+    TEXT --<ground>--> PHRASE --</ground>--> CLOSED --<objects>--> OBJECTS --</objects>--> TEXT
+    TEXT --stop--> DONE
 
 Index tokens stand in TEXT (bare mentions) and in OBJECTS, ordinary tokens in TEXT and in PHRASE.
 """
@@ -20,7 +22,7 @@ from torch import Tensor
 from fo1_model.answer_tokens import AnswerVocabulary, PhraseNames, unfinished
 
 _TEXT_END, _OBJECTS_END, _PHRASE_END = 1, 2, 4
-"""Tokens from a place to the end of the answer, the stop token included."""
+"""Number of tokens from a place to the end of the answer, the stop token included."""
 
 
 class Place(Enum):
@@ -39,15 +41,16 @@ class Choices(NamedTuple):
     mask: str | None = None
     """Key of `AnswerVocabulary.masks`; None for no token."""
     without: Sequence[int] = ()
-    """Ids left out of the mask."""
+    """Ids that are left out of the mask."""
     more: Sequence[int] = ()
-    """Ids allowed beside it."""
+    """Ids that are allowed beside the mask."""
 
 
 class _Sample:
     """One answer as far as it is decoded.
 
-    ``left`` below is the number of tokens that may still come, the next and the stop token included.
+    ``left`` below is the number of tokens that may still come, the next and the stop token
+    included.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class _Sample:
             self.tail = unfinished(self.tail + words.texts[token], in_phrase=in_phrase)
             self.phrase += words.texts[token] if in_phrase else b""
         elif self.place is Place.OBJECTS and token != words.objects_end:
-            self.named.add(token)
+            self.named.add(token)  # no region twice in a phrase
         else:
             self.tail, self.phrase, self.named = b"", b"", set()
             places = {
@@ -83,7 +86,7 @@ class _Sample:
             self.place = places.get(token, Place.TEXT)
 
     def choices(self, left: int) -> Choices:
-        """What may come next, such that the rest of the answer still fits."""
+        """Return what may come next, such that the rest of the answer still fits."""
         words = self.vocabulary
         if self.place is Place.PHRASE:
             return self._phrase_choices(left)
@@ -92,6 +95,7 @@ class _Sample:
         if self.place is Place.OBJECTS:
             unnamed = [token for token in self.regions if token not in self.named]
             return Choices(more=(*(unnamed if left > _OBJECTS_END else ()), words.objects_end))
+        # The last token that fits is the stop token.
         if left <= _TEXT_END:
             return Choices(more=words.stops)
         shortest = 1 if self.names is None else self.names.to_end(b"")
@@ -103,6 +107,7 @@ class _Sample:
         )
 
     def _phrase_choices(self, left: int) -> Choices:
+        """Return what may come next in an open phrase."""
         words = self.vocabulary
         if self.names is not None:
             steps = [
@@ -118,13 +123,18 @@ class _Sample:
 
 
 class GrammarConstraint:
-    """Keeps the answers of one batch to the region language; a logits hook of `generation.generate`.
+    """Keeps a batch's answers to the region language; a logits hook of `generation.generate`.
 
     It follows its answers from call to call, so every batch needs its own.
-    num_regions: of each sample. max_new_tokens: tokens an answer may have, its end included.
-    names: per sample the phrases it may ground, None for any.
 
-    Raises ValueError when a sample's names are no phrases (see `PhraseNames`).
+    Args:
+        vocabulary: What each token may do in an answer.
+        num_regions: Number of regions of each sample.
+        max_new_tokens: Number of tokens an answer may have, its end included.
+        names: Per sample the phrases it may ground; None for any.
+
+    Raises:
+        SettingError: When a sample's names are no phrases (see `PhraseNames`).
     """
 
     def __init__(
@@ -141,6 +151,7 @@ class GrammarConstraint:
         per_sample = [
             None if given is None else tuple(given) for given in names or [None] * len(num_regions)
         ]
+        # Samples of one question share their names, and spelling them out is slow.
         known = {
             given: PhraseNames(given, vocabulary) for given in set(per_sample) if given is not None
         }
@@ -150,7 +161,15 @@ class GrammarConstraint:
         ]
 
     def __call__(self, tokens: Tensor, logits: Tensor) -> Tensor:
-        """``logits`` float[B, V], minus infinity where a token may not follow ``tokens`` int64[B, T]."""
+        """Return logits that leave only tokens that may follow.
+
+        Args:
+            tokens: int64[B, T], chosen so far.
+            logits: float[B, V].
+
+        Returns:
+            ``logits`` with minus infinity at tokens that may not follow.
+        """
         if tokens.shape[1]:
             for sample, token in zip(self._samples, tokens[:, -1].tolist(), strict=True):
                 sample.advance(token)
@@ -175,6 +194,9 @@ class GrammarConstraint:
 
 
 def _resized(mask: Tensor, logits: Tensor) -> Tensor:
-    """The mask as long as the rows of ``logits`` and on their device; rows without a token are left out."""
+    """Return the mask as long as the rows of ``logits`` and on their device.
+
+    Rows of the vocabulary without a token are left out.
+    """
     width = logits.shape[1]
     return F.pad(mask, (0, max(0, width - len(mask))))[:width].to(logits.device)

@@ -1,9 +1,9 @@
 """New vocabulary rows beside a frozen base matrix.
 
-The region language adds about a hundred tokens. Their rows are a parameter of their own, so that "only the
-new rows train" holds under weight decay, momentum and sharded optimizers: the base matrix simply does not
-require a gradient. An id that is new takes its row here even where the base matrix happens to have a spare
-row for it, as Qwen's does.
+The region language adds about a hundred tokens. Their rows are a parameter of their own, so that
+"only the new rows train" holds under weight decay, momentum and sharded optimizers: the base
+matrix simply does not require a gradient. An id that is new takes its row here even where the base
+matrix happens to have a spare row for it, as Qwen's does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 
 class NewTokenRows(nn.Module):
-    """K rows of a vocabulary, used as input embeddings, as output rows, or as both when the base is tied.
+    """K rows of a vocabulary: input embeddings, output rows, or both when the base is tied.
 
-    ids: token id of each row. base_rows: rows of the base matrix. hidden_size: their width.
+    Args:
+        ids: Token id of each row.
+        base_rows: Number of rows of the base matrix.
+        hidden_size: Width of a row.
 
-    Raises ValueError when an id appears twice or is negative.
+    Raises:
+        ValueError: When an id appears twice or is negative.
     """
 
     ids: Tensor
@@ -32,6 +36,7 @@ class NewTokenRows(nn.Module):
         self.base_rows = base_rows
         self.num_rows = max(base_rows, max(ids) + 1)
         """Rows of the whole vocabulary."""
+        # Not stored: they follow from the config, and a stored copy could contradict it.
         self.register_buffer("ids", torch.tensor(ids), persistent=False)
         row_of_id = torch.full((self.num_rows,), -1)
         row_of_id[self.ids] = torch.arange(len(ids))
@@ -40,24 +45,31 @@ class NewTokenRows(nn.Module):
     def forward(
         self, base: Tensor, *, ids: Tensor | None = None, hidden: Tensor | None = None
     ) -> Tensor:
-        """Put the new rows' part in place of the base's; exactly one of ``ids`` and ``hidden`` is given.
+        """Return the base's part with the new rows' in place; give either ``ids`` or ``hidden``.
 
-        With ids int64[...]: base is their embedding float[..., D] (see ``base_ids``); returns float[..., D].
-        With hidden float[..., D]: base is the base logits float[..., base_rows]; returns float[...,
-        num_rows].
+        Args:
+            base: With ids, their base embedding float[..., D] (see ``base_ids``); with hidden
+                states, the base logits float[..., base_rows].
+            ids: int64[...].
+            hidden: float[..., D].
+
+        Returns:
+            Embeddings float[..., D], or logits float[..., num_rows].
         """
         if ids is not None and hidden is None:
             rows = self.row_of_id[ids]
+            # Old ids look up row 0 and are replaced: the graph is the same for every batch.
             new = F.embedding(rows.clamp(min=0), self.weight).to(base.dtype)
             return torch.where((rows >= 0).unsqueeze(-1), new, base)
         if hidden is None or ids is not None:
             raise ValueError("give either ids or hidden")
         new = F.linear(hidden, self.weight.to(hidden.dtype)).to(base.dtype)
+        # Ids between the base's rows and the new ones exist nowhere, so they get no probability.
         padded = F.pad(base, (0, self.num_rows - self.base_rows), value=float("-inf"))
         return padded.index_copy(-1, self.ids, new)
 
     def base_ids(self, ids: Tensor) -> Tensor:
-        """``ids`` with new ones replaced by 0, so that any base matrix can look them up."""
+        """Return ``ids`` with new ones replaced by 0, so that any base matrix can look them up."""
         return torch.where(self.row_of_id[ids] >= 0, torch.zeros_like(ids), ids)
 
     @torch.no_grad()
@@ -71,10 +83,16 @@ class NewTokenRows(nn.Module):
     ) -> None:
         """Start at the mean of the used base rows plus noise, or at another token's row.
 
-        Rows from the first new id on are spare ones that no token ever trained, so they are left out of the
-        mean. base_weight: float[base_rows, D]. spread: of the noise, in standard deviations a column.
-        like: new id -> base id whose row it copies.
+        Rows from the first new id on are spare ones that no token ever trained, so they are left
+        out of the mean.
+
+        Args:
+            base_weight: float[base_rows, D].
+            generator: Source of the noise.
+            spread: Size of the noise, in standard deviations of a column.
+            like: New id -> base id whose row it copies.
         """
+        # Drawn on the CPU, so that a seed gives the same rows on every device.
         used = base_weight[: int(self.ids.min())].float().cpu()
         noise = torch.randn(self.weight.shape, generator=generator) * used.std(dim=0) * spread
         self.weight.copy_(used.mean(dim=0) + noise)
@@ -82,7 +100,7 @@ class NewTokenRows(nn.Module):
             self.weight[self.row_of_id[new_id]] = base_weight[base_id].to(self.weight)
 
     def merged(self, base_weight: Tensor) -> Tensor:
-        """One matrix float[num_rows, D] with the new rows in their places, for export."""
+        """Return one matrix float[num_rows, D] with the new rows in their places, for export."""
         matrix = base_weight.new_zeros(self.num_rows, base_weight.shape[1])
         matrix[: base_weight.shape[0]] = base_weight
         matrix[self.ids] = self.weight.to(matrix.dtype)

@@ -1,11 +1,11 @@
 """Batched decoding of answers.
 
-One forward pass over the left-padded prompts fills the cache, then tokens follow one by one. Positions go
-on from the largest position of each prompt, on all axes: images make a prompt's positions shorter than its
-tokens, and decoding by token count would silently say something else from the second token on.
+One forward pass over the left-padded prompts fills the cache, then tokens follow one by one.
+Positions go on from the largest position of each prompt, on all axes: images make a prompt's
+positions shorter than its tokens, and decoding by token count would silently say something else
+from the second token on.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,11 +17,14 @@ from fo1_model import grammar
 from fo1_model.answer_tokens import answer_vocabulary
 from fo1_model.batch import Encoded
 from fo1_model.constraint import GrammarConstraint
+from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
+from fo1_model.seeds import seed_of
 
 LogitsHook = Callable[[Tensor, Tensor], Tensor]
-"""(tokens so far int64[B, T], logits float32[B, V]) -> logits; called before every choice."""
+"""Function (tokens so far int64[B, T], logits float32[B, V]) -> logits, called before every
+choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,25 +34,27 @@ class GenerationConfig:
     max_new_tokens: int = 512
     """Longest answer, tokens (release: 4096)."""
     temperature: float = 0.0
-    """0 is greedy (release); above, tokens are drawn from the softmax of logits / temperature."""
+    """Temperature of the draws: 0 is greedy (release); above, tokens are drawn from the softmax
+    of logits / temperature."""
     top_p: float = 1.0
-    """Draw from the smallest set of tokens with this total probability."""
+    """Total probability of the smallest set of tokens that is drawn from."""
     seed: int = 0
     """Seed of the draws; each sample's draws depend on it and the sample's id, not on its batch."""
     constrained: bool = False
-    """Only answers that the grammar reads cleanly and that end within ``max_new_tokens`` (ours)."""
+    """Whether only answers are given that the grammar reads cleanly and that end within
+    ``max_new_tokens`` (ours)."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(
+            raise SettingError(
                 f"GenerationConfig.max_new_tokens={self.max_new_tokens} must be at least 1"
             )
         if self.temperature < 0:
-            raise ValueError(
+            raise SettingError(
                 f"GenerationConfig.temperature={self.temperature} must not be negative"
             )
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"GenerationConfig.top_p={self.top_p} must be in (0, 1]")
+            raise SettingError(f"GenerationConfig.top_p={self.top_p} must be in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +64,13 @@ class Answer:
     text: str
     """The answer as written, region tokens included, without the end of turn."""
     parsed: grammar.ParsedAnswer
-    """The answer read."""
+    """The answer as the grammar reads it."""
     region_logprobs: tuple[float, ...]
-    """Log-probability of each of ``parsed.regions`` where it was first said, under the unmodified logits."""
+    """Log-probability of each of ``parsed.regions`` where it was first said, under the
+    unmodified logits."""
     finished: bool
-    """Whether a stop token ended the answer, not ``max_new_tokens``; always so when it was constrained."""
+    """Whether a stop token ended the answer, not ``max_new_tokens``; always so when it was
+    constrained."""
 
 
 @torch.inference_mode()
@@ -76,16 +83,27 @@ def generate(
     names: Sequence[Sequence[str] | None] | None = None,
     logits_hook: LogitsHook | None = None,
 ) -> list[Answer]:
-    """Answers to ``samples`` (encoded ``for_generation``), in order, as one batch.
+    """Return answers to samples, in order, as one batch.
 
-    names: with ``config.constrained``, per sample the only phrases that it may ground; None for any.
-    The model should be in eval mode. Answers do not depend on what else is in the batch beyond rounding.
+    The model should be in eval mode. Answers do not depend on what else is in the batch beyond
+    rounding.
 
-    Raises ValueError for names without the constraint, of another number than the samples, or that are no
-    phrases.
+    Args:
+        model: The model, on any device.
+        processor: Its processor.
+        samples: Encoded ``for_generation``.
+        config: How to decode; greedy by default.
+        names: With ``config.constrained``, per sample the only phrases that it may ground; None for
+            any.
+        logits_hook: Changes the logits before every choice.
+
+    Raises:
+        SettingError: For names without the constraint, of another number than the samples, or that
+            are no phrases.
     """
     config = config or GenerationConfig()
     num_regions = [sum(len(boxes) for boxes in sample.boxes) for sample in samples]
+    # Log-probabilities are taken before the hooks: what the model thinks, not what it may say.
     hooks = [logits_hook] if logits_hook else []
     hooks += _constraint(processor, config, num_regions, names)
     device = next(model.parameters()).device
@@ -105,6 +123,7 @@ def generate(
         for hook in hooks:
             changed = hook(tokens, changed)
         chosen = _choose(changed, config, generators)
+        # A finished row goes on with padding until the last one is done.
         chosen = torch.where(done, processor.pad_id, chosen)
         logprob = logits.gather(1, chosen[:, None]) - logits.logsumexp(dim=1, keepdim=True)
         tokens, logprobs = (
@@ -128,9 +147,13 @@ def generate(
 def read_answer(
     processor: Processor, tokens: Sequence[int], logprobs: Sequence[float], num_regions: int
 ) -> Answer:
-    """The answer that ``tokens`` spell; what follows the first stop token is not looked at.
+    """Return the answer that tokens spell; what follows the first stop token is not looked at.
 
-    logprobs: one a token. num_regions: regions of the sample.
+    Args:
+        processor: The model's processor.
+        tokens: Ids in the order they were chosen.
+        logprobs: Log-probability of each token.
+        num_regions: How many regions the sample has.
     """
     text = processor.decode(tokens)
     parsed = grammar.parse(text, num_regions)
@@ -157,13 +180,13 @@ def _constraint(
     num_regions: Sequence[int],
     names: Sequence[Sequence[str] | None] | None,
 ) -> list[LogitsHook]:
-    """No hook or one; it comes last, so that no other hook can break an answer."""
+    """Return no hook or one; it comes last, so that no other hook can break an answer."""
     if names is not None and not config.constrained:
-        raise ValueError(
+        raise SettingError(
             "names need GenerationConfig.constrained=True; without it nothing holds answers to them"
         )
     if names is not None and len(names) != len(num_regions):
-        raise ValueError(
+        raise SettingError(
             f"{len(names)} lists of names for {len(num_regions)} samples; give one or None a sample"
         )
     if not config.constrained:
@@ -176,14 +199,15 @@ def _constraint(
 
 
 def _generator(seed: int, sample_id: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    """Return the generator of one sample's draws."""
+    # One name, so that the draws are those of earlier versions; torch takes 63 bits.
+    return torch.Generator().manual_seed(seed_of(f"{seed}/{sample_id}") >> 1)
 
 
 def _choose(
     logits: Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """int64[B] of float32[B, V]."""
+    """Return the chosen tokens int64[B] of logits float32[B, V]."""
     if config.temperature == 0:
         return logits.argmax(dim=-1)
     probabilities, order = (

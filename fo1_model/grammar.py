@@ -1,14 +1,13 @@
 """The region language: which tokens it has, how answers are written and how they are read.
 
-    <ground>red cup</ground><objects><region3><region7></objects>     a phrase and the regions it names
-    <region4>                                                        a bare mention
-    <image>, <regionfeat>                                            stand-ins for an image and a region
-    feature;
-                                                                     the processor replaces them, no answer
-                                                                     has them
+    <ground>red cup</ground><objects><region3><region7></objects>   a phrase and its regions
+    <region4>                                                       a bare mention
+    <image>, <regionfeat>                                           stand-ins for an image and for
+                                                                    the feature of a region
 
-Spelling and reading rules are those of the release (vlm_fo1/constants.py, mm_utils.py); the paper writes
-``<object>`` and ``<RegionN>``, which the reader also accepts. Pure Python.
+The processor replaces the stand-ins; no answer has them. Spelling and reading rules are those of
+the release (vlm_fo1/constants.py, mm_utils.py); the paper writes ``<object>`` and ``<RegionN>``,
+which the reader also accepts. Pure Python.
 """
 
 import re
@@ -17,13 +16,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 IMAGE = "<image>"
-"""Stands for an image in a message."""
+"""Stand-in for an image in a message."""
 REGION_FEATURE = "<regionfeat>"
-"""Stands for the feature slot of a region in a message."""
+"""Stand-in for the feature slot of a region in a message."""
 PHRASE_TAGS = ("<ground>", "</ground>")
-"""Around a phrase."""
+"""Tags around a phrase."""
 OBJECT_TAGS = ("<objects>", "</objects>")
-"""Around the index tokens a phrase names; the opening tag must touch the closing phrase tag."""
+"""Tags around the index tokens of a phrase; the opening one must touch the closing phrase tag."""
 
 # ASCII: "\u017f" is no s and an Arabic digit no index. Twelve digits are more than any index has.
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -33,13 +32,17 @@ _TAG = re.compile(r"</?(?:ground|objects?)>", _FLAGS)
 _RESERVED = re.compile(
     r"</?ground>|</?objects?>|<region\d+>|<regionfeat>|<image>|<\|\w+\|>", _FLAGS
 )
+_BETWEEN = re.compile(r"[\s,;]*")
+"""What may stand between the index tokens of a phrase; the release writes nothing there."""
 _SPELLINGS = (
     *PHRASE_TAGS, *OBJECT_TAGS, "<object>", "</object>", "<region0>", REGION_FEATURE, IMAGE, "<|x|>"
 )  # fmt: skip
-"""One of each of the reserved."""
+"""One of each of the reserved spellings."""
 
 Part = tuple[str | None, Sequence[int]]
-"""(text, regions): text alone, regions alone (a bare mention), or both (a grounded phrase)."""
+"""A pair (text, regions).
+
+Text alone, regions alone (a bare mention), or both (a grounded phrase)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,8 @@ class ParsedAnswer:
     """What an answer says."""
 
     phrases: tuple[tuple[str, tuple[int, ...]], ...]
-    """(phrase, region indices ascending), in the order first said; one entry a phrase, no two alike."""
+    """Pairs (phrase, region indices ascending) in the order first said; no two phrases are
+    alike."""
     regions: tuple[int, ...]
     """Every region named anywhere in the answer, in the order first said, without repeats."""
     problem: str | None
@@ -55,12 +59,12 @@ class ParsedAnswer:
 
 
 def region_token(index: int) -> str:
-    """The index token of region ``index``."""
+    """Return the index token of region ``index``."""
     return f"<region{index}>"
 
 
 def new_tokens(num_region_tokens: int) -> tuple[str, ...]:
-    """The tokens a base tokenizer lacks, in the order in which they are appended (release)."""
+    """Return the tokens a base tokenizer lacks, in the order they are appended in (release)."""
     return (
         *(region_token(index) for index in range(num_region_tokens)),
         *PHRASE_TAGS,
@@ -70,21 +74,30 @@ def new_tokens(num_region_tokens: int) -> tuple[str, ...]:
 
 @lru_cache(512)  # few numbers of regions come up again and again
 def region_prompt(num_regions: int, first: int = 0) -> str:
-    """The region line of a prompt: index token then feature slot for every region, no separator (release)."""
+    """Return the region line of a prompt: index token, feature slot, of every region (release).
+
+    Args:
+        num_regions: How many regions the line has; nothing stands between them.
+        first: Index of the first one.
+    """
     return "".join(
         f"{region_token(index)}{REGION_FEATURE}" for index in range(first, first + num_regions)
     )
 
 
 def reserved_text(text: str) -> bool:
-    """Whether free text holds something the region language or the chat markup would take for its own."""
+    """Return whether free text holds what the region language or the chat markup reserves."""
     return _RESERVED.search(text) is not None
 
 
 def unfinished_tag(text: str) -> str:
-    """The end of ``text`` that more text may turn into something reserved; empty when there is none.
+    """Return the end of ``text`` that more text may turn into something reserved.
 
-    Lower case, and ends that go on alike are one: "<REGION12" gives "<region0", "<|im_s" gives "<|x".
+    Lower case, and ends that go on alike are one: "<REGION12" gives "<region0", "<|im_s" gives
+    "<|x".
+
+    Returns:
+        The end, empty when there is none.
     """
     end = text[text.rfind("<") :].lower() if "<" in text else ""
     for spelt, one in ((r"^<region\d+", "<region0"), (r"^<\|\w+", "<|x")):
@@ -94,19 +107,20 @@ def unfinished_tag(text: str) -> str:
 
 
 def mentioned_regions(text: str) -> tuple[int, ...]:
-    """The region indices in ``text``, in order, with repeats."""
+    """Return the region indices in ``text``, in order, with repeats."""
     return tuple(int(index) for index in _INDEX.findall(text))
 
 
 def render(parts: Iterable[Part]) -> str:
-    """Write an answer.
+    """Return an answer as the model writes it.
 
-    parts: text alone is copied; regions alone become index tokens in the given order; text with regions
-    becomes
-        a grounded phrase whose indices are sorted and unique.
+    Args:
+        parts: Text alone is copied; regions alone become index tokens in the given order; text with
+            regions becomes a grounded phrase whose indices are sorted and unique.
 
-    Raises ValueError for a part that would not read back: reserved text, a negative index, a phrase that is
-    empty, has outer blanks or a line break, a part that is empty.
+    Raises:
+        ValueError: For a part that would not read back: reserved text, a negative index, a phrase
+            that is empty, has outer blanks or a line break, a part that is empty.
     """
     pieces = []
     for text, regions in parts:
@@ -133,17 +147,22 @@ def render(parts: Iterable[Part]) -> str:
 
 
 def parse(text: str, num_regions: int) -> ParsedAnswer:
-    """Read an answer.
+    """Return what an answer says.
 
-    num_regions: how many regions the sample has; indices beyond are dropped and reported.
+    A phrase counts when its closing tag touches an objects tag and neither span holds a line break;
+    it is stripped, and equal phrases are united. An empty objects pair gives a phrase without
+    regions (release, all of it). The release reads over words among the regions of a phrase, and so
+    does this, but an answer that has them is reported.
 
-    A phrase counts when its closing tag touches an objects tag and neither span holds a line break; it is
-    stripped, and equal phrases are united. An empty objects pair gives a phrase without regions (release,
-    all of it).
+    Args:
+        text: The answer, without the end of the turn.
+        num_regions: How many regions the sample has; indices beyond are dropped and reported.
     """
     united: dict[str, set[int]] = {}
+    wordy = False
     for phrase, objects in _GROUNDED.findall(text):
         united.setdefault(phrase.strip(), set()).update(mentioned_regions(objects))
+        wordy = wordy or not _BETWEEN.fullmatch(_INDEX.sub("", objects))
     said = tuple(dict.fromkeys(mentioned_regions(text)))
     unknown = [index for index in said if index >= num_regions]
     problems = []
@@ -151,6 +170,8 @@ def parse(text: str, num_regions: int) -> ParsedAnswer:
         problems.append(f"unknown regions {', '.join(map(str, unknown))}")
     if _TAG.search(_GROUNDED.sub("", text)) or any(_TAG.search(phrase) for phrase in united):
         problems.append("unpaired tags")
+    if wordy:
+        problems.append("words among the regions of a phrase")
     return ParsedAnswer(
         phrases=tuple(
             (phrase, tuple(sorted(index for index in indices if index < num_regions)))

@@ -1,13 +1,17 @@
 """FO1Model: a VLM, an auxiliary tower, a region encoder and new vocabulary rows, composed.
 
-    ids --- base embedding + new rows --.
-    pixels - vision tower -- image tokens -+- scattered into their slots -> decoder -> head at supervised
-    positions
-                    '- map --.             |
-    auxiliary image - DaViT -+- region encoder + connector -> region tokens
+    ids ----- base embedding + new rows -------------------.
+                                                           |
+    pixels -- vision tower --+-- image tokens -------------+-- into their slots -- decoder -- head
+                             |                             |
+                             '-- map --.                   |
+                                       +-- region encoder -'
+    image --- DaViT ---------- maps ---'   + connector: region tokens
 
-Shape letters: B samples, L tokens, S supervised positions, I images, N boxes, D hidden size, V vocabulary
-rows.
+The head runs at supervised positions only.
+
+Shape letters: B samples, L tokens, S supervised positions, I images, N boxes, D hidden size, T
+image tokens, W their width, V vocabulary rows.
 """
 
 from contextlib import nullcontext
@@ -36,22 +40,27 @@ class ModelOutput:
     """What a forward pass gives."""
 
     loss_sum: Tensor
-    """float32[]: cross entropy summed over supervised positions, each times its sample's loss weight."""
+    """Cross entropy summed over supervised positions, each times its sample's loss weight,
+    float32[]."""
     num_tokens: Tensor
-    """float32[]: the sum of those weights; with weights of 1, the number of supervised positions."""
+    """Sum of those weights, float32[]; with weights of 1, the number of supervised positions."""
     by_sample: Tensor
-    """float64[samples, 2]: what each sample adds to ``loss_sum`` and to ``num_tokens``, without gradient."""
+    """What each sample adds to ``loss_sum`` and to ``num_tokens``, float64[samples, 2], without
+    gradient."""
     logits: Tensor | None = None
-    """float32[S, V] at supervised positions in reading order, when asked for."""
+    """Logits at supervised positions in reading order, float32[S, V], when asked for."""
     targets: Tensor | None = None
-    """int64[S], when logits are asked for."""
+    """Targets at supervised positions, int64[S], when logits are asked for."""
 
 
 class FO1Model(nn.Module):
     """A VLM that takes boxes and answers with region indices (paper 3).
 
-    config: shapes and choices. token_ids: from the processor that makes its batches. vlm, auxiliary: made
-    already, and taken as they are; without them they get random weights.
+    Args:
+        config: Shapes and choices.
+        token_ids: The ids of the processor that makes its batches.
+        vlm: A VLM that is made already, taken as it is; without it, one with random weights.
+        auxiliary: An auxiliary tower, likewise.
     """
 
     def __init__(
@@ -83,18 +92,19 @@ class FO1Model(nn.Module):
         )
         rows = {"base_rows": family.vocabulary_rows, "hidden_size": family.hidden_size}
         self.new_rows = NewTokenRows(token_ids.new, **rows)
+        # A tied base has one matrix for both ends, and so have the new rows.
         self.new_output_rows = None if family.tied else NewTokenRows(token_ids.new, **rows)
 
     @classmethod
     def from_release(cls, path: str | Path, **options: Any) -> "FO1Model":
-        """The model of a released checkpoint's folder; see ``fo1_model.release.load_release``."""
+        """Read a released checkpoint's folder; see ``fo1_model.release.load_release``."""
         from fo1_model.release import load_release
 
         return load_release(path, **options)[0]
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> "FO1Model":
-        """The model of a folder that ``save_pretrained`` wrote; see ``fo1_model.checkpoint.read_model``."""
+        """Read a folder that ``save_pretrained`` wrote; see ``fo1_model.checkpoint.read_model``."""
         from fo1_model.checkpoint import read_model
 
         return read_model(path, **options)
@@ -106,25 +116,32 @@ class FO1Model(nn.Module):
         write_model(self, path, **options)
 
     def train(self, mode: bool = True) -> "FO1Model":
-        """Training mode for what trains: a frozen tower keeps its stochastic depth off."""
+        """Set training mode for what trains: a frozen tower keeps its stochastic depth off."""
         super().train(mode)
+        # Dropping residuals of a frozen tower would only add noise to its features.
         for tower in (self.family.vision_tower(self.vlm), self.auxiliary):
             if tower is not None and _frozen(tower):
                 tower.eval()
         return self
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> ModelOutput:
-        """The training loss of a batch.
+        """Return the training loss of a batch.
 
-        The head runs at supervised positions only, and in float32 from the logits on. Every trainable
-        module takes part whatever the batch holds (see ``region_tokens``), so ranks never disagree on their
-        collectives.
+        The head runs at supervised positions only, and in float32 from the logits on. Every
+        trainable module takes part whatever the batch holds (see ``region_tokens``), so ranks never
+        disagree on their collectives.
+
+        Args:
+            batch: Samples with labels.
+            return_logits: Whether logits and targets are given back too.
         """
         hidden = self.decode(
             self.embed(batch), batch.attention_mask, batch.positions, places=batch.places
         )
+        # Position i predicts token i + 1: labels are shifted here and nowhere else.
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE
+        # Over a large vocabulary, logits of every position would be most of a step's memory.
         logits = self.logits(hidden[:, :-1][supervised])
         weights = batch.loss_weights[:, 1:][supervised]
         losses = F.cross_entropy(logits, targets[supervised], reduction="none") * weights
@@ -137,10 +154,14 @@ class FO1Model(nn.Module):
         )
 
     def embed(self, batch: Batch) -> Tensor:
-        """The decoder's input float[B, L, D]: embeddings with image and region tokens in their slots.
+        """Return the decoder's input: embeddings with image and region tokens in their slots.
 
-        Wider than D where image tokens are (``VLMFamily.encode_images``); the rest has zeros there.
-        Raises ValueError when slots and features do not match in number.
+        Returns:
+            float[B, L, D], wider than D where image tokens are (``VLMFamily.encode_images``); the
+            rest has zeros there.
+
+        Raises:
+            ValueError: When slots and features do not match in number.
         """
         image_tokens, region_tokens, anchor = self.visual_tokens(batch)
         embeddings = _widen(self.embed_ids(batch.input_ids), image_tokens.shape[1])
@@ -149,6 +170,7 @@ class FO1Model(nn.Module):
             (self.token_ids.region, region_tokens),
         ):
             mask = batch.input_ids == slot
+            # masked_scatter takes too many features in silence, and region n would get n + 1's.
             if int(mask.sum()) != len(tokens):
                 raise ValueError(
                     f"{int(mask.sum())} slots of id {slot} for {len(tokens)} features; "
@@ -156,17 +178,22 @@ class FO1Model(nn.Module):
                 )
             features = _widen(tokens, embeddings.shape[-1]).to(embeddings.dtype)
             embeddings = embeddings.masked_scatter(mask.unsqueeze(-1), features)
+        # Adds zero, but puts idle modules into the graph.
         return embeddings + anchor.to(embeddings.dtype)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
-        """Token embeddings float[..., D] of int64[...]."""
+        """Return token embeddings float[..., D] of int64[...]."""
         base = self.vlm.get_input_embeddings()(self.new_rows.base_ids(ids))
         return self.new_rows(base, ids=ids)
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Image tokens float[T, W], region tokens float[N, D], and a zero that ties idle modules to the loss.
+        """Return image tokens, region tokens, and a zero that ties idle modules to the loss.
 
-        A batch without images runs on a blank one when it trains; its features go into the zero only.
+        A batch without images runs on a blank one when it trains; its features go into the zero
+        only.
+
+        Returns:
+            float[T, W], float[N, D] and float[].
         """
         if batch.grids:
             image_tokens, maps = self._encode_images(batch.pixels, batch.grids)
@@ -187,10 +214,18 @@ class FO1Model(nn.Module):
         return none, regions, anchor + tokens.sum() * 0
 
     def region_tokens(self, batch: Batch, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Region tokens float[N, D] in running order, and the zero of images without boxes.
+        """Return region tokens in running order, and the zero of images without boxes.
 
-        An image without boxes is encoded with one box, the whole image, times zero: so every rank runs the
-        region modules as often as it has images. Without gradients such images are left out.
+        An image without boxes is encoded with one box, the whole image, times zero: so every rank
+        runs the region modules as often as it has images. Without gradients such images are left
+        out.
+
+        Args:
+            batch: Samples with their images and boxes.
+            maps: The primary tower's map of each image, float[C, H, W].
+
+        Returns:
+            float[N, D] and float[].
         """
         none = batch.pixels.new_zeros(0, self.family.hidden_size)
         used = [
@@ -217,7 +252,9 @@ class FO1Model(nn.Module):
     def _encode_images(
         self, pixels: Tensor, grids: tuple[tuple[int, int], ...]
     ) -> tuple[Tensor, list[Tensor]]:
+        """Return image tokens float[T, W], and the primary tower's map of each image."""
         visual = self.family.vision_tower(self.vlm)
+        # A frozen tower needs to keep no activations for the way back.
         with torch.no_grad() if _frozen(visual) else nullcontext():
             tokens, maps = self.family.encode_images(
                 self.vlm, pixels, grids, all_levels=not self.config.region.pyramid
@@ -225,7 +262,7 @@ class FO1Model(nn.Module):
         return self.image_projector(tokens), maps
 
     def _primary_map(self, batch: Batch, maps: list[Tensor], index: int) -> FeatureMap:
-        """One image's map with its place over the original image.
+        """Return one image's map with its place over the original image.
 
         An odd side (27 cells of SigLIP's 384 px) gets its last line twice: SimpleFP halves the map.
         """
@@ -244,7 +281,7 @@ class FO1Model(nn.Module):
         maps: list[FeatureMap],
         boxes: list[Tensor],
     ) -> list[Tensor]:
-        """Per image, float[N_i, D]."""
+        """Return region tokens of each image, float[N_i, D]."""
         if self.auxiliary is None or self.config.region.features == "primary":
             auxiliary_maps: list[list[FeatureMap]] = [[] for _ in boxes]
         else:
@@ -264,11 +301,15 @@ class FO1Model(nn.Module):
         *,
         places: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states float[B, L, D] of ``embed``'s or ``embed_ids``'s result.
+        """Return final hidden states float[B, L, D] of what ``embed`` or ``embed_ids`` gave.
 
-        cache: a transformers cache; ``embeddings`` and ``positions`` are then the new tokens' only.
-        attention_mask: int64[B, cached + L]. positions: int64[A, B, L]. places: int64[1, L] of a packed row
-        (``Batch.places``), whose tokens attend within their own sample.
+        Args:
+            embeddings: float[B, L, D or wider]; with a cache, of the new tokens only.
+            attention_mask: int64[B, cached + L].
+            positions: int64[A, B, L]; with a cache, of the new tokens only.
+            cache: A transformers cache.
+            places: int64[1, L] of a packed row (``Batch.places``), whose tokens attend within their
+                own sample.
         """
         return self.family.language_model(self.vlm)(
             **self.family.decoder_inputs(embeddings, positions, places),
@@ -279,23 +320,31 @@ class FO1Model(nn.Module):
         ).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32[..., V] of float[..., D]."""
+        """Return logits float32[..., V] of hidden states float[..., D]."""
         rows = self.new_rows if self.new_output_rows is None else self.new_output_rows
         return rows(self.vlm.get_output_embeddings()(hidden), hidden=hidden).float()
 
     def without_new_tokens(self, logits: Tensor) -> Tensor:
-        """``logits`` float[..., V] with the region language's tokens at minus infinity.
+        """Return ``logits`` float[..., V] with the region language's tokens at minus infinity.
 
-        For answers about samples without regions: until the language model trains (stage 2), what is left is
-        the base's own distribution, bit for bit.
+        For answers about samples without regions: until the language model trains (stage 2), what
+        is left is the base's own distribution, bit for bit.
         """
         return logits.index_fill(-1, self.new_rows.ids, float("-inf"))
 
 
 def _by_sample(batch: Batch, supervised: Tensor, *values: Tensor) -> Tensor:
-    """float64[samples, len(values)]: sums, over each sample, of values at supervised positions, float[S].
+    """Return sums over each sample of values at supervised positions.
 
     Masked sums, because adding by index has no fixed order on a GPU.
+
+    Args:
+        batch: Where each token belongs.
+        supervised: bool[B, L - 1], S of them true.
+        values: float[S] each.
+
+    Returns:
+        float64[samples, len(values)].
     """
     if batch.places is None:
         samples = torch.arange(len(supervised), device=supervised.device)[:, None].expand_as(
@@ -315,11 +364,12 @@ def _frozen(module: nn.Module) -> bool:
 
 
 def _widen(tokens: Tensor, width: int) -> Tensor:
-    """float[..., D] with zeros added up to ``width``."""
+    """Return float[..., D] with zeros added up to ``width``."""
     missing = width - tokens.shape[-1]
     return F.pad(tokens, (0, missing)) if missing > 0 else tokens
 
 
 def _whole_image(batch: Batch, index: int) -> Tensor:
+    """Return the one box that is the whole image, float32[1, 4]."""
     width, height = batch.sizes[index]
     return batch.boxes[index].new_tensor([[0.0, 0.0, width, height]])

@@ -1,4 +1,7 @@
-"""Images, boxes and messages -> ids, labels, positions and pixels, in one walk over the messages."""
+"""Images, boxes and messages become ids, labels, positions and pixels, in one walk.
+
+Labels are emitted by the same walk over the messages as ids, so that they cannot drift apart.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,11 +16,13 @@ from transformers import PreTrainedTokenizerFast
 from fo1_model import grammar
 from fo1_model.auxiliary_tower import auxiliary_image
 from fo1_model.batch import IGNORE, Batch, Encoded, TokenIds
+from fo1_model.boxes import check_boxes
 from fo1_model.config import ModelConfig
+from fo1_model.errors import SettingError
 from fo1_model.vlms import Grid, build_family
 
 _MIN_SIDE = 28
-"""Shorter image sides are stretched to this many pixels (release)."""
+"""Side in pixels that shorter image sides are stretched to (release)."""
 _STAND_INS = re.compile(f"({grammar.IMAGE}|{grammar.REGION_FEATURE})")
 
 
@@ -26,6 +31,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, num_region_tokens: int)
 
     They are ordinary tokens, not special ones: decoding an answer keeps them.
     """
+    # Qwen's own vocabulary has none of them; a folder of ours or the release's has them all.
     known = tokenizer.get_vocab()
     tokenizer.add_tokens(
         [token for token in grammar.new_tokens(num_region_tokens) if token not in known]
@@ -35,9 +41,12 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, num_region_tokens: int)
 class Processor:
     """Makes model inputs and reads model outputs.
 
-    config: the model's. tokenizer: the base family's, extended in place by what it lacks.
+    Args:
+        config: The model's.
+        tokenizer: The base family's, extended in place by what it lacks.
 
-    Raises ValueError when the tokenizer lacks one of the family's own tokens.
+    Raises:
+        SettingError: When the tokenizer lacks one of the family's own tokens.
     """
 
     def __init__(self, config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -47,6 +56,7 @@ class Processor:
         self.num_region_tokens = config.num_region_tokens
         extend_tokenizer(tokenizer, config.num_region_tokens)
         self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+        # Asked for here, so that a wrong tokenizer fails before the first image is read.
         for token in (*self.family.image_start, *self.family.image_end, self.family.turn_end):
             self.id_of(token)
         self.token_ids = TokenIds(
@@ -59,7 +69,7 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "Processor":
-        """The processor of a model folder; see ``fo1_model.checkpoint.load_processor``."""
+        """Read the processor of a model folder; see ``fo1_model.checkpoint.load_processor``."""
         from fo1_model.checkpoint import load_processor
 
         return load_processor(path)
@@ -71,9 +81,13 @@ class Processor:
         write_processor(self, path)
 
     def id_of(self, token: str) -> int:
-        """Id of a token that the vocabulary must have; raises ValueError when it has not."""
+        """Return the id of a token that the vocabulary must have.
+
+        Raises:
+            SettingError: When it has not.
+        """
         if token not in self._vocabulary:
-            raise ValueError(
+            raise SettingError(
                 f"the tokenizer lacks {token!r}, which the family {self.config.vlm.family!r} needs"
             )
         return self._vocabulary[token]
@@ -88,28 +102,37 @@ class Processor:
         sample_id: str = "",
         loss_weight: float = 1.0,
     ) -> Encoded:
-        """One sample.
+        """Return one sample, ready to be collated.
 
-        image: RGB, one, several or none; several are numbered on: the second image's regions follow the
-        first's. boxes: float32[N, 4] xyxy in original pixels, per image when ``image`` is a sequence; None
-        means no boxes. messages: turns ``{"role", "content"}``; contents hold ``<image>`` and
-        ``<regionfeat>`` as stand-ins. With
-            ``for_generation`` the last turn is the user's and the assistant's is opened.
+        Args:
+            image: RGB, one, several or none; several are numbered on: the second image's regions
+                follow the first's.
+            boxes: float32[N, 4] xyxy in original pixels, per image when ``image`` is a sequence;
+                None means no boxes.
+            messages: Turns ``{"role", "content"}``; contents hold ``<image>`` and ``<regionfeat>``
+                as stand-ins.
+            for_generation: Whether the last turn is the user's and the assistant's is opened.
+            sample_id: Name of the sample in errors.
+            loss_weight: Factor of the sample's loss.
 
-        Raises ValueError with the sample id: an image below 1 px, boxes that are not finite or inverted, more
-        boxes than region tokens, slots that do not match images or boxes, an index without a region.
+        Raises:
+            SettingError: Naming the sample, for an image below 1 px, boxes that are not finite or
+                inverted, or more boxes than region tokens.
+            ValueError: Naming the sample, for slots that do not match images or boxes, or an index
+                without a region.
         """
         images = [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
-        for picture in images:
-            _check_image(picture, sample_id)
+        for one in images:
+            _check_image(one, sample_id)
         per_image = _boxes_per_image(image, boxes, len(images), sample_id)
         checked = [
-            check_boxes(item, picture.size, sample_id)
-            for item, picture in zip(per_image, images, strict=True)
+            check_boxes(item, one.size, sample_id)
+            for item, one in zip(per_image, images, strict=True)
         ]
+        # Before any work on pixels: slots and boxes that do not match have no meaning.
         self._check_messages(messages, len(images), sum(len(item) for item in checked), sample_id)
-        resized = [fit_image(picture, self.config.max_long_side, sample_id) for picture in images]
-        inputs = [self.family.preprocess(picture) for picture in resized]
+        resized = [fit_image(one, self.config.max_long_side, sample_id) for one in images]
+        inputs = [self.family.preprocess(one) for one in resized]
         grids = tuple(grid for _, grid in inputs)
         ids, labels, starts = self._walk(messages, grids, for_generation=for_generation)
         return Encoded(
@@ -119,8 +142,8 @@ class Processor:
             positions=self.family.positions(len(ids), list(zip(starts, grids, strict=True))),
             pixels=tuple(pixels for pixels, _ in inputs),
             grids=grids,
-            auxiliary=tuple(auxiliary_image(picture, self.config.auxiliary) for picture in resized),
-            sizes=tuple(picture.size for picture in images),
+            auxiliary=tuple(auxiliary_image(one, self.config.auxiliary) for one in resized),
+            sizes=tuple(one.size for one in images),
             boxes=tuple(torch.from_numpy(item) for item in checked),
             loss_weight=loss_weight,
         )
@@ -128,17 +151,20 @@ class Processor:
     def _check_messages(
         self, messages: Sequence[Mapping[str, str]], num_images: int, num_boxes: int, sample_id: str
     ) -> None:
+        """Raise when slots and mentions in the messages do not fit the images and boxes."""
         limit = self.config.num_region_tokens
         if num_boxes > limit:
-            raise ValueError(
-                f"sample {sample_id!r} has {num_boxes} boxes, over ModelConfig.num_region_tokens={limit}; "
-                "keep the best-scored ones before the prompt is written"
+            raise SettingError(
+                f"sample {sample_id!r} has {num_boxes} boxes, over "
+                f"ModelConfig.num_region_tokens={limit}; keep the best-scored ones before "
+                "the prompt is written"
             )
         contents = [message["content"] for message in messages]
         for token, count in ((grammar.IMAGE, num_images), (grammar.REGION_FEATURE, num_boxes)):
             slots = sum(content.count(token) for content in contents)
             if slots != count:
                 raise ValueError(f"sample {sample_id!r} has {slots} {token} slots for {count}")
+        # An index without a region would be a word without a meaning.
         for content in contents:
             for index in grammar.mentioned_regions(content):
                 if index >= num_boxes:
@@ -149,16 +175,17 @@ class Processor:
     def _walk(
         self, messages: Sequence[Mapping[str, str]], grids: Sequence[Grid], *, for_generation: bool
     ) -> tuple[list[int], list[int], list[int]]:
-        """Ids, labels and the position of every image's first token, emitted together.
+        """Return ids, labels and the position of every image's first token, emitted together.
 
-        A turn's head, content and end are tokenised apart from each other, so training sees the very ids that
-        generation starts from.
+        A turn's head, content and end are tokenised apart from each other, so training sees the
+        very ids that generation starts from.
         """
         ids: list[int] = []
         labels: list[int] = []
         starts: list[int] = []
         family = self.family
 
+        # The one place where ids and labels grow, so that they never differ in length.
         def emit(new: Sequence[int], supervised: bool = False) -> None:
             ids.extend(new)
             labels.extend(new if supervised else [IGNORE] * len(new))
@@ -181,6 +208,7 @@ class Processor:
                     emit([self.token_ids.region])
                 else:
                     emit(self._tokens(piece), supervised)
+            # The end of an answer is supervised, or the model would never stop.
             emit([self.id_of(family.turn_end)], supervised)
             emit(self._tokens(family.turn_gap))
         if for_generation:
@@ -191,21 +219,27 @@ class Processor:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The answer's text, up to the first token that ends decoding; region tokens are kept."""
+        """Return the answer's text, up to the first stop token; region tokens are kept."""
         kept = []
         for token in ids:
             if token in self.stop_ids:
                 break
             kept.append(token)
+        # Region tokens are ordinary ones; a clean-up of blanks would change phrases.
         text = self.tokenizer.decode(
             kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return str(text).removeprefix(self.family.answer_lead)
 
     def collate(self, samples: Sequence[Encoded], *, pad: str = "right") -> Batch:
-        """One batch; ``pad`` is ``right`` for training and ``left`` for generation.
+        """Return one batch, a row a sample.
 
-        Raises ValueError for no samples or another ``pad``.
+        Args:
+            samples: At least one.
+            pad: Side of the padding: ``right`` for training, ``left`` for generation.
+
+        Raises:
+            ValueError: For no samples or another ``pad``.
         """
         if pad not in ("right", "left") or not samples:
             raise ValueError(
@@ -234,11 +268,17 @@ class Processor:
         )
 
     def pack(self, samples: Sequence[Encoded]) -> Batch:
-        """One row of all samples end to end, without padding, for training.
+        """Return one row of all samples end to end, without padding, for training.
 
-        Attention stays within each sample and positions begin anew, so the loss is ``collate``'s. It saves
-        time with FlashAttention, which skips what lies between samples; SDPA computes and masks it.
-        Raises ValueError for no samples.
+        Attention stays within each sample and positions begin anew, so the loss is ``collate``'s.
+        It saves time with FlashAttention, which skips what lies between samples; SDPA computes and
+        masks it.
+
+        Args:
+            samples: At least one.
+
+        Raises:
+            ValueError: For no samples.
         """
         if not samples:
             raise ValueError("pack needs samples, got 0")
@@ -256,7 +296,7 @@ class Processor:
         )
 
     def _batch(self, samples: Sequence[Encoded], **text: Tensor) -> Batch:
-        """A batch with these text tensors and the samples' images and boxes in running order."""
+        """Return a batch of these text tensors and the samples' images and boxes, in order."""
         pixels = [tensor for sample in samples for tensor in sample.pixels]
         return Batch(
             **text,
@@ -270,10 +310,18 @@ class Processor:
 
 
 def fit_image(image: Image.Image, max_long_side: int, sample_id: str = "") -> Image.Image:
-    """RGB, both sides at least 28 px, long side at most ``max_long_side``, bicubic.
+    """Return the image in RGB, both sides at least 28 px, the long side at most ``max_long_side``.
 
-    Sides are truncated to whole pixels; boxes are not touched: every map knows its scale to the original.
-    Raises ValueError for an image without pixels.
+    Sides are truncated to whole pixels, resizing is bicubic. Boxes are not touched: every map knows
+    its scale to the original.
+
+    Args:
+        image: Any mode and size.
+        max_long_side: Longest side of the result, pixels.
+        sample_id: Name of the sample in errors.
+
+    Raises:
+        SettingError: For an image without pixels.
     """
     _check_image(image, sample_id)
     image = image.convert("RGB")
@@ -289,29 +337,10 @@ def fit_image(image: Image.Image, max_long_side: int, sample_id: str = "") -> Im
 
 def _check_image(image: Image.Image, sample_id: str) -> None:
     if min(image.size) < 1:
-        raise ValueError(
-            f"sample {sample_id!r} has an image of {image.width}x{image.height} pixels; each side needs one"
+        raise SettingError(
+            f"sample {sample_id!r} has an image of {image.width}x{image.height} pixels; "
+            "each side needs one"
         )
-
-
-def check_boxes(boxes: np.ndarray, size: tuple[int, int], sample_id: str = "") -> np.ndarray:
-    """A copy, float32[N, 4], clamped to the image; none is dropped, moved or reordered.
-
-    Raises ValueError when the shape is wrong, a coordinate is not finite or a box is inverted.
-    """
-    boxes = np.array(boxes, dtype=np.float32, copy=True)
-    if boxes.size == 0:
-        boxes = boxes.reshape(0, 4)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"sample {sample_id!r} has boxes of shape {boxes.shape}, not (N, 4)")
-    for row, box in enumerate(boxes):
-        if not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
-            raise ValueError(
-                f"sample {sample_id!r} has a bad box {row}: {box.tolist()} (xyxy, finite, not inverted)"
-            )
-    boxes[:, 0::2] = boxes[:, 0::2].clip(0, size[0])
-    boxes[:, 1::2] = boxes[:, 1::2].clip(0, size[1])
-    return boxes
 
 
 def _boxes_per_image(
@@ -320,22 +349,23 @@ def _boxes_per_image(
     num_images: int,
     sample_id: str,
 ) -> list[np.ndarray]:
+    """Return boxes in the form of one array an image."""
     if boxes is None:
         return [np.zeros((0, 4), np.float32)] * num_images
     if image is None and len(boxes):
-        raise ValueError(f"sample {sample_id!r} has boxes without an image")
+        raise SettingError(f"sample {sample_id!r} has boxes without an image")
     per_image = (
         [np.asarray(boxes)]
         if isinstance(image, Image.Image)
         else [np.asarray(item) for item in boxes]
     )
     if len(per_image) != num_images:
-        raise ValueError(
+        raise SettingError(
             f"sample {sample_id!r} has {len(per_image)} lists of boxes for {num_images} images"
         )
     return per_image
 
 
 def _split(content: str) -> list[str]:
-    """Text pieces and stand-ins, in order, without empty pieces."""
+    """Return text pieces and stand-ins, in order, without empty pieces."""
     return [piece for piece in _STAND_INS.split(content) if piece]

@@ -1,12 +1,14 @@
-"""SimpleFP: one map of a plain ViT -> four levels at 1/4, 1/2, 1 and 2 times its stride (paper 3.1)."""
+"""SimpleFP: one map of a plain ViT becomes four, at 1/4 to 2 times its stride (paper 3.1)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fo1_model.errors import SettingError
 from fo1_model.region_pooling import FeatureMap
 
 STRIDES = (0.25, 0.5, 1.0, 2.0)
-"""Stride of each level relative to the ViT's patch, fine to coarse: 3.5, 7, 14, 28 px for 14-px patches."""
+"""Stride of each level relative to the ViT's patch, fine to coarse: 3.5, 7, 14, 28 px for 14-px
+patches."""
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -32,23 +34,25 @@ class NormedConv(nn.Conv2d):
         self.norm = ChannelNorm(dim)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in the parent class
-        """float[B, in_dim, H, W] -> float[B, dim, H, W]."""
+        """Map float[B, in_dim, H, W] to float[B, dim, H, W]."""
         return self.norm(super().forward(input))
 
 
 class SimpleFP(nn.Module):
-    """Four levels from one ViT map; module names are the release's, so that its tensors map one to one.
+    """Four levels from one ViT map; modules are named as in the release, so tensors map one to one.
 
-    in_dim: channels of the ViT map, a multiple of 4 (release: 1280).
-    dim: channels of each level (release: 512).
+    Args:
+        in_dim: Channels of the ViT map, a multiple of 4 (release: 1280).
+        dim: Channels of each level (release: 512).
 
-    Raises ValueError for an `in_dim` that is not a multiple of 4.
+    Raises:
+        SettingError: For an `in_dim` that is not a multiple of 4.
     """
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         if in_dim % 4 != 0:
-            raise ValueError(f"in_dim={in_dim} is halved twice and must be a multiple of 4")
+            raise SettingError(f"in_dim={in_dim} is halved twice and must be a multiple of 4")
         half, quarter = in_dim // 2, in_dim // 4
         self.simfp_1 = nn.Sequential(
             nn.ConvTranspose2d(in_dim, half, 2, stride=2),
@@ -69,9 +73,13 @@ class SimpleFP(nn.Module):
         )
 
     def forward(self, feature_map: FeatureMap) -> list[FeatureMap]:
-        """One image's ViT map, float[in_dim, H, W], to four levels of `dim` channels, fine to coarse.
+        """Return four levels of `dim` channels, fine to coarse, of one image's ViT map.
 
-        H and W must be even. Raises ValueError for an odd side, which the last level would silently cut.
+        Args:
+            feature_map: float[in_dim, H, W]; H and W must be even.
+
+        Raises:
+            ValueError: For an odd side, which the last level would silently cut.
         """
         height, width = feature_map.values.shape[1:]
         if height % 2 or width % 2:

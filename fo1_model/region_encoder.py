@@ -1,11 +1,11 @@
-"""HFRE and the connector: maps of both towers + boxes -> one vector a box in the language model's width.
+"""HFRE and the connector: maps of both towers and boxes become one region token a box.
 
-    auxiliary maps (+ positions) - upsampled, pooled -----\\
-                                                          concat + box embedding -> connector -> region token
-    primary map -- SimpleFP -- pooled level by level ----/
+    auxiliary maps (+ positions) -- upsampled, pooled -----.
+                                                           +-- concat + box embedding -- connector
+    primary map -- SimpleFP -- pooled level by level ------'
 
-All arithmetic from pooling to the box embedding is float32; the sum is cast to the connector's type.
-Sources: paper 3.1; the release for order (auxiliary first), embedding and RoIAlign settings.
+All arithmetic from pooling to the box embedding is float32; the sum is cast to the connector's
+type. Sources: paper 3.1; the release for order (auxiliary first), embedding and RoIAlign settings.
 """
 
 import math
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fo1_model import boxes as box_ops
 from fo1_model.config import ConnectorConfig, RegionConfig
+from fo1_model.errors import SettingError
 from fo1_model.pyramid import STRIDES, SimpleFP
 from fo1_model.region_pooling import FeatureMap, boxes_in_cells, pool_levels, pool_regions
 
@@ -33,12 +34,16 @@ class RegionNorm(nn.LayerNorm):
 class RegionEncoder(nn.Module):
     """Hybrid fine-grained region encoder with its connector.
 
-    region, connector: what to build.
-    auxiliary_dims: channels of the auxiliary maps, fine to coarse. primary_dim: channels of the primary map.
-    hidden_size: width of a region token.
+    Args:
+        region: How a box becomes a feature.
+        connector: How a feature becomes a token.
+        auxiliary_dims: Channels of the auxiliary maps, fine to coarse.
+        primary_dim: Channels of the primary map.
+        hidden_size: Width of a region token.
 
-    Raises ValueError when the box embedding does not fit the width of the hybrid feature, or is to use the
-    frame of a tower that the features leave out.
+    Raises:
+        SettingError: When the box embedding does not fit the width of the hybrid feature, or is to
+            use the frame of a tower that the features leave out.
     """
 
     def __init__(
@@ -52,8 +57,9 @@ class RegionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if region.features == "primary" and region.box_frame == "auxiliary":
-            raise ValueError(
-                "box_frame='auxiliary' needs the auxiliary maps; with features='primary' choose 'primary'"
+            raise SettingError(
+                "box_frame='auxiliary' needs the auxiliary maps; with features='primary' choose "
+                "'primary'"
             )
         self.region = region
         self.use_auxiliary = region.features != "primary"
@@ -67,11 +73,12 @@ class RegionEncoder(nn.Module):
         self.hybrid_size = auxiliary_width + primary_width
         """Width of the feature before the connector (5888 in the release)."""
         if region.box_embedding and self.hybrid_size % 4 != 0:
-            raise ValueError(
-                f"box_embedding needs a region width that is a multiple of 4, got {self.hybrid_size}"
+            raise SettingError(
+                "box_embedding needs a region width that is a multiple of 4, "
+                f"got {self.hybrid_size}"
             )
         if region.map_embedding and any(dim % 4 for dim in auxiliary_dims):
-            raise ValueError(
+            raise SettingError(
                 f"map_embedding needs widths that are multiples of 4, got {list(auxiliary_dims)}"
             )
         self.auxiliary_norm = (
@@ -85,20 +92,31 @@ class RegionEncoder(nn.Module):
     def forward(
         self, auxiliary_maps: Sequence[FeatureMap], primary: FeatureMap, boxes: Tensor
     ) -> Tensor:
-        """Region tokens of one image, float[N, hidden_size] in the connector's type and the boxes' order.
+        """Return region tokens of one image, in the connector's type and the boxes' order.
 
-        auxiliary_maps: the auxiliary tower's maps, fine to coarse; may be empty with features="primary".
-        primary: the VLM's map before its merger, float[primary_dim, gh, gw].
-        boxes: float32[N, 4] xyxy in original pixels; N may be 0.
+        Args:
+            auxiliary_maps: The auxiliary tower's maps, fine to coarse; may be empty with
+                features="primary".
+            primary: The VLM's map before its merger, float[primary_dim, gh, gw].
+            boxes: float32[N, 4] xyxy in original pixels; N may be 0.
+
+        Returns:
+            float[N, hidden_size].
         """
         hybrid = self.hybrid_features(auxiliary_maps, primary, boxes)
+        # Pooled in float32 and rounded once, whatever the model's type.
         return self.connector(hybrid.to(next(self.connector.parameters()).dtype))
 
     def hybrid_features(
         self, auxiliary_maps: Sequence[FeatureMap], primary: FeatureMap, boxes: Tensor
     ) -> Tensor:
-        """The feature before the connector, float32[N, hybrid_size]: [auxiliary | primary] + embedding."""
+        """Return the feature before the connector, float32[N, hybrid_size]: [auxiliary | primary].
+
+        The embedding of the boxes is added; arguments as for `forward`.
+        """
+        # The release's way of scaling, to the last bit: see _in_auxiliary_frame.
         auxiliary_maps, primary, boxes = _in_auxiliary_frame(auxiliary_maps, primary, boxes)
+        # Auxiliary first: the order of the connector's columns in released weights.
         parts = []
         if self.use_auxiliary:
             pooled = self._pool_auxiliary(auxiliary_maps, boxes)
@@ -115,7 +133,7 @@ class RegionEncoder(nn.Module):
         return hybrid
 
     def _pool_auxiliary(self, maps: Sequence[FeatureMap], boxes: Tensor) -> Tensor:
-        """All levels as if upsampled to the grid of the finest, float32[N, sum of channels]."""
+        """Return all levels as if upsampled to the finest grid, float32[N, sum of channels]."""
         finest = maps[0]
         levels = [level.values for level in maps]
         if self.region.map_embedding:
@@ -130,7 +148,7 @@ class RegionEncoder(nn.Module):
         )
 
     def _pool_primary(self, primary: FeatureMap, boxes: Tensor) -> Tensor:
-        """Each pyramid level (or the map itself) pooled at its own stride, float32[N, primary width]."""
+        """Return each pyramid level pooled at its own stride, float32[N, primary width]."""
         levels = [primary] if self.pyramid is None else self.pyramid(primary)
         pooled = [
             pool_regions(
@@ -148,11 +166,14 @@ class RegionEncoder(nn.Module):
 def _in_auxiliary_frame(
     auxiliary_maps: Sequence[FeatureMap], primary: FeatureMap, boxes: Tensor
 ) -> tuple[list[FeatureMap], FeatureMap, Tensor]:
-    """The same maps and boxes, float32[N, 4], as if the auxiliary tower's input were the original image.
+    """Return the same maps and boxes as if the auxiliary tower's input were the original image.
 
-    The release brings boxes to that frame first, rounds them to float32, and goes on to the primary tower's
-    from there. The order matters: a box as wide as the image often spans a whole number of samples, and then
-    the last bit of its width in cells decides how many RoIAlign takes.
+    The release brings boxes to that frame first, rounds them to float32, and goes on to the primary
+    tower's from there. The order matters: a box as wide as the image often spans a whole number of
+    samples, and then the last bit of its width in cells decides how many RoIAlign takes.
+
+    Returns:
+        The auxiliary maps, the primary map, and boxes float32[N, 4].
     """
     if not auxiliary_maps:
         return [], primary, boxes.float()
@@ -167,10 +188,11 @@ def _in_auxiliary_frame(
 
 
 def _map_embedding(values: Tensor) -> Tensor:
-    """Where each cell of a map float[C, H, W] lies in it, in the map's type; C is a multiple of 4.
+    """Return where each cell of a map float[C, H, W] lies in it, in the map's type.
 
-    The first half of the channels is of v = i / H, the second of v = j / W: sine and cosine, interleaved, of
-    2 pi v / 10000^(2 floor(k/2) / (C/4)) for k = 0 .. C/4 - 1. Source: release.
+    C is a multiple of 4. The first half of the channels is of v = i / H, the second of v = j / W:
+    sine and cosine, interleaved, of 2 pi v / 10000^(2 floor(k/2) / (C/4)) for k = 0 .. C/4 - 1.
+    Source: release.
     """
     channels, height, width = values.shape
     index = torch.arange(channels // 4, device=values.device)
@@ -191,10 +213,15 @@ def _map_embedding(values: Tensor) -> Tensor:
 
 
 def build_connector(num_layers: int, in_size: int, hidden_size: int) -> nn.Sequential:
-    """Linear layers with exact GELU between them: the release's `mlpNx_gelu`, `linear` for one layer, and
-    `identity` for none.
+    """Return linear layers with exact GELU between them.
 
-    Weights are normal(0, 0.02), biases zero.
+    These are the release's `mlpNx_gelu`, `linear` for one layer, and `identity` for none. Weights
+    are normal(0, 0.02), biases zero.
+
+    Args:
+        num_layers: Number of linear layers.
+        in_size: Width of the input.
+        hidden_size: Width of each layer's output.
     """
     layers: list[nn.Module] = []
     for index in range(num_layers):

@@ -1,22 +1,23 @@
 """Mean-pooled RoIAlign, exactly, without the upsampled map.
 
-The paper pools a region from four DaViT levels that are first upsampled to the finest grid and concatenated,
-by RoIAlign and a mean over its bins. Every one of these steps is linear in the features and separable in y
-and x:
+The paper pools a region from four DaViT levels that are first upsampled to the finest grid and
+concatenated, by RoIAlign and a mean over its bins. Every one of these steps is linear in the
+features and separable in y and x:
 
-- all bins of a box hold the same number of samples, so the mean of bins of means of samples is one mean over
-  a regular grid of points;
-- the four bilinear weights of a point are products of a weight along y and one along x, and so is the rule
-  for points outside the map (dropped when more than a cell away, else clamped to the border);
+- all bins of a box hold the same number of samples, so the mean of bins of means of samples is one
+  mean over a regular grid of points;
+- the four bilinear weights of a point are products of a weight along y and one along x, and so is
+  the rule for points outside the map (dropped when more than a cell away, else clamped to the
+  border);
 - bilinear upsampling of the map is `M_y F M_x^T`.
 
-Hence `pooled = (a_y M_y) F (a_x M_x)^T` with one weight vector per box and axis, and pooling N boxes from a
-level is one GEMM of float[N, h w] with float[h w, C]. Autograd gives the exact gradient of the features;
-boxes get none, as in torchvision. `pool_regions_reference` spells the same quantity with torchvision and is
-what the tests compare with.
+Hence `pooled = (a_y M_y) F (a_x M_x)^T` with one weight vector per box and axis, and pooling N
+boxes from a level is one GEMM of float[N, h w] with float[h w, C]. Autograd gives the exact
+gradient of the features; boxes get none, as in torchvision. `pool_regions_reference` spells the
+same quantity with torchvision and is what the tests compare with.
 
-Shape letters: N boxes, C channels, H x W cells of the grid that boxes are sampled on, h x w cells of the
-stored map, K sample points along an axis.
+Shape letters: N boxes, C channels, H x W cells of the grid that boxes are sampled on, h x w cells
+of the stored map, K sample points along an axis.
 """
 
 from collections.abc import Sequence
@@ -34,21 +35,23 @@ class FeatureMap(NamedTuple):
     """One image's feature map that knows where it lies over the original image."""
 
     values: Tensor
-    """float[C, H, W], in any memory layout."""
+    """The features, float[C, H, W], in any memory layout."""
 
     scale: tuple[float, float]
-    """(sx, sy): pixels of the tower's input per pixel of the original image. A ViT with patches of 14 px that
-    sees a 640x480 image as 46 by 34 patches has the scale (46 * 14 / 640, 34 * 14 / 480)."""
+    """Pixels of the tower's input per pixel of the original image, (sx, sy). A ViT with patches
+    of 14 px that sees a 640x480 image as 46 by 34 patches has the scale (46 * 14 / 640, 34 *
+    14 / 480)."""
 
     stride: float
-    """Pixels of the tower's input per cell; its inverse is RoIAlign's spatial scale. 14 in the example."""
+    """Pixels of the tower's input per cell; its inverse is RoIAlign's spatial scale. 14 in the
+    example."""
 
 
 def boxes_in_cells(feature_map: FeatureMap, boxes: Tensor) -> Tensor:
-    """Boxes of the original image, float[N, 4] xyxy in pixels, in cells of the map.
+    """Return boxes of the original image, float[N, 4] xyxy in pixels, in cells of the map.
 
-    Two multiplications, as in the release: a box as wide as the image often spans a whole number of samples,
-    and then the last bit of its width in cells decides how many RoIAlign takes.
+    Two multiplications, as in the release: a box as wide as the image often spans a whole number of
+    samples, and then the last bit of its width in cells decides how many RoIAlign takes.
     """
     in_input = box_ops.scale(boxes, *feature_map.scale)
     return box_ops.scale(in_input, 1 / feature_map.stride, 1 / feature_map.stride)
@@ -63,15 +66,21 @@ def pool_regions(
     sampling_ratio: int,
     upsampled_size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Mean over the bins of RoIAlign for every box.
+    """Return the mean over the bins of RoIAlign for every box.
 
-    values: float[C, h, w] of one image.
-    boxes: float[N, 4] xyxy, finite, in cells of the sampled grid (`upsampled_size` or the map's own).
-    output_size: bins per side. aligned, sampling_ratio: as in torchvision's `roi_align`.
-    upsampled_size: (H, W); sample the map as if first resized to it bilinearly (`align_corners=False`).
+    Args:
+        values: float[C, h, w] of one image.
+        boxes: float[N, 4] xyxy, finite, in cells of the sampled grid (`upsampled_size` or the map's
+            own).
+        output_size: Bins per side.
+        aligned: As in torchvision's `roi_align`.
+        sampling_ratio: As in torchvision's `roi_align`.
+        upsampled_size: (H, W); sample the map as if first resized to it bilinearly
+            (`align_corners=False`).
 
-    Returns float32[N, C] (float64 for float64 values): weights and sums are float32 whatever the type of the
-    map, also under autocast.
+    Returns:
+        float32[N, C] (float64 for float64 values): weights and sums are float32 whatever the type
+        of the map, also under autocast.
     """
     return pool_levels(
         [values],
@@ -92,10 +101,21 @@ def pool_levels(
     sampling_ratio: int,
     grid_size: tuple[int, int],
 ) -> Tensor:
-    """`pool_regions` of several maps sampled on one grid of (H, W) cells, concatenated.
+    """Return `pool_regions` of several maps sampled on one grid, concatenated.
 
-    Returns float32[N, sum of channels] in the order of the levels. The weights of the boxes on the grid are
-    computed once; each level costs two small products and one GEMM.
+    The weights of the boxes on the grid are computed once; each level costs two small products and
+    one GEMM.
+
+    Args:
+        levels: float[C_l, h_l, w_l] each, of one image.
+        boxes: float[N, 4] xyxy, finite, in cells of the grid.
+        output_size: Bins per side.
+        aligned: As in torchvision's `roi_align`.
+        sampling_ratio: As in torchvision's `roi_align`.
+        grid_size: (H, W) of the grid.
+
+    Returns:
+        float32[N, sum of channels] in the order of the levels.
     """
     dtype = torch.float64 if levels[0].dtype == torch.float64 else torch.float32
     with torch.autocast(boxes.device.type, enabled=False):
@@ -106,16 +126,17 @@ def pool_levels(
 
 
 def _pool(values: Tensor, weights_y: Tensor, weights_x: Tensor) -> Tensor:
-    """float[N, C] from float[C, h, w] and the weights float[N, H], float[N, W] on the grid."""
+    """Return float[N, C] from float[C, h, w] and weights float[N, H], float[N, W] on the grid."""
     weights_y = _fold_upsampling(weights_y, values.shape[1])
     weights_x = _fold_upsampling(weights_x, values.shape[2])
     weights = (weights_y.unsqueeze(2) * weights_x.unsqueeze(1)).flatten(1)
-    # A view of contiguous and of channels-last maps alike, and GEMM reads either side transposed: no copy.
+    # A view of contiguous and of channels-last maps alike, and GEMM reads either side transposed:
+    # no copy.
     return weights @ values.flatten(1).to(weights.dtype).T
 
 
 def _fold_upsampling(weights: Tensor, length: int) -> Tensor:
-    """Weights on the stored map, float[N, length], from those on the upsampled one, float[N, L]."""
+    """Return weights on the stored map, float[N, length], from those on a grid of L cells."""
     if weights.shape[1] == length:
         return weights
     identity = torch.eye(length, dtype=weights.dtype, device=weights.device).unsqueeze(0)
@@ -128,10 +149,14 @@ def _fold_upsampling(weights: Tensor, length: int) -> Tensor:
 def _grid_weights(
     boxes: Tensor, grid_size: tuple[int, int], output_size: int, aligned: bool, sampling_ratio: int
 ) -> tuple[Tensor, Tensor]:
-    """How much every row and every column of the grid counts in a box's mean: float[N, H], float[N, W].
+    """Return how much every row and every column of the grid counts in a box's mean.
 
-    Both axes are computed together, as the second dimension (x, y) of every tensor. The order of the float
-    operations is torchvision's, because the adaptive number of samples, a ceiling, flips on the last bit.
+    Both axes are computed together, as the second dimension (x, y) of every tensor. The order of
+    the float operations is torchvision's, because the adaptive number of samples, a ceiling, flips
+    on the last bit.
+
+    Returns:
+        float[N, H] and float[N, W].
     """
     height, width = grid_size
     last_cell = boxes.new_tensor([[width - 1], [height - 1]])
@@ -143,7 +168,8 @@ def _grid_weights(
     bin_size = extent / output_size
     samples = bin_size.ceil() if sampling_ratio <= 0 else torch.full_like(bin_size, sampling_ratio)
 
-    # Every box gets the K points of the largest one and uses its own first output_size * samples of them.
+    # Every box gets the K points of the largest one and uses its own first output_size * samples of
+    # them.
     most = max(int(samples.max()), 0) if len(boxes) else 0
     index = torch.arange(output_size * most, device=boxes.device, dtype=boxes.dtype)
     per_bin = samples.clamp(min=1).unsqueeze(-1)
@@ -177,9 +203,17 @@ def pool_regions_reference(
     sampling_ratio: int,
     upsampled_size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """What `pool_regions` computes, as the paper and the release do: resize, RoIAlign, mean.
+    """Return what `pool_regions` computes, as the paper and the release do: resize, RoIAlign, mean.
 
     Takes and returns the same; its memory grows with the upsampled map.
+
+    Args:
+        values: float[C, h, w] of one image.
+        boxes: float[N, 4] xyxy in cells of the sampled grid.
+        output_size: Bins per side.
+        aligned: As in torchvision's `roi_align`.
+        sampling_ratio: As in torchvision's `roi_align`.
+        upsampled_size: (H, W) that the map is resized to; None for its own.
     """
     values = values.unsqueeze(0)
     values = values if values.dtype == torch.float64 else values.float()

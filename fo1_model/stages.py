@@ -1,7 +1,8 @@
 """Which parameters train in which stage, as checked parameter groups.
 
-Stage 1 aligns regions with the frozen VLM: SimpleFP, region norms, connector, new vocabulary rows (paper
-3.3). Stage 2 trains all but the primary vision tower. Every parameter belongs to exactly one part.
+Stage 1 aligns regions with the frozen VLM: SimpleFP, region norms, connector, new vocabulary rows
+(paper 3.3). Stage 2 trains all but the primary vision tower. Every parameter belongs to exactly
+one part.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -19,10 +21,11 @@ PARTS: dict[str, tuple[str, ...]] = {
     "region_encoder": ("region_encoder.",),
     "new_rows": ("new_rows.", "new_output_rows."),
 }
-"""Part -> prefixes of its parameter names; a parameter belongs to the part with the longest match.
+"""Part -> prefixes of its parameter names; a parameter belongs to the part with the longest
+match.
 
-``{visual}`` stands for each of the VLM family's ``visual_prefixes``: vision tower and projector.
-"""
+``{visual}`` stands for each of the VLM family's ``visual_prefixes``: vision tower and
+projector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class Stage:
     """One stage of training."""
 
     parts: tuple[str, ...]
-    """The parts that train; all others are frozen."""
+    """Parts that train; all others are frozen."""
 
 
 STAGES: dict[str, Stage] = {
@@ -41,8 +44,9 @@ STAGES: dict[str, Stage] = {
         parts=("primary", "language", "auxiliary", "region_encoder", "new_rows")
     ),
 }
-"""Stages by name. The paper names "HFRE and connector" for stage 1 but unfreezes DaViT in stage 2 only,
-hence ``stage1_auxiliary``; ``stage2_primary`` (ours) unfreezes the primary vision tower too."""
+"""Stages by name. The paper names "HFRE and connector" for stage 1 but unfreezes DaViT in stage
+2 only, hence ``stage1_auxiliary``; ``stage2_primary`` (ours) unfreezes the primary vision
+tower too."""
 
 
 def _expanded(patterns: tuple[str, ...], model: FO1Model) -> list[str]:
@@ -51,9 +55,10 @@ def _expanded(patterns: tuple[str, ...], model: FO1Model) -> list[str]:
 
 
 def part_of_parameters(model: FO1Model) -> dict[str, str]:
-    """Parameter name -> part.
+    """Return the part of each parameter, by its name.
 
-    Raises ValueError when a part is empty or a parameter belongs to none or to two.
+    Raises:
+        ValueError: When a part is empty or a parameter belongs to none or to two.
     """
     owners: dict[str, str] = {}
     for name, _ in model.named_parameters():
@@ -62,6 +67,7 @@ def part_of_parameters(model: FO1Model) -> dict[str, str]:
             for prefix in _expanded(prefixes, model):
                 if name.startswith(prefix):
                     matches[part] = max(len(prefix), matches.get(part, 0))
+        # The longest match wins: "vlm." is the language model's but for the visual prefixes.
         best = [part for part, length in matches.items() if length == max(matches.values())]
         if len(best) != 1:
             raise ValueError(
@@ -84,23 +90,32 @@ def parameter_groups(
     weight_decay: float = 0.0,
     learning_rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Freeze what the stage freezes, and what no output reads, and return optimizer groups of the rest.
+    """Freeze what the stage freezes, and what no output reads, and return groups of the rest.
 
-    learning_rate: of every part. learning_rates: part -> its own. weight_decay: of matrices; vectors
-    (biases, norms) and vocabulary rows get none, as usual.
+    Args:
+        model: Its parameters' ``requires_grad`` is set.
+        stage: Key of `STAGES`.
+        learning_rate: Rate of every part.
+        weight_decay: Decay of matrices; vectors (biases, norms) and vocabulary rows get none, as
+            usual.
+        learning_rates: Part -> rate of its own.
 
-    Returns groups ``{"name", "params", "lr", "weight_decay"}``, never an empty one. Raises ValueError for
-    an unknown stage or a learning rate for a part that does not train.
+    Returns:
+        Optimizer groups ``{"name", "params", "lr", "weight_decay"}``, never an empty one.
+
+    Raises:
+        SettingError: For an unknown stage or a learning rate for a part that does not train.
     """
     if stage not in STAGES:
-        raise ValueError(f"stage={stage!r} is not known; choose one of {', '.join(STAGES)}")
+        raise SettingError(f"stage={stage!r} is not known; choose one of {', '.join(STAGES)}")
     trained = STAGES[stage].parts
     if model.config.region.features == "primary":
-        # Nothing reads the auxiliary tower, and a parameter without gradient stalls distributed training.
+        # Nothing reads the auxiliary tower, and a parameter without gradient stalls distributed
+        # training.
         trained = tuple(part for part in trained if part != "auxiliary")
     rates = dict.fromkeys(trained, learning_rate) | dict(learning_rates or {})
     if unknown := sorted(set(rates) - set(trained)):
-        raise ValueError(
+        raise SettingError(
             f"learning_rates names {', '.join(unknown)}; {stage} trains {', '.join(trained)}"
         )
     owners = part_of_parameters(model)
@@ -113,6 +128,7 @@ def parameter_groups(
         if trains:
             decays = parameter.ndim > 1 and part != "new_rows"
             groups.setdefault((part, decays), []).append(parameter)
+    # Which towers are frozen has changed, and train() looks at that.
     model.train(model.training)
     return [
         {

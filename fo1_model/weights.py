@@ -1,7 +1,7 @@
-"""Weights on disk: the safetensors files of a folder, one or several with an index, tensor by tensor.
+"""Weights on disk: safetensors files of a folder, one or several with an index, tensor by tensor.
 
-Reading never holds more than one tensor beside the model, writing more than one file of them, so that a model
-of billions of parameters moves in little more memory than its own.
+Reading never holds more than one tensor beside the model, writing more than one file of them, so
+that a model of billions of parameters moves in little more memory than its own.
 """
 
 import json
@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fo1_model.errors import SettingError
+
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_FILE_BYTES = 5_000_000_000
@@ -32,44 +34,50 @@ class StoredWeights:
     """What the safetensors files of a folder hold."""
 
     folder: Path
+    """Folder of the files."""
     files: dict[str, tuple[str, ...]]
     """File -> names of its tensors."""
     shapes: dict[str, tuple[int, ...]]
     """Name -> shape, of every tensor."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor in its stored type, read when it is asked for."""
+        """Yield every tensor in its stored type, read when it is asked for."""
         for file, names in self.files.items():
             with safe_open(self.folder / file, framework="pt") as opened:
                 for name in names:
                     yield name, opened.get_tensor(name)
 
     def read(self, name: str) -> Tensor:
-        """One tensor in its stored type."""
+        """Return one tensor in its stored type."""
         file = next(file for file, names in self.files.items() if name in names)
         with safe_open(self.folder / file, framework="pt") as opened:
             return opened.get_tensor(name)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file by name: safetensors, or a torch file of plain tensors, bare or under "model".
+    """Return the tensors of one file by name.
 
-    No code of the file runs. Raises ValueError naming a file that is missing, unreadable or holds anything
-    else.
+    No code of the file runs.
+
+    Args:
+        path: Safetensors, or a torch file of plain tensors, bare or under "model".
+
+    Raises:
+        SettingError: Naming a file that is missing, unreadable or holds anything else.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a state dict")
+        raise SettingError(f"{path}: no such file; give a state dict")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a file of plain tensors: {error}") from error
+        raise SettingError(f"{path} is not a file of plain tensors: {error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         # Torch's own message advises to load without the protection.
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         why = f"it would run {code[1]}" if code else "it is cut short or of another kind"
-        raise ValueError(f"{path} is not a file of plain tensors: {why}") from error
+        raise SettingError(f"{path} is not a file of plain tensors: {why}") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if (
@@ -77,44 +85,51 @@ def read_state(path: Path) -> dict[str, Tensor]:
         or not content
         or not all(isinstance(value, Tensor) for value in content.values())
     ):
-        raise ValueError(
+        raise SettingError(
             f"{path} holds no state dict: save model.state_dict() alone, or under 'model'"
         )
     return dict(content)
 
 
 def open_weights(path: Path) -> StoredWeights:
-    """The weights of a folder: the files its index names, or without an index all ``model*.safetensors``; or
-    those of one safetensors file.
+    """Return the weights at a path, by their headers alone.
 
-    Raises ValueError when there are none, a file is missing or unreadable, a tensor is there twice, or index
-    and files disagree.
+    Args:
+        path: A folder: the files its index names, or without an index all ``model*.safetensors``;
+            or one safetensors file.
+
+    Raises:
+        SettingError: When there are none, a file is missing or unreadable, a tensor is there twice,
+            or index and files disagree.
     """
     folder = path.parent if path.is_file() else path
     index = path / INDEX
     listed: Mapping[str, str] | None = None
     if index.is_file():
-        listed = read_json(index)["weight_map"]
+        content = read_json(index)
+        listed = content.get("weight_map") if isinstance(content, Mapping) else None
+        if not isinstance(listed, Mapping):
+            raise SettingError(f"{index} has no weight_map of names and files")
     found = (
         {path.name} if path.is_file() else {file.name for file in path.glob("model*.safetensors")}
     )
     files = sorted(set(listed.values()) if listed else found)
     if not files:
-        raise ValueError(f"{folder} holds no model*.safetensors")
+        raise SettingError(f"{folder} holds no model*.safetensors")
     names: dict[str, tuple[str, ...]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         if not (folder / file).is_file():
-            raise ValueError(f"{folder} lacks {file}, which {INDEX} names")
+            raise SettingError(f"{folder} lacks {file}, which {INDEX} names")
         try:
             with safe_open(folder / file, framework="pt") as opened:
                 names[file] = tuple(opened.keys())
                 for name in names[file]:
                     if name in shapes:
-                        raise ValueError(f"{folder} holds {name} twice, the second time in {file}")
+                        raise SettingError(f"{folder} holds {name} twice, again in {file}")
                     shapes[name] = tuple(opened.get_slice(name).get_shape())
         except SafetensorError as error:
-            raise ValueError(
+            raise SettingError(
                 f"{folder / file} is not a readable safetensors file: {error}"
             ) from error
     if listed is not None:
@@ -123,16 +138,16 @@ def open_weights(path: Path) -> StoredWeights:
 
 
 def check_names(expected: set[str], given: set[str], what: str) -> None:
-    """Raise ValueError naming the weights that are missing or left over, unless the names are the same."""
+    """Raise SettingError naming the weights that are missing or left over, if there are any."""
     for names, fault in ((expected - given, "missing"), (given - expected, "not the model's")):
         if names:
             shown = ", ".join(sorted(names)[:_MOST_NAMED])
             more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-            raise ValueError(f"{what}: {len(names)} weights are {fault}: {shown}{more}")
+            raise SettingError(f"{what}: {len(names)} weights are {fault}: {shown}{more}")
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that a model is stored as, by name; one that is shared goes by its first name."""
+    """Return the tensors a model is stored as, by name; a shared one goes by its first name."""
     named: dict[int, tuple[str, Tensor]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         named.setdefault(id(value), (name, value))
@@ -148,16 +163,23 @@ def load_weights(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Put ``tensors`` in the place of the model's ``own``, one after the other.
+    """Put tensors in the place of the model's own, one after the other.
 
-    given: names and shapes of the tensors. dtype: of all of them; None keeps each as it is stored.
+    Args:
+        own: Name -> tensor of the model.
+        given: Name -> shape of the tensors.
+        tensors: Pairs (name, tensor), each read when its turn comes.
+        what: Where they come from, for messages.
+        dtype: Type of all of them; None keeps each as it is stored.
+        device: Where they are put.
 
-    Raises ValueError, before anything is read, when names or shapes are not exactly the model's.
+    Raises:
+        SettingError: Before anything is read, when names or shapes are not exactly the model's.
     """
     check_names(set(own), set(given), what)
     for name, value in own.items():
         if tuple(value.shape) != given[name]:
-            raise ValueError(
+            raise SettingError(
                 f"{what}: {name} is {list(given[name])}, the model has {list(value.shape)}"
             )
     for name, tensor in tensors:
@@ -172,17 +194,24 @@ def write_weights(
     *,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Write a folder's weights: ``model.safetensors``, or numbered files and an index when they are larger.
+    """Write a folder's weights: ``model.safetensors``, or numbered files and an index.
 
-    tensors: name -> the tensor, asked for when its file is written. sizes: its bytes. The same tensors give
-    the same bytes. Files of weights that the folder held before are removed.
+    The same tensors give the same bytes. Files of weights that the folder held before are removed.
+
+    Args:
+        folder: Made when it is not there.
+        tensors: Name -> function that gives the tensor, called when its file is written.
+        sizes: Name -> bytes of the tensor.
+        max_file_bytes: Size in bytes above which there are several files.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # Files of an earlier save would be read along with the new ones.
     for old in folder.iterdir():
         if old.name in (FILE, INDEX) or _SHARD.fullmatch(old.name):
             old.unlink()
     groups: list[list[str]] = [[]]
     filled = 0
+    # Sorted: files depend on the tensors alone, not on the order of the modules.
     for name in sorted(tensors):
         if groups[-1] and filled + sizes[name] > max_file_bytes:
             groups.append([])
@@ -206,11 +235,15 @@ def write_weights(
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; raises ValueError naming the file when it is none."""
+    """Return the value of a JSON file.
+
+    Raises:
+        SettingError: Naming the file when it is none.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise SettingError(f"{path} is not JSON: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -238,10 +271,10 @@ class _LeaveParameters(TorchFunctionMode):
 
 @contextmanager
 def uninitialised() -> Iterator[None]:
-    """Modules built inside keep what lies in memory as their weights: for what is loaded at once.
+    """Build modules inside this context without drawing their weights: for what is loaded at once.
 
-    Nothing is drawn and no memory is touched, so that billions of parameters take seconds and no room.
-    Buffers are computed as ever.
+    They keep what lies in memory. Nothing is drawn and no memory is touched, so that billions of
+    parameters take seconds and no room. Buffers are computed as ever.
     """
     with _LeaveParameters():
         yield

@@ -1,6 +1,5 @@
 """Boxes that are known already as proposals: annotated ones, exact or jittered, or a file's."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from fo1_model.boxes import iou
 from fo1_model.detectors.configs import BoxFileConfig, GroundTruthConfig, GroundTruthJitterConfig
 from fo1_model.detectors.postprocess import select
 from fo1_model.detectors.protocol import Detections, Prepare, Prepared, without_pixels
+from fo1_model.seeds import seed_of
 
 KnownBoxesConfig = GroundTruthConfig | GroundTruthJitterConfig | BoxFileConfig
 """Config of a detector whose boxes are known before anybody looks."""
@@ -74,8 +74,7 @@ def jittered(
     Returns:
         Boxes float32[N, 4] xyxy px and scores float32[N].
     """
-    digest = hashlib.sha256(f"{config.seed}:{image_id}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    rng = np.random.default_rng(seed_of(config.seed, image_id))
     found = objects[rng.random(len(objects)) >= config.miss_rate]
     sides = np.tile(found[:, 2:] - found[:, :2], 2)
     moved = found + rng.uniform(-config.jitter, config.jitter, found.shape) * sides

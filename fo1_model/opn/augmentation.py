@@ -101,4 +101,5 @@ def _array(boxes: torch.Tensor) -> np.ndarray:
 
 def _digest(seed: int, what: str) -> int:
     """Return 64 bits of a seed for one purpose; the denoising noise of the seed has others."""
+    # Not `fo1_model.seeds.seed_of`, which reads the bytes the other way round: views would change.
     return int.from_bytes(hashlib.sha256(f"{what}:{seed}".encode()).digest()[:8], "little")

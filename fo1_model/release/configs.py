@@ -1,7 +1,8 @@
 """From the release's flat config (as transformers 4.50 wrote it) to our ``ModelConfig``.
 
-Widths and depths come from the tensors; the config says only what they cannot: heads, norms, positions, and
-the ``mm_*`` keys that name modes. Keys that transformers left out for being its defaults have those here.
+Widths and depths come from the tensors; the config says only what they cannot: heads, norms,
+positions, and the ``mm_*`` keys that name modes. Keys that transformers left out for being its
+defaults have those here.
 """
 
 import re
@@ -16,37 +17,42 @@ from fo1_model.config import (
     davit,
     qwen2_5_vl,
 )
+from fo1_model.errors import SettingError
 from fo1_model.release.names import AUXILIARY, CONNECTOR, EMBEDDING, HEAD, PROJECTOR, REGION, VISION
 
 MODEL_TYPE = "omchat_qwen2_5_vl"
 OWN_KEY = "fo1"
-"""Our whole config inside an exported one, where the release's own keys do not say it all."""
+"""Key of our whole config inside an exported one, where the release's own keys do not say it
+all."""
 _COMBINATIONS = ("concat", "concat_aux_pos")
 _STRATEGIES = ("bbox_based", "feature_map_based", "hybrid")
 _DAVIT_HEAD_DIM = 32
 """Channels a head of the release's ``davit-base`` and ``davit-large``, the same in every stage."""
 _SQUASHED_SIDE = 768
-"""Whatever ``aux_image_size`` says (davit/configs.py)."""
+"""Side of a squashed image in pixels, whatever ``aux_image_size`` says (davit/configs.py)."""
 TEXT_DEFAULTS = {
     "hidden_act": "silu",
     "initializer_range": 0.02,
     "attention_dropout": 0.0,
     "use_sliding_window": False,
 }
-"""Carried over where they differ from these."""
+"""Text fields that are carried over where they differ from these values."""
 Shapes = Mapping[str, Sequence[int]]
 
 
 def config_of_release(
     flat: Mapping[str, Any], shapes: Shapes, num_region_tokens: int
 ) -> ModelConfig:
-    """Our config of a released model.
+    """Return our config of a released model.
 
-    flat: its ``config.json``. shapes: released name -> shape. num_region_tokens: ``<regionN>`` in its
-    tokenizer.
+    Args:
+        flat: Its ``config.json``.
+        shapes: Released name -> shape.
+        num_region_tokens: Number of ``<regionN>`` in its tokenizer.
 
-    Raises ValueError naming the key and the value for what the release cannot run, for a key that is missing,
-    and naming the tensor that the widths cannot be read from.
+    Raises:
+        SettingError: Naming the key and the value for what the release cannot run, for a key that
+            is missing, and naming the tensor that the widths cannot be read from.
     """
     if OWN_KEY in flat:
         return ModelConfig.from_dict({**flat[OWN_KEY], "release": dict(flat)})
@@ -69,7 +75,7 @@ def config_of_release(
 
 
 def bare_layers(flat: Mapping[str, Any]) -> set[str]:
-    """The prefixes whose single layer has no number in its name."""
+    """Return the prefixes whose single layer has no number in its name."""
     keys = {PROJECTOR: "mm_projector_type", CONNECTOR: "mm_projector_aux_type"}
     return {prefix for prefix, key in keys.items() if flat.get(key, "linear") == "linear"}
 
@@ -78,28 +84,31 @@ def _check_modes(flat: Mapping[str, Any]) -> None:
     """Refuse what the release cannot run, or what it could mean by it is unknown."""
     tower = str(flat.get("mm_vision_tower"))
     if "qwen2.5-vl" not in tower.lower():
-        raise ValueError(f"mm_vision_tower={tower!r}: the release knows Qwen2.5-VL's tower alone")
+        raise SettingError(f"mm_vision_tower={tower!r}: the release knows Qwen2.5-VL's tower alone")
     tower = str(flat.get("mm_vision_tower_aux"))
     if "davit" not in tower.lower():
-        raise ValueError(f"mm_vision_tower_aux={tower!r}: the release knows DaViT towers alone")
+        raise SettingError(f"mm_vision_tower_aux={tower!r}: the release knows DaViT towers alone")
     for key, default, allowed in (
         ("mm_region_feature_combination", "concat", _COMBINATIONS),
         ("mm_pos_embedding_strategy", "bbox_based", _STRATEGIES),
     ):
         if flat.get(key, default) not in allowed:
-            raise ValueError(f"{key}={flat[key]!r}: the release runs only {', '.join(allowed)}")
+            raise SettingError(f"{key}={flat[key]!r}: the release runs only {', '.join(allowed)}")
     for key, pattern in (
         ("mm_projector_type", r"identity|linear|mlp[1-9]\d*x_gelu"),
         ("mm_projector_aux_type", r"linear|mlp[1-9]\d*x_gelu"),
     ):
         if not re.fullmatch(pattern, str(flat.get(key, "linear"))):
-            raise ValueError(f"{key}={flat[key]!r} is not supported; {pattern} is")
+            raise SettingError(f"{key}={flat[key]!r} is not supported; {pattern} is")
     if not flat.get("mm_use_vision_tower_region_feature", False):
-        raise ValueError(
-            "mm_use_vision_tower_region_feature=False: the release cannot run the auxiliary branch alone"
+        raise SettingError(
+            "mm_use_vision_tower_region_feature=False: the release cannot run the auxiliary "
+            "branch alone"
         )
     if flat.get("tune_mm_mlp_adapter") and flat.get("mm_use_im_start_end"):
-        raise ValueError("tune_mm_mlp_adapter and mm_use_im_start_end: the release cannot run both")
+        raise SettingError(
+            "tune_mm_mlp_adapter and mm_use_im_start_end: the release cannot run both"
+        )
 
 
 def _text(flat: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
@@ -129,7 +138,7 @@ def _text(flat: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
         key: flat[key] for key, usual in TEXT_DEFAULTS.items() if flat.get(key, usual) != usual
     }
     if "use_sliding_window" in unusual:
-        raise ValueError(
+        raise SettingError(
             "use_sliding_window=True: no released model has it and it is not supported"
         )
     return {**text, **given, **unusual}
@@ -139,7 +148,7 @@ def _mrope(flat: Mapping[str, Any]) -> list[int]:
     scaling = _key(flat, "rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "mrope") or "mrope_section" not in scaling:
-        raise ValueError(
+        raise SettingError(
             f"rope_scaling={scaling!r}: expected rope_type 'default' with an mrope_section"
         )
     return list(scaling["mrope_section"])
@@ -183,14 +192,17 @@ def _auxiliary(flat: Mapping[str, Any], shapes: Shapes, *, keep_unread: bool) ->
 
 
 def _region(flat: Mapping[str, Any], shapes: Shapes, *, primary_only: bool) -> RegionConfig:
-    """Modes as the release's code branches: the primary branch alone ignores strategy and combination."""
+    """Return modes as the release's code branches.
+
+    There the primary branch alone ignores strategy and combination.
+    """
     pyramid = bool(flat.get("mm_use_simpleFPN_for_vt", False))
     norms = {f"{REGION}{branch}_region_norm.weight" for branch in ("aux", "vt")}
     region_norm = bool(norms & set(shapes))
     if region_norm and primary_only:
-        raise ValueError(
-            "mm_apply_region_layer_norm with mm_use_vt_region_feature_only: the release makes the norm and "
-            "never applies it; leave its tensors out"
+        raise SettingError(
+            "mm_apply_region_layer_norm with mm_use_vt_region_feature_only: the release makes the "
+            "norm and never applies it; leave its tensors out"
         )
     positions = bool(flat.get("mm_apply_position_embedding", True))
     strategy = flat.get("mm_pos_embedding_strategy", "bbox_based")
@@ -211,21 +223,21 @@ def _region(flat: Mapping[str, Any], shapes: Shapes, *, primary_only: bool) -> R
 
 def _key(flat: Mapping[str, Any], key: str) -> Any:
     if key not in flat:
-        raise ValueError(f"config.json lacks {key}, which the tensors do not tell")
+        raise SettingError(f"config.json lacks {key}, which the tensors do not tell")
     return flat[key]
 
 
 def _shape(shapes: Shapes, name: str) -> Sequence[int]:
     if name not in shapes:
-        raise ValueError(f"the checkpoint lacks {name}, from which a width is read")
+        raise SettingError(f"the checkpoint lacks {name}, from which a width is read")
     return shapes[name]
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many numbers ``pattern`` finds among the names."""
+    """Return how many numbers ``pattern`` finds among the names."""
     return len({found.group(1) for name in shapes if (found := re.fullmatch(pattern, name))})
 
 
 def linear_layers(shapes: Shapes, prefix: str) -> list[str]:
-    """The linear layers below a prefix: weights with a number, or the one without."""
+    """Return the linear layers below a prefix: weights with a number, or the one without."""
     return [name for name in shapes if re.fullmatch(rf"{re.escape(prefix)}(\d+\.)?weight", name)]

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import Qwen2_5_VLConfig
 
 from fo1_model.config import ModelConfig
+from fo1_model.errors import SettingError
 from fo1_model.release.configs import (
     MODEL_TYPE,
     OWN_KEY,
@@ -39,27 +40,33 @@ _VISION_KEYS = (
 def release_of_config(
     config: ModelConfig, shapes: Shapes, vocabulary: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The flat config of an exported model.
+    """Return the flat config of an exported model.
 
-    That of an imported one is given back as it was, unless the model has become another since. Where the
-    release's keys do not give the config back, our own goes along under ``fo1``; only this code reads it.
+    That of an imported one is given back as it was, unless the model has become another since.
+    Where the release's keys do not give the config back, our own goes along under ``fo1``; only
+    this code reads it.
 
-    shapes: released name -> shape of what is exported. vocabulary: token -> id.
+    Args:
+        config: Ours.
+        shapes: Released name -> shape of what is exported.
+        vocabulary: Token -> id.
 
-    Raises ValueError for a model that the release has no form for.
+    Raises:
+        SettingError: For a model that the release has no form for.
     """
     if config.vlm.family != "qwen2_5_vl":
-        raise ValueError(f"VLMConfig.family={config.vlm.family!r}: the release is a qwen2_5_vl")
+        raise SettingError(f"VLMConfig.family={config.vlm.family!r}: the release is a qwen2_5_vl")
     if config.region.features == "auxiliary" or not config.builds_auxiliary:
-        raise ValueError(
-            f"RegionConfig.features={config.region.features!r}: the release cannot run one branch alone"
-            " without the other's tower"
+        raise SettingError(
+            f"RegionConfig.features={config.region.features!r}: the release cannot run one branch "
+            "alone without the other's tower"
         )
 
     def says_it_all(flat: Mapping[str, Any]) -> bool:
         back = config_of_release(flat, shapes, config.num_region_tokens)
         return replace(back, release=None) == replace(config, release=None)
 
+    # An imported model goes back out with its own config, keys that we do not know included.
     known = config.release or {}
     if known and says_it_all(known):
         return dict(known)
@@ -69,7 +76,7 @@ def release_of_config(
 
 
 def _base_keys(config: ModelConfig, vocabulary: Mapping[str, int]) -> dict[str, Any]:
-    """The Qwen2.5-VL part, text fields at top level."""
+    """Return the Qwen2.5-VL part, text fields at top level."""
     parsed: Any = Qwen2_5_VLConfig(**config.vlm.config)
     text, vision = parsed.text_config, parsed.vision_config
     copied = (
@@ -118,7 +125,7 @@ def _base_keys(config: ModelConfig, vocabulary: Mapping[str, int]) -> dict[str, 
 
 
 def _region_keys(config: ModelConfig, shapes: Shapes) -> dict[str, Any]:
-    """The ``mm_*`` keys and what belongs to them."""
+    """Return the ``mm_*`` keys and what belongs to them."""
     region = config.region
     hidden = shapes[EMBEDDING][1]
     base = tuple(config.auxiliary.dims) == (128, 256, 512, 1024)

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2Tokenizer
 
 from fo1_model import grammar
-from fo1_model.checkpoint import write_tokenizer
+from fo1_model.checkpoint import read_fast_tokenizer, write_tokenizer
+from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 from fo1_model.release.configs import MODEL_TYPE, bare_layers, config_of_release
@@ -41,16 +42,20 @@ from fo1_model.weights import (
 def load_release(
     path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> tuple[FO1Model, Processor]:
-    """The model of a released folder, in eval mode, and its processor.
+    """Return the model of a released folder, in eval mode, and its processor.
 
-    dtype: of the weights; None keeps each as it is stored.
+    The rows of the region language's tokens are copied out of the embedding (and an untied head)
+    into our separate parameters, which shadow them: so the logits are the checkpoint's, and stage 1
+    trains the copies alone.
 
-    The rows of the region language's tokens are copied out of the embedding (and an untied head) into our
-    separate parameters, which shadow them: so the logits are the checkpoint's, and stage 1 trains the copies
-    alone.
+    Args:
+        path: The folder.
+        dtype: Type of the weights; None keeps each as it is stored.
+        device: Where the model is put.
 
-    Raises ValueError for a folder that is none, a mode that the release cannot run, tensors that are missing,
-    left over or of another shape, tokens that the tokenizer lacks.
+    Raises:
+        SettingError: For a folder that is none, a mode that the release cannot run, tensors that
+            are missing, left over or of another shape, tokens that the tokenizer lacks.
     """
     folder = Path(path)
     flat = _read_config(folder)
@@ -61,7 +66,7 @@ def load_release(
     processor = Processor(config, tokenizer)
     rows = shapes[EMBEDDING][0]
     if max(processor.token_ids.new) >= rows:
-        raise ValueError(f"{folder}: the tokenizer goes beyond the {rows} rows of {EMBEDDING}")
+        raise SettingError(f"{folder}: the tokenizer goes beyond the {rows} rows of {EMBEDDING}")
     with uninitialised():
         model = FO1Model(config, processor.token_ids)
     own = weights_of(model)
@@ -69,6 +74,7 @@ def load_release(
     by_released = {released_name(name, bare): own[name] for name in own if name not in NEW_ROWS}
     tensors = ((name, tensor) for name, tensor in stored.tensors() if name in shapes)
     load_weights(by_released, shapes, tensors, what=str(folder), dtype=dtype, device=device)
+    # Copies, so that training them leaves the imported matrix as it is.
     ids = torch.tensor(processor.token_ids.new, device=device)
     for name, matrix in NEW_ROWS.items():
         if name in own:
@@ -84,12 +90,20 @@ def export_release(
     dtype: torch.dtype | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Write a model as the release's code reads it: its tensor names, flat config and slow tokenizer.
+    """Write a model as the release's code reads it: tensor names, flat config, slow tokenizer.
 
-    New vocabulary rows are merged into the embedding, and into an untied head. dtype: of the tensors; None
-    keeps each as it is. An imported model comes out as it went in, to the bit.
+    New vocabulary rows are merged into the embedding, and into an untied head. An imported model
+    comes out as it went in, to the bit.
 
-    Raises ValueError for a model that the release has no form for.
+    Args:
+        model: The model, on any device.
+        processor: Its processor.
+        path: Folder to write.
+        dtype: Type of the tensors; None keeps each as it is.
+        max_file_bytes: Size in bytes above which weights go into several files.
+
+    Raises:
+        SettingError: For a model that the release has no form for.
     """
     folder = Path(path)
     own = {name: value for name, value in weights_of(model).items() if name not in NEW_ROWS}
@@ -106,6 +120,7 @@ def export_release(
         for name, extra in rows.items()
         if name in own and extra is not None
     }
+    # Shapes as they will be written, because the config is checked by reading it back.
     vocabulary = processor.tokenizer.get_vocab()
     flat = release_of_config(
         model.config, {released_name(name): shape for name, shape in shapes.items()}, vocabulary
@@ -125,25 +140,30 @@ def export_release(
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a released folder: ``tokenizer.json``, or the slow one's files, or ``tokens.json``.
+    """Return the tokenizer of a folder.
 
-    The last is of folders made for comparison: it lists the special tokens' ids, and text is bytes.
+    It is in ``tokenizer.json``, the slow one's files, or ``tokens.json``. The last is of folders
+    made for comparison: it lists the special tokens' ids, and text is bytes.
 
-    Raises ValueError when there is none.
+    Raises:
+        SettingError: When there is none.
     """
     if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(str(folder))
+        return read_fast_tokenizer(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return Qwen2Tokenizer.from_pretrained(str(folder))
     if (folder / "tokens.json").is_file():
         return _byte_tokenizer(read_json(folder / "tokens.json"))
-    raise ValueError(
+    raise SettingError(
         f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt"
     )
 
 
 def _byte_tokenizer(tokens: Mapping[str, int]) -> PreTrainedTokenizerFast:
-    """Bytes at ids 0 to 255 in the order of every byte-level vocabulary, and ``tokens`` at their ids."""
+    """Return a tokenizer of bytes and some tokens.
+
+    Bytes have ids 0 to 255 in the order of every byte-level vocabulary, ``tokens`` have theirs.
+    """
     symbols = {
         symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
     }
@@ -157,7 +177,7 @@ def _byte_tokenizer(tokens: Mapping[str, int]) -> PreTrainedTokenizerFast:
 
 
 def _write_processor_files(processor: Processor, folder: Path) -> None:
-    """What the release's code reads beside the model: a slow tokenizer and the image processor's settings."""
+    """Write what the release's code reads beside the model: slow tokenizer, image settings."""
     tokenizer = processor.tokenizer
     write_tokenizer(tokenizer, folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
@@ -190,13 +210,13 @@ def _write_processor_files(processor: Processor, folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """The flat config of a folder that is a released checkpoint."""
+    """Return the flat config of a folder that is a released checkpoint."""
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} is not a released checkpoint: it has no config.json")
+        raise SettingError(f"{folder} is not a released checkpoint: it has no config.json")
     flat = read_json(path)
     if "mm_vision_tower_aux" not in flat:
-        raise ValueError(
+        raise SettingError(
             f"{folder} is not a released checkpoint: its config.json has model_type "
             f"{flat.get('model_type')!r} and no mm_vision_tower_aux; the release has {MODEL_TYPE!r}"
         )
@@ -206,11 +226,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _without_tied_head(
     flat: Mapping[str, Any], stored: StoredWeights
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights, less a head that only repeats the embedding of a tied model."""
+    """Return names and shapes of the weights, less a head that only repeats a tied embedding."""
     shapes = dict(stored.shapes)
     if HEAD in shapes and flat.get("tie_word_embeddings", False):
         if not torch.equal(stored.read(HEAD), stored.read(EMBEDDING)):
-            raise ValueError(
+            raise SettingError(
                 f"{stored.folder}: tie_word_embeddings=True, but {HEAD} differs from {EMBEDDING}; "
                 "set the key to false to use it"
             )
@@ -219,11 +239,11 @@ def _without_tied_head(
 
 
 def _count_region_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
-    """How many ``<regionN>`` the vocabulary has, from 0 on without a gap."""
+    """Return how many ``<regionN>`` the vocabulary has, from 0 on without a gap."""
     vocabulary = tokenizer.get_vocab()
     count = 0
     while grammar.region_token(count) in vocabulary:
         count += 1
     if missing := [token for token in grammar.new_tokens(max(count, 1)) if token not in vocabulary]:
-        raise ValueError(f"{folder}: the tokenizer lacks {', '.join(missing)}")
+        raise SettingError(f"{folder}: the tokenizer lacks {', '.join(missing)}")
     return count

@@ -1,20 +1,22 @@
 """Names of the release's tensors: for each of ours the released one.
 
-    vlm.model.language_model.*      model.*                       (embed_tokens, layers, norm)
-    vlm.lm_head.weight              lm_head.weight                (absent when tied)
-    vlm.model.visual.*              model.vision_tower.image_tower.*
-    image_projector.*               model.mm_projector.*
-    auxiliary.model.*               model.vision_tower_aux.image_tower.*      (timm's names to the release's)
-    region_encoder.pyramid.*        model.object_vp_extractor.simple_fpn.*
-    region_encoder.*_norm.*         model.object_vp_extractor.{aux,vt}_region_norm.*
-    region_encoder.connector.*      model.mm_projector_aux.*
+    vlm.model.language_model.*   model.*                    (embed_tokens, layers, norm)
+    vlm.lm_head.weight           lm_head.weight             (absent when tied)
+    vlm.model.visual.*           model.vision_tower.image_tower.*
+    image_projector.*            model.mm_projector.*
+    auxiliary.model.*            model.vision_tower_aux.image_tower.*   (timm's names to its own)
+    region_encoder.pyramid.*     model.object_vp_extractor.simple_fpn.*
+    region_encoder.*_norm.*      model.object_vp_extractor.{aux,vt}_region_norm.*
+    region_encoder.connector.*   model.mm_projector_aux.*
 
-A single linear layer may be a bare one in the release, without a number in its name. New vocabulary rows have
-no name of their own there: they lie inside the embedding and the head.
+A single linear layer may be a bare one in the release, without a number in its name. New vocabulary
+rows have no name of their own there: they lie inside the embedding and the head.
 """
 
 import re
 from collections.abc import Collection
+
+from fo1_model.errors import SettingError
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -47,18 +49,22 @@ _HALF = {
     "norm2": "ffn.norm",
     "mlp": "ffn.fn.net",
 }
-"""Inside half a block of DaViT: timm's names and the release's."""
+"""Names inside half a block of DaViT: timm's and the release's."""
 _BLOCK = re.compile(
     r"stages\.(\d+)\.blocks\.(\d+)\.(spatial|channel)_block\.(cpe\d\.proj|[a-z]+\d?)\.(.+)"
 )
 
 
 def released_name(own: str, bare: Collection[str] = ()) -> str:
-    """The released name of one of our tensors.
+    """Return the released name of one of our tensors.
 
-    bare: released prefixes (``PROJECTOR``, ``CONNECTOR``) whose one layer goes without a number.
+    Args:
+        own: Our name.
+        bare: Released prefixes (``PROJECTOR``, ``CONNECTOR``) whose one layer goes without a
+            number.
 
-    Raises ValueError for a tensor that the release has no place for.
+    Raises:
+        SettingError: For a tensor that the release has no place for.
     """
     if own.startswith("auxiliary.model."):
         return AUXILIARY + davit_name(own.removeprefix("auxiliary.model."))
@@ -66,12 +72,14 @@ def released_name(own: str, bare: Collection[str] = ()) -> str:
         if own.startswith(ours):
             rest = own.removeprefix(ours)
             return released + (rest.removeprefix("0.") if released in bare else rest)
-    raise ValueError(f"the release has no place for {own}")
+    raise SettingError(f"the release has no place for {own}")
 
 
 def davit_name(timm_name: str) -> str:
-    """The release's name of a DaViT tensor, which is Florence-2's: an image enters a stage through its
-    convolution."""
+    """Return the release's name of a DaViT tensor, which is Florence-2's.
+
+    An image enters a stage through its convolution.
+    """
     if found := _BLOCK.fullmatch(timm_name):
         stage, block, kind, part, rest = found.groups()
         part = _HALF[part].format(kind="window" if kind == "spatial" else "channel")
@@ -84,4 +92,4 @@ def davit_name(timm_name: str) -> str:
     ):
         if re.fullmatch(pattern, timm_name):
             return re.sub(pattern, released, timm_name)
-    raise ValueError(f"the release's DaViT has no place for {timm_name}")
+    raise SettingError(f"the release's DaViT has no place for {timm_name}")

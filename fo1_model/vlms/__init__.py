@@ -1,8 +1,20 @@
-"""VLM families: the type in ``family``, an entry a family, and the table of all."""
+"""VLM families: what differs between base models, behind one type.
+
+    family           VLMFamily, the type, and what its entries share
+    qwen             Qwen2-VL, Qwen2.5-VL (the release's) and Qwen3-VL
+    internvl         InternVL
+    llava_onevision  LLaVA-OneVision
+    smolvlm          SmolVLM
+    tiny_tokenizer   the tokenizer of the tiny base that comes with the package
+    published        new models on a base's and a DaViT's published weights
+
+A family is added by a file here and a line in `VLM_FAMILIES`.
+"""
 
 from collections.abc import Callable
 
 from fo1_model.config import VLMConfig
+from fo1_model.errors import SettingError
 from fo1_model.vlms.family import Grid, VLMFamily
 from fo1_model.vlms.internvl import InternVL
 from fo1_model.vlms.llava_onevision import LlavaOnevision
@@ -23,9 +35,14 @@ VLM_FAMILIES: dict[str, Callable[[VLMConfig], VLMFamily]] = {
 
 
 def build_family(config: VLMConfig) -> VLMFamily:
-    """The family of a config. Raises ValueError naming the known ones for an unknown name."""
+    """Return the family of a config.
+
+    Raises:
+        SettingError: Naming the known ones for an unknown name.
+    """
     if config.family not in VLM_FAMILIES:
-        raise ValueError(
-            f"VLMConfig.family={config.family!r} is not known; choose one of {', '.join(VLM_FAMILIES)}"
+        raise SettingError(
+            f"VLMConfig.family={config.family!r} is not known; "
+            f"choose one of {', '.join(VLM_FAMILIES)}"
         )
     return VLM_FAMILIES[config.family](config)

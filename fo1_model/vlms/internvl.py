@@ -1,4 +1,4 @@
-"""InternVL as transformers has it: a square ViT with a class token, pixel shuffle, a ChatML decoder."""
+"""InternVL in transformers: a square ViT with a class token, pixel shuffle, a ChatML decoder."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +16,9 @@ from fo1_model.vlms.family import Grid, VLMFamily, require, square_side
 class InternVL(VLMFamily):
     """InternVL, the image as one square tile.
 
-    The base's processor cuts tiles unless told ``crop_to_patches=False``; that setting is used here, so that
-    the tile covers the whole image (squashed) and the image costs as many tokens as one tile does.
+    The base's processor cuts tiles unless told ``crop_to_patches=False``; that setting is used
+    here, so that the tile covers the whole image (squashed) and the image costs as many tokens as
+    one tile does.
     """
 
     model_class = InternVLForConditionalGeneration
@@ -53,20 +54,20 @@ class InternVL(VLMFamily):
         )
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:
-        """Squashed to the tile (bicubic), ImageNet mean and deviation; one row."""
+        """Return the image squashed to the tile (bicubic), ImageNet mean and deviation; one row."""
         pixels = self._processor(image, return_tensors="pt")["pixel_values"]
         return pixels.flatten(1), (self._cells, self._cells)
 
     def blank(self) -> tuple[Tensor, Grid]:
-        """One tile of zeros."""
+        """Return one tile of zeros."""
         return torch.zeros(1, 3 * self._side**2), (self._cells, self._cells)
 
     def num_image_tokens(self, grid: Grid) -> int:
-        """One token a block of patches that pixel shuffle folds."""
+        """Return the number of blocks of patches that pixel shuffle folds, a token each."""
         return int(grid[0] * grid[1] * self.config.downsample_ratio**2)
 
     def input_size(self, grid: Grid) -> tuple[int, int]:  # noqa: ARG002
-        """The tile."""
+        """Return the tile's size."""
         return self._side, self._side
 
     def encode_images(
@@ -77,7 +78,10 @@ class InternVL(VLMFamily):
         *,
         all_levels: bool = False,  # noqa: ARG002
     ) -> tuple[Tensor, list[Tensor]]:
-        """The map is the state before pixel shuffle, without the class token; rows are in image order."""
+        """Return tokens and maps: the state before pixel shuffle, without the class token.
+
+        Rows of that state are in image order.
+        """
         tiles = pixels.view(-1, 3, self._side, self._side)
         output = vlm.model.get_image_features(tiles.to(vlm.dtype), return_dict=True)
         states = output.last_hidden_state[:, 1:].transpose(1, 2)
@@ -85,9 +89,9 @@ class InternVL(VLMFamily):
         return output.pooler_output.flatten(0, 1), list(maps)
 
     def vision_tower(self, vlm: Any) -> nn.Module:
-        """ViT and projector."""
+        """Return ViT and projector."""
         return nn.ModuleList([vlm.model.vision_tower, vlm.model.multi_modal_projector])
 
     def language_model(self, vlm: Any) -> nn.Module:
-        """The text decoder."""
+        """Return the text decoder."""
         return vlm.model.language_model

@@ -19,15 +19,16 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
 
 from fo1_model import grammar
 from fo1_model.config import VLMConfig
+from fo1_model.errors import SettingError
 from fo1_model.vlms.family import Grid, VLMFamily, require
 
 
 class LlavaOnevision(VLMFamily):
     """LLaVA-OneVision; grids are (height, width) in pixels of the image that is cut into tiles.
 
-    The base always sends a thumbnail of the whole image (squashed) before its tiles. Image tokens are the
-    base's own for thumbnail and tiles; regions are pooled from the thumbnail's map. Fewer tiles, and so fewer
-    tokens, are a matter of ``image_grid_pinpoints`` in the config.
+    The base always sends a thumbnail of the whole image (squashed) before its tiles. Image tokens
+    are the base's own for thumbnail and tiles; regions are pooled from the thumbnail's map. Fewer
+    tiles, and so fewer tokens, are a matter of ``image_grid_pinpoints`` in the config.
     """
 
     model_class = LlavaOnevisionForConditionalGeneration
@@ -61,7 +62,7 @@ class LlavaOnevision(VLMFamily):
         self._pinpoints: list[list[int]] = self.config.image_grid_pinpoints or []
         for point in self._pinpoints:
             if any(length % self._side for length in point):
-                raise ValueError(
+                raise SettingError(
                     f"image_grid_pinpoints has {point}, but tiles are cut at multiples of "
                     f"vision_config.image_size={self._side}"
                 )
@@ -74,22 +75,22 @@ class LlavaOnevision(VLMFamily):
         )
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:
-        """Thumbnail and tiles (bicubic), SigLIP's mean and deviation; a row a tile."""
+        """Return thumbnail and tiles (bicubic), with SigLIP's mean and deviation; a row a tile."""
         features = self._processor(image, return_tensors="pt")
         height, width = features["image_sizes"][0].tolist()
         return features["pixel_values"][0].flatten(1), (height, width)
 
     def blank(self) -> tuple[Tensor, Grid]:
-        """Zeros in the shape of an image of one tile's size."""
+        """Return zeros in the shape of an image of one tile's size."""
         grid = (self._side, self._side)
         return torch.zeros(self._num_tiles(grid), 3 * self._side**2), grid
 
     def _num_tiles(self, grid: Grid) -> int:
-        """The thumbnail included."""
+        """Return the number of tiles, the thumbnail included."""
         return image_size_to_num_patches(grid, self._pinpoints, self._side)
 
     def num_image_tokens(self, grid: Grid) -> int:
-        """The thumbnail's patches, then the tiles' without their padding, a line break token a row.
+        """Return the thumbnail's patches and the tiles' without padding, with a break token a row.
 
         Above ``vision_aspect_ratio``'s number of tiles the base shrinks the tiles' map.
         """
@@ -102,7 +103,7 @@ class LlavaOnevision(VLMFamily):
         return self._cells**2 + height * (width + 1)
 
     def input_size(self, grid: Grid) -> tuple[int, int]:  # noqa: ARG002
-        """The thumbnail."""
+        """Return the thumbnail's size."""
         return self._side, self._side
 
     def encode_images(
@@ -113,7 +114,10 @@ class LlavaOnevision(VLMFamily):
         *,
         all_levels: bool = False,  # noqa: ARG002
     ) -> tuple[Tensor, list[Tensor]]:
-        """The map is the thumbnail's state that the projector reads; its rows are in image order."""
+        """Return tokens and maps: the thumbnail's state that the projector reads.
+
+        Rows of that state are in image order.
+        """
         tiles = pixels.view(-1, 3, self._side, self._side)
         sizes = torch.tensor(list(grids), device=pixels.device)
         output = vlm.model.get_image_features(tiles.to(vlm.dtype), sizes, return_dict=True)
@@ -122,18 +126,18 @@ class LlavaOnevision(VLMFamily):
         return torch.cat(list(output.pooler_output)), [image[0] for image in by_image]
 
     def vision_tower(self, vlm: Any) -> nn.Module:
-        """ViT and projector."""
+        """Return ViT and projector."""
         return nn.ModuleList([vlm.model.vision_tower, vlm.model.multi_modal_projector])
 
     def language_model(self, vlm: Any) -> nn.Module:
-        """The text decoder."""
+        """Return the text decoder."""
         return vlm.model.language_model
 
     def write_turn(self, role: str, content: str) -> tuple[str, str]:
-        """Images follow the role's blank, text its line break.
+        """Return head and content: images follow the role's blank, text its line break.
 
-        An answer's head is the template's generation prompt in training too: the template writes an answer
-        that is past with one blank more.
+        An answer's head is the template's generation prompt in training too: the template writes an
+        answer that is past with one blank more.
         """
         if role == "assistant":
             return "<|im_start|>assistant\n", content

@@ -19,6 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.vision_utils import get_vision_window_index
 
 from fo1_model.config import VLMConfig
+from fo1_model.errors import SettingError
 from fo1_model.vlms.family import Grid, VLMFamily
 
 
@@ -36,8 +37,8 @@ class QwenVL(VLMFamily):
     num_position_axes = 3
 
     processor_kwargs: ClassVar[dict[str, Any]] = {"min_pixels": 56 * 56, "max_pixels": 12_845_056}
-    """Settings of the family's preprocessor_config; the upper limit is out of reach once the long side is at
-    most 2048 (spec 5.3)."""
+    """Settings of the family's preprocessor_config; the upper limit is out of reach once the
+    long side is at most 2048 (spec 5.3)."""
 
     def __init__(self, config: VLMConfig) -> None:
         self.config = self.parse(config)
@@ -50,9 +51,10 @@ class QwenVL(VLMFamily):
         self.patch_size = vision.patch_size
         self.primary_dim, out_name = self.widths()
         if getattr(vision, out_name) != text.hidden_size:
-            raise ValueError(
+            raise SettingError(
                 f"vision_config.{out_name}={getattr(vision, out_name)} must equal "
-                f"text_config.hidden_size={text.hidden_size}: image tokens enter the decoder as they are"
+                f"text_config.hidden_size={text.hidden_size}: image tokens enter the decoder "
+                "as they are"
             )
         self.num_levels = len(self.levels())
         self._processor = Qwen2VLImageProcessorPil(
@@ -64,43 +66,44 @@ class QwenVL(VLMFamily):
 
     @abstractmethod
     def parse(self, config: VLMConfig) -> Any:
-        """The transformers config."""
+        """Return the transformers config."""
 
     def widths(self) -> tuple[int, str]:
-        """Channels of the map, and the vision config's name for the width of image tokens."""
+        """Return channels of the map, and the vision config's name of the tokens' width."""
         return self._vision.hidden_size, "out_hidden_size"
 
     def levels(self) -> Sequence[int]:
-        """Blocks whose states are concatenated with ``all_levels``; the last is the last block."""
+        """Return blocks whose states ``all_levels`` concatenates; the last is the last block."""
         return [self._vision.depth - 1]
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:
-        """Sides to multiples of 2 patches (bicubic), mean and deviation, patches in merge order."""
+        """Return patches in merge order; sides become multiples of 2 patches (bicubic)."""
         features = self._processor(image, return_tensors="pt")
         _, rows, columns = features["image_grid_thw"][0].tolist()
         return features["pixel_values"], (rows, columns)
 
     def blank(self) -> tuple[Tensor, Grid]:
-        """Four merge units of zeros."""
+        """Return four merge units of zeros."""
         vision = self._vision
         side = 2 * self._merge
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         return torch.zeros(side * side, width), (side, side)
 
     def num_image_tokens(self, grid: Grid) -> int:
-        """One token a merge unit of 2x2 patches."""
+        """Return the number of merge units of 2x2 patches, a token each."""
         return grid[0] * grid[1] // self._merge**2
 
     def input_size(self, grid: Grid) -> tuple[int, int]:
-        """The patches fill the image exactly."""
+        """Return the size that the patches fill exactly."""
         return grid[1] * self.patch_size, grid[0] * self.patch_size
 
     def positions(self, num_tokens: int, images: Sequence[tuple[int, Grid]]) -> Tensor:
-        """M-RoPE: text and region slots step on all three axes; image tokens get (t, row, column).
+        """Return M-RoPE positions.
 
-        After an image the count goes on at its start plus the longer side of its grid of tokens. Same
-        numbers as transformers' ``get_rope_index`` for still images (tested), computed where the sequence
-        is made, not on the accelerator.
+        Text and region slots step on all three axes; image tokens get (t, row, column). After an
+        image the count goes on at its start plus the longer side of its grid of tokens. These are
+        the numbers of transformers' ``get_rope_index`` for still images (tested), computed where
+        the sequence is made, not on the accelerator.
         """
         pieces: list[Tensor] = []
         token = position = 0
@@ -119,7 +122,7 @@ class QwenVL(VLMFamily):
     def encode_images(
         self, vlm: Any, pixels: Tensor, grids: Sequence[Grid], *, all_levels: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """One packed pass: attention does not cross images, so packing is exact.
+        """Return tokens and maps of one packed pass; attention does not cross images.
 
         The map is the state before the merger, which transformers returns grouped by merge units.
         """
@@ -129,6 +132,7 @@ class QwenVL(VLMFamily):
         states = output.last_hidden_state
         if all_levels:
             states = torch.cat([output.hidden_states[block + 1] for block in self.levels()], dim=-1)
+        # Regions are pooled by place, so the map must be in image order.
         units = self.natural_order(states.unflatten(0, (-1, self._merge**2)), grid_thw)
         maps = []
         for image, (rows, columns) in zip(
@@ -141,19 +145,19 @@ class QwenVL(VLMFamily):
         return self.image_tokens(output), maps
 
     def natural_order(self, units: Tensor, grid_thw: Tensor) -> Tensor:  # noqa: ARG002
-        """Merge units float[U, 4, C] row by row; here they already are."""
+        """Return merge units float[U, 4, C] row by row; here they already are."""
         return units
 
     def image_tokens(self, output: Any) -> Tensor:
-        """Image tokens of a vision tower's output."""
+        """Return image tokens of a vision tower's output."""
         return output.pooler_output
 
     def vision_tower(self, vlm: Any) -> nn.Module:
-        """ViT and merger."""
+        """Return ViT and merger."""
         return vlm.model.visual
 
     def language_model(self, vlm: Any) -> nn.Module:
-        """The text decoder."""
+        """Return the text decoder."""
         return vlm.model.language_model
 
 
@@ -164,11 +168,11 @@ class Qwen2VL(QwenVL):
     system = "You are a helpful assistant."
 
     def parse(self, config: VLMConfig) -> Any:
-        """The transformers config."""
+        """Return the transformers config."""
         return Qwen2VLConfig(**config.config)
 
     def widths(self) -> tuple[int, str]:
-        """Here ``hidden_size`` is the width of image tokens and ``embed_dim`` the tower's."""
+        """Return both: ``hidden_size`` is the width of tokens here, ``embed_dim`` the tower's."""
         return self._vision.embed_dim, "hidden_size"
 
 
@@ -179,11 +183,11 @@ class Qwen25VL(QwenVL):
     system = "You are a helpful assistant."
 
     def parse(self, config: VLMConfig) -> Any:
-        """The transformers config."""
+        """Return the transformers config."""
         return Qwen2_5_VLConfig(**config.config)
 
     def levels(self) -> Sequence[int]:
-        """The blocks with full attention (release)."""
+        """Return the blocks with full attention (release)."""
         return self._vision.fullatt_block_indexes
 
     def natural_order(self, units: Tensor, grid_thw: Tensor) -> Tensor:
@@ -196,9 +200,10 @@ class Qwen25VL(QwenVL):
 
 
 class Qwen3VL(QwenVL):
-    """Qwen3-VL: no windows; inner states of the tower are added behind the first decoder layers (deepstack).
+    """Qwen3-VL: no windows; inner states of the tower are added behind the first decoder layers.
 
-    An image token is hidden_size wide for the decoder's input, then once more for every such layer.
+    They are called deepstack. An image token is hidden_size wide for the decoder's input, then once
+    more for every such layer.
     """
 
     model_class = Qwen3VLForConditionalGeneration
@@ -210,17 +215,20 @@ class Qwen3VL(QwenVL):
     }
 
     def parse(self, config: VLMConfig) -> Any:
-        """The transformers config."""
+        """Return the transformers config."""
         return Qwen3VLConfig(**config.config)
 
     def image_tokens(self, output: Any) -> Tensor:
-        """Merged tokens, then the deepstack features of every layer, side by side."""
+        """Return merged tokens, then the deepstack features of every layer, side by side."""
         return torch.cat([output.pooler_output, *output.deepstack_features], dim=-1)
 
     def decoder_inputs(
         self, embeddings: Tensor, positions: Tensor, places: Tensor | None = None
     ) -> dict[str, Any]:
-        """Columns beyond hidden_size go to the layers; text brings zeros there, and adding zero is exact."""
+        """Return the decoder's arguments: columns beyond hidden_size go to the layers.
+
+        Text brings zeros there, and adding zero is exact.
+        """
         tokens, *layers = embeddings.split(self.hidden_size, dim=-1)
         inputs = super().decoder_inputs(tokens, positions, places)
         if layers:

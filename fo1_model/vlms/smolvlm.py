@@ -1,4 +1,4 @@
-"""SmolVLM (the form of Idefics3): a square SigLIP tower, pixel shuffle, a Llama decoder, its own chat."""
+"""SmolVLM (the form of Idefics3): a square SigLIP tower, pixel shuffle, a Llama, its own chat."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +17,9 @@ from fo1_model.vlms.family import Grid, VLMFamily, square_side
 class SmolVLM(VLMFamily):
     """SmolVLM, the whole image as one square tile.
 
-    The base's processor cuts tiles unless told ``do_image_splitting=False``; that setting is used here, so
-    that the tile covers the whole image (squashed). The prompt is the base's for an image that is not split.
+    The base's processor cuts tiles unless told ``do_image_splitting=False``; that setting is used
+    here, so that the tile covers the whole image (squashed). The prompt is the base's for an image
+    that is not split.
     """
 
     model_class = SmolVLMForConditionalGeneration
@@ -52,20 +53,20 @@ class SmolVLM(VLMFamily):
         )
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, Grid]:
-        """Squashed to the tile (Lanczos), mean and deviation 0.5; one row."""
+        """Return the image squashed to the tile (Lanczos), with mean and deviation 0.5; one row."""
         pixels = self._processor(image, return_tensors="pt")["pixel_values"]
         return pixels.flatten(0, 1).flatten(1), (self._cells, self._cells)
 
     def blank(self) -> tuple[Tensor, Grid]:
-        """One tile of zeros."""
+        """Return one tile of zeros."""
         return torch.zeros(1, 3 * self._side**2), (self._cells, self._cells)
 
     def num_image_tokens(self, grid: Grid) -> int:
-        """One token a block of patches that pixel shuffle folds."""
+        """Return the number of blocks of patches that pixel shuffle folds, a token each."""
         return grid[0] * grid[1] // self.config.scale_factor**2
 
     def input_size(self, grid: Grid) -> tuple[int, int]:  # noqa: ARG002
-        """The tile."""
+        """Return the tile's size."""
         return self._side, self._side
 
     def encode_images(
@@ -76,7 +77,7 @@ class SmolVLM(VLMFamily):
         *,
         all_levels: bool = False,  # noqa: ARG002
     ) -> tuple[Tensor, list[Tensor]]:
-        """The map is the state before pixel shuffle; its rows are in image order."""
+        """Return tokens and maps: the state before pixel shuffle; its rows are in image order."""
         tiles = pixels.view(1, -1, 3, self._side, self._side)
         output = vlm.model.get_image_features(tiles.to(vlm.dtype), return_dict=True)
         states = output.last_hidden_state.transpose(1, 2)
@@ -84,14 +85,14 @@ class SmolVLM(VLMFamily):
         return torch.cat(list(output.pooler_output)), list(maps)
 
     def vision_tower(self, vlm: Any) -> nn.Module:
-        """ViT and connector."""
+        """Return ViT and connector."""
         return nn.ModuleList([vlm.model.vision_model, vlm.model.connector])
 
     def language_model(self, vlm: Any) -> nn.Module:
-        """The text decoder."""
+        """Return the text decoder."""
         return vlm.model.text_model
 
     def write_turn(self, role: str, content: str) -> tuple[str, str]:
-        """``User: text``, or ``User:`` and the image."""
+        """Return head and content: ``User: text``, or ``User:`` and the image."""
         lead = "" if content.startswith(grammar.IMAGE) else self.answer_lead
         return f"{role.capitalize()}:", lead + content

@@ -1,12 +1,16 @@
 """The tokenizer of the tiny base: byte-level, about a thousand tokens, Qwen2.5-VL's special tokens.
 
-The full-size model brings its own tokenizer. The tiny one needs one that a 100-wide embedding can afford, in
-which the words of the prompts, the drawn world and the COCO class names are single tokens. The vocabulary is
+The full-size model brings its own tokenizer. The tiny one needs one that a 100-wide embedding can
+afford, in which the words of the prompts, the drawn world and the COCO class names are single
+tokens. The vocabulary is, in this order:
 
-    256 bytes | the words of ``assets/tiny_words.txt``, bare and with a leading space | the special tokens
+    256 bytes
+    the words of ``assets/tiny_words.txt``, bare and with a leading space
+    the special tokens
 
-in that order. A piece of text that is one of the words is that token; any other piece falls back to bytes, so
-every text survives a round trip. Splitting follows Qwen2 (letters, single digits, punctuation, line breaks).
+A piece of text that is one of the words is that token; any other piece falls back to bytes, so
+every text survives a round trip. Splitting follows Qwen2 (letters, single digits, punctuation, line
+breaks).
 """
 
 import hashlib
@@ -33,7 +37,8 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""Special tokens of the Qwen2.5-VL tokenizer, in its order (the tool and code tokens are left out)."""
+"""Special tokens of the Qwen2.5-VL tokenizer, in its order; the tool and code tokens are left
+out."""
 
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -44,7 +49,7 @@ _SPLIT = (
 
 @cache
 def tiny_words() -> tuple[str, ...]:
-    """The words that are single tokens, in file order, without repeats."""
+    """Return the words that are single tokens, in file order, without repeats."""
     text = (
         resources.files("fo1_model").joinpath("assets/tiny_words.txt").read_text(encoding="utf-8")
     )
@@ -53,9 +58,10 @@ def tiny_words() -> tuple[str, ...]:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer: the same ids on every machine, a fresh object every call.
+    """Return the tokenizer: the same ids on every machine, a fresh object every call.
 
-    Ids: bytes from 0, words from 256, special tokens last; tokens added later (the region language) follow.
+    Ids are bytes from 0, words from 256, special tokens last; tokens added later (the region
+    language) follow.
     """
     vocabulary = {
         symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
@@ -64,7 +70,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         # U+0120 is how byte-level tokenizers write a blank.
         for form in (word, "\u0120" + word):
             vocabulary.setdefault(form, len(vocabulary))
-    # Without merges, `ignore_merges` makes a piece its own token when it is in the vocabulary, else bytes.
+    # Without merges, `ignore_merges` makes a piece its own token when it is in the vocabulary, else
+    # bytes.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -85,6 +92,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tokenizer_digest() -> str:
-    """Sixteen hex digits that change when any id does; a tiny base carries the digest it was trained with."""
+    """Return sixteen hex digits that change when any id does.
+
+    A tiny base carries the digest it was trained with.
+    """
     vocabulary = sorted(tiny_tokenizer().get_vocab().items())
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]

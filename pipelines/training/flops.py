@@ -1,25 +1,49 @@
-"""FLOPs of training on one batch, counted from shapes, and the peak FLOP/s of known GPUs: for utilisation.
+"""FLOPs of training on one batch, by torch's own counter, and the peak FLOP/s of known GPUs.
 
-What is counted is what the model is worth, not what a run spends: no padding, no recomputed activations, no
-blank stand-ins, and of causal attention the half that is not masked. A multiply and an add are two FLOPs.
-Only products of matrices and convolutions count; norms, activations and the optimizer are left out, as usual
-(PaLM, https://arxiv.org/abs/2204.02311, appendix B).
+They are for utilisation: what is counted is what the model is worth, not what a run spends. So
+there is no padding, no recomputed activation, no blank stand-in, and of causal attention only the
+half that is not masked. A multiply and an add are two FLOPs. Only products of matrices and
+convolutions count; norms, activations and the optimizer are left out, as usual (PaLM,
+https://arxiv.org/abs/2204.02311, appendix B).
 
-A matrix costs its forward pass once; once more where a gradient flows back through it; and once more where
-it trains. So a frozen tower costs one, a frozen decoder behind trained regions two, and what trains three.
-Attention has no weights: with a gradient it costs three, for both of its factors get one.
+A shadow of the model without weights (``meta`` tensors, which have shapes only) runs forward and
+backward under ``FlopCounterMode``: so every family is counted by its own code, and what trains or
+is frozen by autograd itself. The shadow does not run a step's batch, whose shape is new each time.
+It runs the pieces that the batch is a sum of, and remembers them:
+
+- an image: one pass through the towers, and the region encoder with one and with two boxes, because
+  FLOPs are linear in the boxes; after a handful of shapes, further ones are fitted to those;
+- a sequence: two short passes of the decoder, because FLOPs are ``a * tokens + b * tokens**2``;
+- the head: one pass, because FLOPs are linear in the supervised positions.
+
+That takes seconds in a run's first steps, even for billions of parameters, a millisecond in others.
 """
 
 from __future__ import annotations
 
-import math
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
 
-from fo1_model.batch import IGNORE, Batch
+from fo1_model.batch import IGNORE, Batch, TokenIds
+from fo1_model.config import ModelConfig
 from fo1_model.model import FO1Model
+from fo1_model.region_pooling import FeatureMap
+from fo1_model.vlms import Grid
+
+logger = logging.getLogger("pipelines")
 
 PEAK_FLOPS: dict[str, float] = {
     "NVIDIA A10": 125e12,
@@ -31,17 +55,30 @@ PEAK_FLOPS: dict[str, float] = {
     "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12,
 }
-"""bf16 FLOP/s without sparsity, by the start of the device's name as CUDA gives it (NVIDIA's data sheets;
-where a sheet has the sparse number only, half of it). "HBM3" is what the SXM form is called."""
+"""bf16 FLOP/s without sparsity, by the start of the device's name as CUDA gives it (NVIDIA's data
+sheets; where a sheet has the sparse number only, half of it). "HBM3" is what the SXM form is
+called.
+"""
+_MOST_MEASURED = 6
+"""Shapes of images that are counted by running them; further ones are fitted to these."""
+_PROBES = (8, 16)
+"""Lengths in tokens of the two sequences that tell a decoder's linear and quadratic part."""
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """bf16 FLOP/s that a device could do at most; None for a CPU, an unknown GPU and a slice of one (MIG)."""
+    """Return the bf16 FLOP/s that a device could do at most.
+
+    Returns:
+        None for a CPU, an unknown GPU and a slice of one (MIG).
+    """
     return None if device.type != "cuda" else peak_of(torch.cuda.get_device_name(device))
 
 
 def peak_of(name: str) -> float | None:
-    """`PEAK_FLOPS` of a device's name: "NVIDIA A10" is not the start of "NVIDIA A100-SXM4-80GB"."""
+    """Return `PEAK_FLOPS` of a device's name, None for one that is not known.
+
+    "NVIDIA A10" is not the start of "NVIDIA A100-SXM4-80GB".
+    """
     if "MIG" in name:
         return None
     known = [
@@ -53,198 +90,252 @@ def peak_of(name: str) -> float | None:
 
 
 def train_flops(model: FO1Model, batch: Batch) -> float | None:
-    """FLOPs of the forward and backward pass of a batch; None for families other than Qwen2.5-VL.
+    """Return the FLOPs of the forward and backward pass of a batch.
 
-    What trains is read from ``requires_grad``. The batch may be on any device; on the CPU nothing waits.
+    What trains is read from ``requires_grad``. The batch may be on any device; on the CPU nothing
+    waits.
+
+    Returns:
+        None for a model whose code does not run without weights; the reason is logged, once.
     """
-    if model.config.vlm.family != "qwen2_5_vl":
+    trains = tuple(parameter.requires_grad for parameter in model.parameters())
+    known = _COUNTERS.get(model)
+    if known is None or known[0] != trains:
+        given = json.dumps([model.config.to_dict(), asdict(model.token_ids)], sort_keys=True)
+        known = _COUNTERS[model] = trains, _counter(given, trains)
+    if known[1] is None:
         return None
-    vision = _primary(model, batch)
-    regions = _Path()
-    for index, grid in enumerate(batch.grids):
-        auxiliary, maps = _Path(), []
-        if model.region_encoder.use_auxiliary and model.auxiliary is not None:
-            maps = _davit(auxiliary, model.auxiliary.model, tuple(batch.auxiliary[index].shape[1:]))
-        pooled = _regions(
-            model,
-            grid,
-            len(batch.boxes[index]),
-            maps,
-            primary_flows=vision.flows,
-            auxiliary_flows=auxiliary.flows,
+    try:
+        return known[1].count(batch)
+    except (RuntimeError, NotImplementedError) as error:
+        # Utilisation is worth no run: a family of tomorrow may read the values of its weights.
+        logger.warning("FLOPs are not counted, %s: %s", model.config.vlm.family, error)
+        _COUNTERS[model] = trains, None
+        return None
+
+
+@lru_cache(8)  # several runs in one process, tests above all, are of few models
+def _counter(given: str, trains: tuple[bool, ...]) -> _Counter | None:
+    config, ids = json.loads(given)
+    ids = TokenIds(image=ids["image"], region=ids["region"], new=tuple(ids["new"]))
+    return _Counter(ModelConfig.from_dict(config), ids, trains)
+
+
+class _Counter:
+    """Counts the batches of one model, as long as the same parameters train."""
+
+    def __init__(self, config: ModelConfig, token_ids: TokenIds, trains: tuple[bool, ...]) -> None:
+        self._images: dict[tuple[Any, ...], tuple[float, float]] = {}
+        self._measured: list[tuple[list[float], tuple[float, float]]] = []
+        self._texts: dict[bool, tuple[float, float, float]] = {}
+        # Building must not move the generators that the step draws from.
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            self._model = FO1Model(config, token_ids).eval()
+        for own, train in zip(self._model.parameters(), trains, strict=True):
+            own.requires_grad_(train)
+        # Fused attention has its own counting rules, and its backward pass is counted with a
+        # recomputation.
+        self._model.vlm.set_attn_implementation("eager")
+        for module in self._model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False  # type: ignore[assignment]
+
+    def count(self, batch: Batch) -> float:
+        """Return the FLOPs of a batch: images with boxes, sequences, supervised positions."""
+        total = 0.0
+        for index, grid in enumerate(batch.grids):
+            fixed, per_box = self._image(batch, index, grid)
+            total += fixed + per_box * len(batch.boxes[index])
+        flows = any(p.requires_grad for p in self._before_decoder(has_images=bool(batch.grids)))
+        if flows not in self._texts:
+            self._texts[flows] = self._text(flows=flows)
+        linear, quadratic, head = self._texts[flows]
+        for length in _lengths(batch):
+            total += linear * length + quadratic * length * (length + 1) / 2
+        return total + head * int((batch.labels[:, 1:] != IGNORE).sum())
+
+    def _before_decoder(self, *, has_images: bool) -> Iterator[Tensor]:
+        model = self._model
+        yield from model.vlm.get_input_embeddings().parameters()
+        yield from model.new_rows.parameters()
+        if has_images:
+            yield from model.family.vision_tower(model.vlm).parameters()
+            yield from model.image_projector.parameters()
+            yield from model.region_encoder.parameters()
+            if model.auxiliary is not None and model.region_encoder.use_auxiliary:
+                yield from model.auxiliary.parameters()
+
+    def _image(self, batch: Batch, index: int, grid: Grid) -> tuple[float, float]:
+        """Return the FLOPs of one image without boxes, and of each box."""
+        shape = tuple(batch.auxiliary[index].shape)
+        key = (grid, shape)
+        if key not in self._images:
+            features = _features(self._model, grid, shape)
+            if len(self._measured) < _MOST_MEASURED:
+                self._images[key] = self._measure(batch, grid, shape, batch.sizes[index])
+                self._measured.append((features, self._images[key]))
+            else:
+                self._images[key] = _fitted(self._measured, features)
+        return self._images[key]
+
+    def _measure(
+        self, batch: Batch, grid: Grid, shape: tuple[int, ...], size: tuple[int, int]
+    ) -> tuple[float, float]:
+        """Return the FLOPs of one image without boxes, and of each box, by running it."""
+        model = self._model
+        box = torch.tensor([[0.0, 0.0, *size]])
+        one = replace(
+            batch,
+            pixels=_pixels(model, grid),
+            grids=(grid,),
+            auxiliary=(torch.ones(shape),),
+            sizes=(size,),
+            boxes=(box,),
         )
-        regions.joins(auxiliary, pooled)
-    projector = _Path(flows=vision.flows)
-    projector.matrices(model.image_projector, positions=_num_image_tokens(model, batch))
-    inputs = (model.vlm.get_input_embeddings(), model.new_rows)
-    trains = any(parameter.requires_grad for module in inputs for parameter in module.parameters())
-    decoder = _Path(flows=regions.flows or projector.flows or trains)
-    _decode(decoder, model, batch)
-    return sum(path.flops for path in (vision, regions, projector, decoder))
-
-
-class _Path:
-    """FLOPs of modules one after another, in the order in which they run."""
-
-    def __init__(self, *, flows: bool = False) -> None:
-        """flows: whether the input gets a gradient; afterwards, whether the output does."""
-        self.flops, self.flows = 0.0, flows
-
-    def matrices(self, *modules: nn.Module, positions: float) -> None:
-        """Every matrix or kernel of the modules, applied at so many positions."""
-        for module in modules:
-            for weight in module.parameters():
-                shape = getattr(
-                    weight, "ds_shape", weight.shape
-                )  # under ZeRO-3 a rank holds a part of it
-                if len(shape) > 1:
-                    passes = 1 + self.flows + weight.requires_grad
-                    self.flops += 2.0 * positions * math.prod(shape) * passes
-                self.flows = self.flows or weight.requires_grad
-
-    def attention(self, pairs: float, width: int) -> None:
-        """Scores and sums of values over so many pairs of query and key, all heads together `width` wide."""
-        self.flops += 4.0 * pairs * width * (3 if self.flows else 1)
-
-    def sums(self, pairs: float, width: int) -> None:
-        """Weighted sums whose weights get no gradient, over so many pairs of weight and value."""
-        self.flops += 2.0 * pairs * width * (2 if self.flows else 1)
-
-    def joins(self, *others: _Path) -> None:
-        """Take in paths that end here."""
-        self.flops += sum(other.flops for other in others)
-        self.flows = self.flows or any(other.flows for other in others)
-
-
-def _primary(model: FO1Model, batch: Batch) -> _Path:
-    """The ViT with its windows, and the merger."""
-    visual: Any = model.family.vision_tower(model.vlm)
-    config = visual.config
-    patches = sum(rows * columns for rows, columns in batch.grids)
-    side = config.window_size // config.patch_size
-    windowed = sum(_squares(rows, side) * _squares(columns, side) for rows, columns in batch.grids)
-    full = sum((rows * columns) ** 2 for rows, columns in batch.grids)
-    path = _Path()
-    path.matrices(visual.patch_embed, positions=patches)
-    for index, block in enumerate(visual.blocks):
-        path.matrices(block.norm1, block.attn.qkv, positions=patches)
-        path.attention(
-            full if index in config.fullatt_block_indexes else windowed, config.hidden_size
+        maps: list[Any] = []
+        hook = model.region_encoder.register_forward_pre_hook(
+            lambda _, given: maps.extend(given[:2])
         )
-        path.matrices(block.attn.proj, block.norm2, block.mlp, positions=patches)
-    path.matrices(visual.merger, positions=_num_image_tokens(model, batch))
-    return path
+        with_one = _counted(lambda: model.visual_tokens(one)[:2])
+        hook.remove()
+        levels, primary = maps
+
+        def regions(num_boxes: int) -> float:
+            inputs = [_cut_off(level) for level in levels], _cut_off(primary)
+            return _counted(lambda: [model.region_encoder(*inputs, box.expand(num_boxes, 4))])
+
+        per_box = regions(2) - regions(1)
+        return with_one - per_box, per_box
+
+    def _text(self, *, flows: bool) -> tuple[float, float, float]:
+        """Return the FLOPs of a token, of a pair of tokens that see each other, of the head.
+
+        A head's FLOPs are those of one supervised position.
+        """
+        model, family = self._model, self._model.family
+        hidden = torch.empty(1, 1, family.hidden_size, device="meta")
+
+        def decode(length: int) -> float:
+            inputs = hidden.expand(1, length, -1).clone().requires_grad_(flows)
+            positions = torch.arange(length).expand(family.num_position_axes, 1, -1)
+            return _counted(lambda: [model.decode(inputs, torch.ones(1, length), positions)])
+
+        (short, few), (long, many) = ((length, decode(length)) for length in _PROBES)
+        # few = a * short + b * short ** 2, and the same for long.
+        quadratic = (many / long - few / short) / (long - short)
+        decoder = family.language_model(model.vlm)
+        flows = flows or any(parameter.requires_grad for parameter in decoder.parameters())
+        head = _counted(lambda: [model.logits(hidden.clone().requires_grad_(flows))])
+        return few / short - quadratic * short, quadratic, head
 
 
-def _squares(length: int, side: int) -> int:
-    """Sum of the squares of the pieces of a length cut at every `side`: windows are rows times columns."""
-    return length // side * side**2 + (length % side) ** 2
+_COUNTERS: WeakKeyDictionary[FO1Model, tuple[tuple[bool, ...], _Counter | None]] = (
+    WeakKeyDictionary()
+)
+"""Model -> what trains in it, and the counter for that; None where counting failed."""
 
 
-def _num_image_tokens(model: FO1Model, batch: Batch) -> int:
-    return sum(model.family.num_image_tokens(grid) for grid in batch.grids)
+def _features(model: FO1Model, grid: Grid, shape: tuple[int, ...]) -> list[float]:
+    """Return what an image's FLOPs grow with: patches, their pairs, auxiliary pixels."""
+    width, height = model.family.input_size(grid)
+    patches = width * height / model.family.patch_size**2
+    return [1.0, patches, patches**2, float(shape[1] * shape[2])]
 
 
-def _davit(path: _Path, davit: Any, size: tuple[int, ...]) -> list[tuple[int, int]]:
-    """One image of (height, width) through timm's DaViT; returns cells and channels of its four maps."""
-    rows, columns = -(-size[0] // 4), -(-size[1] // 4)
-    path.matrices(davit.stem, positions=rows * columns)
-    maps = []
-    for stage in davit.stages:
-        if not isinstance(stage.downsample, nn.Identity):
-            rows, columns = -(-rows // 2), -(-columns // 2)
-            path.matrices(stage.downsample, positions=rows * columns)
-        cells = rows * columns
-        for spatial, channel in stage.blocks:
-            height, width = spatial.window_size
-            # A window over the edge is filled up with zeros, which attend and are attended to.
-            inside = -(-rows // height) * height * -(-columns // width) * width
-            path.matrices(spatial.cpe1, positions=cells)
-            path.matrices(spatial.attn.qkv, positions=inside)
-            path.attention(inside * height * width, spatial.dim)
-            path.matrices(spatial.attn.proj, positions=inside)
-            path.matrices(
-                spatial.cpe2, spatial.mlp, channel.cpe1, channel.attn.qkv, positions=cells
-            )
-            dim = channel.attn.proj.in_features
-            heads = getattr(channel.attn, "groups", None) or channel.attn.num_heads
-            path.attention(
-                cells * dim // heads, dim
-            )  # a head's channels attend to each other, over all cells
-            path.matrices(channel.attn.proj, channel.cpe2, channel.mlp, positions=cells)
-        maps.append((cells, dim))
-    return maps
+def _fitted(
+    measured: list[tuple[list[float], tuple[float, float]]], features: list[float]
+) -> tuple[float, float]:
+    """Return what an image costs that is like the measured ones, of another shape."""
+    known = np.array([item for item, _ in measured])
+    scale = known.max(axis=0)
+    costs = np.array([cost for _, cost in measured])
+    # Each measured image counts alike, however small: errors are relative.
+    weights, *_ = np.linalg.lstsq(known / scale / costs[:, :1], costs / costs[:, :1], rcond=1e-6)
+    fixed, per_box = np.array(features) / scale @ weights
+    return float(fixed), float(per_box)
 
 
-def _regions(
-    model: FO1Model,
-    grid: tuple[int, int],
-    num_boxes: int,
-    auxiliary: list[tuple[int, int]],
-    *,
-    primary_flows: bool,
-    auxiliary_flows: bool,
-) -> _Path:
-    """One image's pyramid, pooling as one product of boxes and cells a level, and connector."""
-    encoder, cells = model.region_encoder, float(grid[0] * grid[1])
-    levels = [
-        (_Path(flows=auxiliary_flows), float(inner), channels) for inner, channels in auxiliary
-    ]
-    if encoder.pyramid is not None:
-        each = encoder.pyramid.children()
-        levels += [_pyramid_level(level, cells, _Path(flows=primary_flows)) for level in each]
-    elif encoder.use_primary:
-        channels = model.family.primary_dim * model.family.num_levels
-        levels.append((_Path(flows=primary_flows), cells, channels))
-    for path, inner, channels in levels:
-        path.sums(num_boxes * inner, channels)
-    whole = _Path()
-    whole.joins(*(path for path, _, _ in levels))
-    norms = [norm for norm in (encoder.auxiliary_norm, encoder.primary_norm) if norm is not None]
-    whole.matrices(*norms, encoder.connector, positions=num_boxes)
-    return whole
+def _cut_off(level: FeatureMap) -> FeatureMap:
+    """Return a map that ends the way back, but gets a gradient where it got one."""
+    values = level.values.detach().requires_grad_(level.values.requires_grad)
+    return level._replace(values=values)
 
 
-def _pyramid_level(level: nn.Module, cells: float, path: _Path) -> tuple[_Path, float, int]:
-    """One level of SimpleFP over a map of so many cells; returns its path, cells and channels."""
-    channels = 0
-    for module in level.children():
-        path.matrices(
-            module, positions=cells
-        )  # of a transposed convolution: positions of its input
-        if isinstance(module, nn.ConvTranspose2d):
-            cells *= 4
-        elif isinstance(module, nn.MaxPool2d):
-            cells /= 4
-        elif isinstance(module, nn.Conv2d):
-            channels = module.out_channels
-    return path, cells, channels
+def _pixels(model: FO1Model, grid: Grid) -> Tensor:
+    """Return the pixels of some image of a grid, all alike, float32[P, D]."""
+    # A grid is counted in patches, or is (height, width) in pixels: its family makes it from one of
+    # these.
+    for size in (model.family.input_size(grid), grid[::-1]):
+        pixels, found = model.family.preprocess(Image.new("RGB", size, "gray"))
+        if found == grid:
+            return torch.ones_like(pixels)
+    raise ValueError(f"no image has the grid {grid} of {model.config.vlm.family}")
 
 
-def _decode(path: _Path, model: FO1Model, batch: Batch) -> None:
-    """Decoder layers at the tokens, and the head at supervised positions."""
-    decoder: Any = model.family.language_model(model.vlm)
-    lengths = _lengths(batch)
-    tokens, pairs = sum(lengths), sum(length * (length + 1) // 2 for length in lengths)
-    for layer in decoder.layers:
-        attention = layer.self_attn
-        path.matrices(
-            layer.input_layernorm,
-            attention.q_proj,
-            attention.k_proj,
-            attention.v_proj,
-            positions=tokens,
+def _counted(run: Callable[[], Any]) -> float:
+    """Return the FLOPs of running and of going back from the sum of what comes out."""
+    mapping = {torch.ops.aten.convolution_backward: _conv_backward}
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), counter, _ShapesOnly():
+        outputs = [output.sum() for output in run() if output.requires_grad]
+        if outputs:
+            torch.stack(outputs).sum().backward()
+    return float(counter.get_total_flops())
+
+
+class _ShapesOnly(TorchDispatchMode):
+    """Operations on tensors with and without values give tensors without.
+
+    Indices and boxes keep their values, on which shapes depend; whatever meets a weight loses them.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        # Not a tree_map: this runs before every operation.
+        given = (*args, *(kwargs or {}).values())
+        nested = (item if isinstance(item, list | tuple) else (item,) for item in given)
+        found = [item for items in nested for item in items if isinstance(item, Tensor)]
+        if any(item.is_meta for item in found) and not all(item.is_meta for item in found):
+            args, kwargs = tree_map(_without_values, (args, kwargs))
+        if func is torch.ops.aten._local_scalar_dense.default and found[0].is_meta:
+            # The towers ask their masks whether anything is padded; of one image or sequence
+            # nothing is.
+            assert found[0].dtype == torch.bool
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+def _without_values(item: Any) -> Any:
+    if not isinstance(item, Tensor) or item.is_meta:
+        return item
+    return item.to("meta")
+
+
+def _conv_backward(*arguments: Any, out_val: Any) -> int:
+    """Return FLOPs of a convolution's backward pass, its groups apart.
+
+    torch counts the gradient of a grouped kernel as if each input channel met each output channel.
+    """
+    *shapes, groups, mask = arguments
+    inputs, kernel = (
+        conv_backward_flop(  # type: ignore[call-arg]
+            *shapes, groups, [mask[0] and first, mask[1] and not first, False], out_val=out_val
         )
-        path.attention(pairs, attention.num_heads * attention.head_dim)
-        path.matrices(attention.o_proj, layer.post_attention_layernorm, layer.mlp, positions=tokens)
-    supervised = int((batch.labels[:, 1:] != IGNORE).sum())
-    rows = model.new_rows if model.new_output_rows is None else model.new_output_rows
-    path.matrices(decoder.norm, positions=tokens)
-    path.matrices(model.vlm.get_output_embeddings(), rows, positions=supervised)
+        for first in (True, False)
+    )
+    return inputs + kernel // groups
+
+
+_conv_backward._get_raw = True  # type: ignore[attr-defined]  # the counter then passes tensors, not shapes
 
 
 def _lengths(batch: Batch) -> list[int]:
-    """Tokens of each sample, padding left out."""
+    """Return the tokens of each sample, padding left out."""
     if batch.places is None:
         return batch.attention_mask.sum(dim=1).tolist()
     starts = (batch.places[0] == 0).nonzero()[:, 0].tolist()

@@ -228,7 +228,7 @@ class FO1Learner:
 
     def check_weights(self, weights: Folders) -> None:
         """Refuse towers of other families and sizes, and folders that lack a file."""
-        from fo1_model.published import check_published
+        from fo1_model.vlms.published import check_published
 
         if weights:
             check_published(cast("ModelConfig", self.model), weights)
@@ -248,7 +248,7 @@ class FO1Learner:
         import torch
 
         from fo1_model import checkpoint
-        from fo1_model.published import published_model
+        from fo1_model.vlms.published import published_model
         from pipelines.training.trainees import FO1Trainee
 
         weights = weights or {}

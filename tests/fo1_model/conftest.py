@@ -23,7 +23,8 @@ Sample = Callable[..., Encoded]
 @pytest.fixture(scope="session")
 def _debug() -> tuple[FO1Model, Processor]:
     model, processor = new_model(debug(), seed=0)
-    # Fresh weights are so small that every token keeps its own embedding: decoding would repeat one token.
+    # Fresh weights are so small that every token keeps its own embedding: decoding would repeat one
+    # token.
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -112,7 +112,8 @@ def small_vlm(family: str, tokenizer: PreTrainedTokenizerFast, side: int = SIDE)
         },
         "qwen3_vl": lambda: {
             **qwen,
-            # One layer more than deepstack has: what the last one gives at an image's place nobody reads.
+            # One layer more than deepstack has: what the last one gives at an image's place nobody
+            # reads.
             "text_config": {**text, **_MROPE, "head_dim": 16, "num_hidden_layers": 3},
             "vision_config": {
                 **vision,
@@ -178,13 +179,15 @@ def prompt(family: str, text: str, *, image: bool = True) -> str:
         "qwen2_5_vl": system + line.format(qwen_image),
         "qwen3_vl": line.format(qwen_image),
         "internvl": line.format("<IMG_CONTEXT>\n" if image else ""),
-        "llava_onevision": f"<|im_start|>user {plain_image}\n{text}<|im_end|><|im_start|>assistant\n",
+        "llava_onevision": f"<|im_start|>user {plain_image}\n{text}<|im_end|>"
+        "<|im_start|>assistant\n",
         "smolvlm": f"<|im_start|>User:{plain_image}{blank}{text}<end_of_utterance>\nAssistant:",
     }[family]
 
 
 def base_inputs(family: str, text: str, image=None) -> dict[str, torch.Tensor]:
-    """What the base's own processor gives the base model, in the settings that the family documents."""
+    """What the base's own processor gives the base model, in the settings that the family
+    documents."""
     tokenizer = small_tokenizer(family)
     if family == "smolvlm":
         return _smolvlm_inputs(tokenizer, text, image)
@@ -244,7 +247,8 @@ def base_inputs(family: str, text: str, image=None) -> dict[str, torch.Tensor]:
 
 
 def _smolvlm_inputs(tokenizer, text, image):
-    """SmolVLMProcessor itself needs a package (num2words) for videos; these are its two steps for images."""
+    """SmolVLMProcessor itself needs a package (num2words) for videos; these are its two steps for
+    images."""
     inputs = {}
     if image is not None:
         images = SmolVLMImageProcessorPil(

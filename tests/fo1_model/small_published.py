@@ -23,7 +23,7 @@ def write_vlm(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Any:
-    """Write the folder of a VLM with lively weights, debug's by default; returns the transformers model.
+    """Write the folder of a VLM with lively weights, debug's by default; return the model.
 
     options: further arguments of ``save_pretrained``.
     """
@@ -76,7 +76,8 @@ def florence_tensors(dims: list[int], *, mlp_ratio: int = 4) -> dict[str, Tensor
 
 
 def write_florence(folder: Path, **changes: Any) -> dict[str, Tensor]:
-    """Write a Florence-2 whose tower is debug's; returns its tensors. changes: of its ``vision_config``."""
+    """Write a Florence-2 whose tower is debug's; returns its tensors. changes: of its
+    ``vision_config``."""
     kwargs = debug().auxiliary.kwargs
     tensors = florence_tensors(kwargs["embed_dims"])
     vision = {

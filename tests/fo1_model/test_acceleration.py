@@ -1,4 +1,5 @@
-"""Recomputed activations and compiled layers change no loss and no gradient; which attention is taken."""
+"""Recomputed activations and compiled layers change no loss and no gradient; which attention is
+taken."""
 
 import copy
 import importlib.util
@@ -82,7 +83,8 @@ def test_layers_run_a_second_time(trained, name):
 
 @pytest.mark.parametrize("trained", ["qwen2_5_vl"], indirect=True)
 def test_compiled_layers_give_the_same(trained):
-    """With Dynamo's own backend, which traces as for any and compiles nothing. One family: it is slow."""
+    """With Dynamo's own backend, which traces as for any and compiles nothing. One family: it is
+    slow."""
     original, batch = trained
     model = copy.deepcopy(original)
     compile_decoder(model, backend="eager")

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from fo1_model import checkpoint
 from fo1_model.checkpoint import load_base, load_model, new_model, save_model
 from fo1_model.config import SIZES, debug
+from fo1_model.errors import SettingError
 
 ANSWER = "<ground>red circle</ground><objects><region0></objects>"
 
@@ -89,16 +90,16 @@ def test_damaged_weights_are_refused(folder, damage, message):
     weights = load_file(folder / "model.safetensors")
     damage(weights)
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         load_model(folder)
 
 
 def test_other_folders_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"no config\.json"):
+    with pytest.raises(SettingError, match=r"no config\.json"):
         load_model(tmp_path / "nowhere")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
-    with pytest.raises(ValueError, match="format 99"):
+    with pytest.raises(SettingError, match="format 99"):
         load_model(folder)
 
 
@@ -135,16 +136,16 @@ def test_a_base_fills_its_parts_and_leaves_the_rest_fresh(model, monkeypatch, tm
     assert (loaded.new_rows.weight.mean(0) - used.mean(0)).abs().max() < 0.1 * used.std()
 
     save_file({**pretrained, "region_encoder.x": torch.zeros(1)}, tmp_path / "base.safetensors")
-    with pytest.raises(ValueError, match=r"not the model's: region_encoder\.x"):
+    with pytest.raises(SettingError, match=r"not the model's: region_encoder\.x"):
         load_base("debug")
     pretrained.popitem()
     save_file(pretrained, tmp_path / "base.safetensors")
-    with pytest.raises(ValueError, match="the base weights: 1 weights are missing"):
+    with pytest.raises(SettingError, match="the base weights: 1 weights are missing"):
         load_base("debug")
 
 
 def test_sizes_without_a_base_are_named():
-    with pytest.raises(ValueError, match=r"'qwen2_5_vl_3b'; choose one of tiny"):
+    with pytest.raises(SettingError, match=r"'qwen2_5_vl_3b'; choose one of tiny"):
         load_base("qwen2_5_vl_3b")
 
 

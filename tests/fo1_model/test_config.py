@@ -11,6 +11,7 @@ from fo1_model.config import (
     RegionConfig,
     debug,
 )
+from fo1_model.errors import SettingError
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
@@ -22,11 +23,11 @@ def test_to_json_and_back(name):
 def test_from_dict_is_strict():
     values = debug().to_dict()
     values["region"]["roi_sise"] = 14
-    with pytest.raises(ValueError, match=r"ModelConfig\.region has no field roi_sise"):
+    with pytest.raises(SettingError, match=r"ModelConfig\.region has no field roi_sise"):
         ModelConfig.from_dict(values)
     values = debug().to_dict()
     del values["connector"]["num_layers"]
-    with pytest.raises(ValueError, match=r"ModelConfig\.connector lacks num_layers"):
+    with pytest.raises(SettingError, match=r"ModelConfig\.connector lacks num_layers"):
         ModelConfig.from_dict(values)
 
 
@@ -52,7 +53,7 @@ def test_to_dict_shares_nothing_with_the_config():
     ],
 )
 def test_wrong_settings_name_field_and_value(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         make()
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fo1_model import grammar
 from fo1_model.answer_tokens import AnswerVocabulary, PhraseNames, token_texts
 from fo1_model.constraint import GrammarConstraint
+from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig, _choose
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
@@ -20,10 +21,10 @@ NUM_OTHERS = 1 + NUM_REGIONS + 4
 SINGLE = [bytes([value]) for value in range(256)]
 # What tags, their spellings in the paper, chat markup, line breaks and the names are made of.
 TEXTS = (
-    "</", "<region", "region", "reg", "ion", "<reg", "12", "5>", "0>", ">", "<", "feat>", "<image", "image>",
-    "ground", "ground>", "<ground>", "</ground>", "objects>", "</obj", "ects", "OBJECT", "Ground>", "<|",
-    "|>", "im_end", "end|>", "<region3>", "s><", "\n", "\n\n", " ", " red", "red ", "cup", "afé", "\u2028",
-    "a\n>",
+    "</", "<region", "region", "reg", "ion", "<reg", "12", "5>", "0>", ">", "<", "feat>",
+    "<image", "image>", "ground", "ground>", "<ground>", "</ground>", "objects>", "</obj", "ects",
+    "OBJECT", "Ground>", "<|", "|>", "im_end", "end|>", "<region3>", "s><", "\n", "\n\n", " ",
+    " red", "red ", "cup", "afé", "\u2028", "a\n>",
 )  # fmt: skip
 FRAGMENTS = [text.encode() for text in TEXTS]
 FRAGMENTS += [b"", b"\xe2\x80", b"\xa8", b"\xc2", b"\x85", b"\xa9x", b"\xc3", b"<\xe2", b"\xc5\xbf"]
@@ -52,7 +53,8 @@ def tokenizations(draw):
 
 
 def decode(constraint, texts, *, steps, seed, taste, temperature):
-    """Answers of a model that says anything: one likes the ids of ``taste``, one spells tags where it can."""
+    """Answers of a model that says anything: one likes the ids of ``taste``, one spells tags where
+    it can."""
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.Generator().manual_seed(seed + row) for row in range(2)]
     tokens = torch.zeros((2, 0), dtype=torch.int64)
@@ -167,7 +169,8 @@ def test_every_clean_answer_is_allowed_token_by_token(data, texts, parts):
 
 
 def allowed_texts(said: list[bytes | str], *, limit=50, num_regions=3, names=None, extra=()):
-    """What may follow ``said``: text of ordinary tokens as bytes, tags and the stop token as strings."""
+    """What may follow ``said``: text of ordinary tokens as bytes, tags and the stop token as
+    strings."""
     texts = [*SINGLE, *extra]
     new = grammar.new_tokens(NUM_REGIONS)
     words = ["<stop>", *new, *texts]
@@ -294,12 +297,12 @@ def test_rows_beyond_the_tokenizer_are_never_said():
 
 @pytest.mark.parametrize("names", [(), ("",), (" a",), ("a\nb",), ("<region1>",), ("a\u2028b",)])
 def test_names_that_are_no_phrases(names):
-    with pytest.raises(ValueError, match="names"):
+    with pytest.raises(SettingError, match="names"):
         PhraseNames(names, vocabulary_of(SINGLE))
 
 
 def test_names_that_no_tokens_spell():
-    with pytest.raises(ValueError, match="'cap'"):
+    with pytest.raises(SettingError, match="'cap'"):
         PhraseNames(("cup", "cap"), vocabulary_of([b"c", b"u", b"p", b"cup", b"ap"[:1] + b"!"]))
 
 
@@ -335,5 +338,5 @@ def test_another_kind_of_tokenizer_is_refused():
 
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
-    with pytest.raises(ValueError, match="byte-level"):
+    with pytest.raises(SettingError, match="byte-level"):
         token_texts(tokenizer)

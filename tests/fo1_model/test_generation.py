@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fo1_model import grammar
+from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig, generate, read_answer
 from tests.ties import Said, assert_same_tokens, greedy
 
@@ -184,7 +185,7 @@ def test_draws_follow_the_distribution():
     "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}]
 )
 def test_wrong_settings(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(SettingError, match=next(iter(wrong))):
         GenerationConfig(**wrong)
 
 
@@ -222,7 +223,7 @@ def test_greedy_answers_are_held_to_the_language_as_well(model, processor, sampl
 
 
 def scripted(processor, answers):
-    """A hook under which row i wants to say ``answers[i]``, tokens of any other answer next best."""
+    """A hook under which row i wants to say ``answers[i]``, tokens of other answers next best."""
     scripts = [
         processor.tokenizer.encode(text + "<|im_end|>", add_special_tokens=False)
         for text in answers
@@ -240,7 +241,10 @@ def scripted(processor, answers):
 
 def test_the_constraint_changes_nothing_that_is_allowed(model, processor, samples):
     clean = [
-        "<ground>red circle</ground><objects><region2><region0></objects>\n<region1> is it, 1 < 2 > 0.",
+        (
+            "<ground>red circle</ground><objects><region2><region0></objects>\n"
+            "<region1> is it, 1 < 2 > 0."
+        ),
         "There are 3.",
         "None",
         "",
@@ -292,7 +296,7 @@ def test_names_without_the_constraint_are_refused_before_any_compute(processor, 
         (CONSTRAINED, [None], "samples"),
         (CONSTRAINED, [None, None, None, None, ("<region1>",)], "names"),
     ):
-        with pytest.raises(ValueError, match=word):
+        with pytest.raises(SettingError, match=word):
             generate(torch.nn.Linear(1, 1), processor, samples, config, names=names)
 
 

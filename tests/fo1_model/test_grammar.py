@@ -37,6 +37,20 @@ def test_what_is_rendered_reads_back(written):
     assert answer.problem is None
 
 
+@given(
+    st.lists(st.integers(0, 99), max_size=4).map(
+        lambda indices: "".join(f"<region{i}>" for i in indices)
+    ),
+    st.text(st.characters(exclude_characters="<>\n", exclude_categories=("Cs",)), max_size=8),
+    st.sampled_from(["objects", "object", "Objects"]),
+)
+def test_only_words_among_the_regions_make_an_answer_unreadable(indices, words, tag):
+    answer = parse(f"<ground>cup</ground><{tag}>{indices}{words}</{tag}>", 100)
+    readable = re.fullmatch(r"[\s,;]*", words) is not None
+    assert answer.problem == (None if readable else "words among the regions of a phrase")
+    assert answer.regions == tuple(dict.fromkeys(grammar.mentioned_regions(indices)))
+
+
 tags = st.sampled_from(["<ground>", "</ground>", "<objects>", "</objects>", "<region3>", "a", "\n"])
 
 
@@ -65,7 +79,10 @@ def test_spelling():
         ("<ground>Cup</ground><object><Region3></object>", (("Cup", (3,)),), (3,), None),
         # blanks around the phrase go, equal phrases unite, indices ascend
         (
-            "<ground> a</ground><objects><region4></objects><ground>a </ground><objects><region1></objects>",
+            (
+                "<ground> a</ground><objects><region4></objects>"
+                "<ground>a </ground><objects><region1></objects>"
+            ),
             (("a", (1, 4)),),
             (4, 1),
             None,
@@ -83,6 +100,37 @@ def test_spelling():
             (("a</ground> <ground>b", (1,)),),
             (1,),
             "unpaired tags",
+        ),
+        # between regions stand blanks, commas and semicolons, or nothing; the words of a sentence
+        # do not
+        (
+            "<ground>cup</ground><objects><region1>, <Region2> ;<region3></objects>",
+            (("cup", (1, 2, 3)),),
+            (1, 2, 3),
+            None,
+        ),
+        *(
+            (
+                f"<ground>cup</ground><objects>{between}</objects>",
+                (("cup", regions),),
+                regions,
+                "words among the regions of a phrase",
+            )
+            for between, regions in (
+                ("the red one", ()),
+                ("<region1> and <region2>", (1, 2)),
+                ("None", ()),
+                ("<region>", ()),
+                ("<region1a><region2>", (2,)),
+                ("1, 2", ()),
+            )
+        ),
+        # a second phrase inside the first one's regions is no phrase
+        (
+            "<ground>a</ground><objects><ground>b</ground><objects><region1></objects>",
+            (("a", (1,)),),
+            (1,),
+            "words among the regions of a phrase",
         ),
         # regions that do not exist are dropped and reported, the phrase stays
         (

@@ -18,6 +18,7 @@ from transformers import (
 from fo1_model import hub
 from fo1_model.checkpoint import load_model, save_model
 from fo1_model.config import MODEL_TYPE
+from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 
@@ -67,21 +68,85 @@ def test_types_through_the_auto_class(folder, given, expected):
 
 def test_what_is_no_type_is_refused(folder):
     for name in ("int", "nn", "bfloat17"):
-        with pytest.raises(ValueError, match=f"dtype='{name}' is no floating torch dtype"):
+        with pytest.raises(SettingError, match=f"dtype='{name}' is no floating torch dtype"):
             hub.FO1AutoModel.from_pretrained(folder, dtype=name)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"load_in_8bit": True, "nonsense": 3}, "load_in_8bit, nonsense is not known"),
+        ({"quantization_config": {"load_in_4bit": True}}, "quantization_config is not known"),
+        ({"attn_implementation": "eager"}, "attn_implementation differs from"),
+        # The auto class writes this one into the config, where nobody would read it.
+        ({"format": 1}, "format differs from .*config.json"),
+    ],
+)
+def test_unknown_options_are_refused(folder, given, named):
+    with pytest.raises(SettingError, match=named):
+        AutoModel.from_pretrained(folder, **given)
+
+
+def test_another_config_is_refused(folder):
+    config = AutoConfig.from_pretrained(folder)
+    assert isinstance(AutoModel.from_pretrained(folder, config=config), FO1Model)
+    config.model = {**config.model, "num_region_tokens": 7}
+    with pytest.raises(SettingError, match="model differs from"):
+        AutoModel.from_pretrained(folder, config=config)
+
+
+def test_options_about_repositories_and_subfolders_are_let_through(model, folder):
+    about = {"trust_remote_code": True, "local_files_only": True, "revision": "main"}
+    assert same(model, AutoModel.from_pretrained(folder, **about))
+    assert same(model, AutoModel.from_pretrained(folder.parent, subfolder=folder.name))
+    assert isinstance(AutoProcessor.from_pretrained(folder, **about), Processor)
+
+
+def test_unknown_options_of_the_processor_are_refused(folder):
+    with pytest.raises(SettingError, match=r"AutoProcessor.from_pretrained: nonsense is not known"):
+        AutoProcessor.from_pretrained(folder, nonsense=3)
+
+
+@pytest.mark.parametrize(
+    ("device_map", "device"),
+    [
+        ("auto", "cuda" if torch.cuda.is_available() else "cpu"),
+        ("cpu", "cpu"),
+        ({"": "cpu"}, "cpu"),
+        ({"": "cuda:1"}, "cuda:1"),
+        (torch.device("cuda", 2), "cuda:2"),
+    ],
+)
+def test_the_whole_model_goes_to_one_device(folder, device_map, device, monkeypatch):
+    asked = []
+    read = hub.read_model
+    monkeypatch.setattr(
+        hub,
+        "read_model",
+        lambda *given, device, **more: asked.append(device) or read(*given, **more),
+    )
+    assert isinstance(AutoModel.from_pretrained(folder, device_map=device_map), FO1Model)
+    assert asked == [torch.device(device)]
+
+
+@pytest.mark.parametrize("device_map", ["balanced", {"vlm": "cpu", "auxiliary": 0}, "nowhere:7"])
+def test_other_placements_are_refused(folder, device_map):
+    with pytest.raises(SettingError, match=r"device_map=.* the whole model lies on one device"):
+        AutoModel.from_pretrained(folder, device_map=device_map)
 
 
 @pytest.mark.parametrize(
     "imports",
     [
-        "import fo1_model; from transformers import AutoConfig, AutoModel, AutoProcessor",
-        "from transformers import AutoConfig, AutoModel, AutoProcessor; import fo1_model",
+        "import fo1_model.hub; from transformers import AutoConfig, AutoModel, AutoProcessor",
+        "from transformers import AutoConfig, AutoModel, AutoProcessor; import fo1_model.hub",
     ],
 )
-def test_the_order_of_imports_does_not_matter(imports, folder):
+def test_importing_the_hub_registers_whatever_the_order(imports, folder):
     code = (
         f"{imports}\nfolder = {str(folder)!r}\n"
-        "names = [type(c.from_pretrained(folder)).__name__ for c in (AutoConfig, AutoModel, AutoProcessor)]\n"
+        "classes = (AutoConfig, AutoModel, AutoProcessor)\n"
+        "names = [type(c.from_pretrained(folder)).__name__ for c in classes]\n"
         "print(*names)"
     )
     result = subprocess.run(
@@ -90,25 +155,26 @@ def test_the_order_of_imports_does_not_matter(imports, folder):
     assert result.stdout.split() == ["FO1Config", "FO1Model", "Processor"]
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    code = "import fo1_model, sys; print({'torch', 'transformers', 'timm'} & set(sys.modules))"
+def test_importing_the_package_imports_nothing_heavy_and_hooks_nothing():
+    code = (
+        "import sys; before = list(sys.meta_path); import fo1_model\n"
+        "print({'torch', 'transformers', 'timm'} & set(sys.modules), sys.meta_path == before)"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert result.stdout.strip() == "set()"
+    assert result.stdout.strip() == "set() True"
 
 
-def test_importing_twice_registers_once(folder):
-    finders = [finder for finder in sys.meta_path if type(finder).__module__ == "fo1_model"]
-    assert len(finders) == 1
-    hub.register(sys.modules["transformers.models.auto.modeling_auto"])
+def test_registering_twice_changes_nothing(folder):
+    hub.register()
     assert isinstance(AutoModel.from_pretrained(folder), FO1Model)
 
 
 def test_model_and_processor_can_be_saved_apart(model, processor, folder, tmp_path):
     model.save_pretrained(tmp_path / "apart")
     assert same(model, FO1Model.from_pretrained(tmp_path / "apart"))
-    with pytest.raises(ValueError, match="saved without its processor"):
+    with pytest.raises(SettingError, match="saved without its processor"):
         Processor.from_pretrained(tmp_path / "apart")
     processor.save_pretrained(tmp_path / "apart")
     for file in sorted(folder.iterdir()):
@@ -159,7 +225,7 @@ def test_types_are_kept_tensor_by_tensor(model, processor, folder, tmp_path):
 
 
 def test_half_precision_keeps_the_buffers(folder):
-    """Rounded to bfloat16, the frequencies of positions would turn far tokens by the wrong angles."""
+    """Rounded to bfloat16, the frequencies of positions would turn far tokens by wrong angles."""
     whole, half = load_model(folder)[0], load_model(folder, dtype=torch.bfloat16)[0]
     buffers = dict(half.named_buffers())
     assert any("inv_freq" in name for name in buffers)
@@ -172,5 +238,29 @@ def test_another_tokenizer_is_refused(folder, tmp_path):
     tokens["added_tokens"] = [t for t in tokens["added_tokens"] if t["content"] != "<region1>"]
     (folder / "tokenizer.json").write_text(json.dumps(tokens))
     assert "<region1>" in tokenizer.get_vocab()
-    with pytest.raises(ValueError, match="other ids to the model's tokens"):
+    with pytest.raises(SettingError, match="other ids to the model's tokens"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b"[]", r"config.json holds no object"),
+        ("config.json", b"\xff\xfe", r"config.json is not JSON"),
+        ("config.json", b'{"model_type": "vlm_fo1", "format": 2}', r"not written by save_model"),
+        (
+            "config.json",
+            (
+                b'{"model_type": "vlm_fo1", "format": 2, "model": 3, "token_ids": '
+                b'{"image": 1, "region": 2, "new": [3]}}'
+            ),
+            r"ModelConfig must be an object",
+        ),
+        ("tokenizer.json", b"{}", r"tokenizer.json is no tokenizer"),
+        ("model.safetensors.index.json", b"{}", r"has no weight_map"),
+    ],
+)
+def test_files_of_another_kind_are_refused_by_name(folder, file, content, message):
+    (folder / file).write_bytes(content)
+    with pytest.raises(SettingError, match=message):
         load_model(folder)

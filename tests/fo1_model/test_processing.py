@@ -7,8 +7,10 @@ from PIL import Image
 
 from fo1_model import grammar
 from fo1_model.batch import IGNORE
+from fo1_model.boxes import check_boxes
 from fo1_model.config import debug
-from fo1_model.processing import Processor, check_boxes, fit_image
+from fo1_model.errors import SettingError
+from fo1_model.processing import Processor, fit_image
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
 BOXES = np.array([[1, 2, 30, 40], [5, 5, 60, 50]], np.float32)
@@ -24,7 +26,8 @@ def picture(width: int = 84, height: int = 56) -> Image.Image:
 def user(count: int = 2, question: str = QUESTION) -> dict[str, str]:
     return {
         "role": "user",
-        "content": f"{grammar.IMAGE}\n{grammar.region_prompt(count)}{'' if not count else chr(10)}{question}",
+        "content": f"{grammar.IMAGE}\n{grammar.region_prompt(count)}"
+        f"{chr(10) if count else ''}{question}",
     }
 
 
@@ -135,8 +138,10 @@ def _shared_processor() -> Processor:
     ],
 )
 def test_broken_samples_are_named(processor, boxes, messages, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         processor.encode(picture(), boxes, messages, sample_id="s7")
+    # A person gives boxes; who writes the messages' slots and mentions is a program.
+    assert isinstance(caught.value, SettingError) != (boxes is BOXES)
 
 
 def test_every_error_comes_before_any_compute(processor, monkeypatch):
@@ -159,7 +164,7 @@ def test_every_error_comes_before_any_compute(processor, monkeypatch):
         (picture(), [[3, 0, 1, 1]], "bad box 0.*not inverted"),
         (picture(), np.zeros((101, 4)), "num_region_tokens=100"),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(SettingError, match=message):
             processor.encode([picture(), second], [fine, np.array(boxes)], [two])
     missing = user(2, "What is <region2>?")
     with pytest.raises(ValueError, match="mentions <region2> but has 2 boxes"):
@@ -167,9 +172,9 @@ def test_every_error_comes_before_any_compute(processor, monkeypatch):
 
 
 def test_boxes_per_image_must_match(processor):
-    with pytest.raises(ValueError, match="1 lists of boxes for 2 images"):
+    with pytest.raises(SettingError, match="1 lists of boxes for 2 images"):
         processor.encode([picture(), picture()], [BOXES], [user()])
-    with pytest.raises(ValueError, match="boxes without an image"):
+    with pytest.raises(SettingError, match="boxes without an image"):
         processor.encode(None, BOXES, [{"role": "user", "content": "hi"}])
 
 
@@ -201,7 +206,7 @@ def test_image_becomes_rgb():
 
 
 def test_empty_image_is_named():
-    with pytest.raises(ValueError, match="'s7' has an image of 0x5"):
+    with pytest.raises(SettingError, match="'s7' has an image of 0x5"):
         fit_image(Image.new("RGB", (0, 5)), 2048, "s7")
 
 
@@ -247,5 +252,5 @@ def test_a_tokenizer_of_another_family_is_named():
     family_token = "<|vision_pad|>"
     known = tokenizer.get_vocab()
     tokenizer.get_vocab = lambda: {k: v for k, v in known.items() if k != family_token}
-    with pytest.raises(ValueError, match=r"lacks '<\|vision_pad\|>'.*qwen2_5_vl"):
+    with pytest.raises(SettingError, match=r"lacks '<\|vision_pad\|>'.*qwen2_5_vl"):
         Processor(debug(), tokenizer)

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fo1_model.errors import SettingError
 from fo1_model.pyramid import ChannelNorm, SimpleFP
 from fo1_model.region_pooling import FeatureMap
 
@@ -52,7 +53,8 @@ def test_levels_know_their_scale() -> None:
 
 
 def test_a_patch_stays_in_its_place_on_every_level() -> None:
-    # Only the 3x3 convolutions look beyond a patch, by one cell of their level; simfp_4 merges 2x2 patches.
+    # Only the 3x3 convolutions look beyond a patch, by one cell of their level; simfp_4 merges 2x2
+    # patches.
     torch.manual_seed(0)
     pyramid = SimpleFP(8, 4)
     values = torch.randn(8, 8, 8)
@@ -115,5 +117,5 @@ def test_an_odd_map_is_refused() -> None:
 
 
 def test_a_width_that_cannot_be_halved_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="in_dim=10"):
+    with pytest.raises(SettingError, match="in_dim=10"):
         SimpleFP(10, 4)

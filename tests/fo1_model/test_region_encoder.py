@@ -8,6 +8,7 @@ from torchvision.ops import roi_align
 
 from fo1_model.checkpoint import new_model
 from fo1_model.config import SIZES, ConnectorConfig, RegionConfig, debug
+from fo1_model.errors import SettingError
 from fo1_model.region_encoder import RegionEncoder
 from fo1_model.region_pooling import FeatureMap
 from fo1_model.stages import parameter_groups
@@ -138,10 +139,10 @@ def test_equals_the_release_written_out(settings: dict) -> None:
 
 
 def test_boxes_take_the_releases_way_through_both_frames() -> None:
-    """186 px squashed to 768 and patched to 196: a box as wide as the image spans 14 cells or a bit more.
+    """186 px squashed to 768, patched to 196: a box as wide as the image spans 14 cells or more.
 
-    In one multiplication it is 14 cells and 2 samples a bin; through the auxiliary frame, rounded on the way,
-    it is above 14 and 3 samples.
+    In one multiplication it is 14 cells and 2 samples a bin; through the auxiliary frame, rounded
+    on the way, it is above 14 and 3 samples.
     """
     generator = torch.Generator().manual_seed(3)
     auxiliary = [FeatureMap(torch.zeros(4, 192, 192), (768 / 186, 768 / 186), 4)]
@@ -167,9 +168,9 @@ def test_boxes_take_the_releases_way_through_both_frames() -> None:
 
 
 def test_a_map_embedding_needs_four_equal_blocks_and_the_auxiliary_maps() -> None:
-    with pytest.raises(ValueError, match=r"multiples of 4, got \[4, 6, 8, 10\]"):
+    with pytest.raises(SettingError, match=r"multiples of 4, got \[4, 6, 8, 10\]"):
         encoder(map_embedding=True)
-    with pytest.raises(ValueError, match="map_embedding=True"):
+    with pytest.raises(SettingError, match="map_embedding=True"):
         RegionConfig(map_embedding=True, features="primary")
 
 
@@ -266,13 +267,13 @@ def test_half_precision_pools_in_float32_and_connects_in_half() -> None:
 def test_the_primary_branch_alone_needs_no_auxiliary_maps() -> None:
     module = encoder(features="primary")
     assert module([], maps()[1], BOXES).shape == (3, HIDDEN)
-    with pytest.raises(ValueError, match="box_frame"):
+    with pytest.raises(SettingError, match="box_frame"):
         encoder(features="primary", box_frame="auxiliary")
 
 
 def test_a_width_without_four_equal_blocks_is_refused() -> None:
     build = {"auxiliary_dims": (4, 6, 8, 9), "primary_dim": 16, "hidden_size": HIDDEN}
-    with pytest.raises(ValueError, match="multiple of 4, got 47"):
+    with pytest.raises(SettingError, match="multiple of 4, got 47"):
         RegionEncoder(RegionConfig(pyramid_dim=5), ConnectorConfig(), **build)
     RegionEncoder(RegionConfig(pyramid_dim=5, box_embedding=False), ConnectorConfig(), **build)
 

@@ -39,7 +39,8 @@ def ramp(height: int, width: int) -> torch.Tensor:
         ),
         # Samples at -1.5 (dropped, it still counts) and 2.5 along x, 2 and 4 along y.
         ((-3.5, 1, 4.5, 5), {"output_size": 1, "aligned": False, "sampling_ratio": 2}, (1.25, 1.5)),
-        # Beyond the far border: clamped to the last cell within one cell of it, nothing farther out.
+        # Beyond the far border: clamped to the last cell within one cell of it, nothing farther
+        # out.
         ((7, 7, 9, 9), {"output_size": 1, "aligned": False, "sampling_ratio": 1}, (7, 7)),
         ((8, 8, 10, 10), {"output_size": 1, "aligned": False, "sampling_ratio": 1}, (0, 0)),
         # A bilinear map pooled symmetrically inside the map gives its value at the middle.
@@ -164,7 +165,8 @@ def test_levels_are_pooled_as_if_upsampled_and_concatenated() -> None:
 
 
 def test_adaptive_sampling_rounds_as_torchvision_does_on_whole_cells() -> None:
-    # 49 px are exactly 14 cells at stride 3.5: two samples a bin, or three when a product is a bit too large.
+    # 49 px are exactly 14 cells at stride 3.5: two samples a bin, or three when a product is a bit
+    # too large.
     values = torch.randn(4, 64, 64, generator=torch.Generator().manual_seed(1))
     starts = torch.arange(0.0, 100.0)
     boxes = torch.stack([starts, starts, starts + 49, starts + 98], dim=1)
@@ -175,7 +177,8 @@ def test_adaptive_sampling_rounds_as_torchvision_does_on_whole_cells() -> None:
 
 
 def test_a_box_as_wide_as_the_image_rounds_as_in_the_release() -> None:
-    # The release moves boxes to the frame of the ViT's input first and leaves the stride to RoIAlign.
+    # The release moves boxes to the frame of the ViT's input first and leaves the stride to
+    # RoIAlign.
     generator = torch.Generator().manual_seed(2)
     for width in range(150, 200):
         patches = 2 * round(width / 28)

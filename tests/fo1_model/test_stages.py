@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fo1_model import grammar, stages
+from fo1_model.errors import SettingError
 from fo1_model.stages import STAGES, parameter_groups, part_of_parameters
 from fo1_model.vlms import VLM_FAMILIES
 from tests.fo1_model.conftest import picture, some_boxes
@@ -51,8 +52,9 @@ def idle_parameters(model):
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_what_a_stage_freezes_stays_bit_identical_and_the_rest_moves(family_model, stage):
-    """Over every family: after ten steps each parameter outside the stage's parts is what it was, old
-    embedding rows among them, and each parameter inside has moved, unless no output reads it."""
+    """Over every family: after ten steps each parameter outside the stage's parts is what it was,
+    old embedding rows among them, and each parameter inside has moved, unless no output reads it.
+    """
     original, processor, samples = family_model
     model = copy.deepcopy(original)
     before, owners = snapshot(model), part_of_parameters(model)
@@ -140,9 +142,9 @@ def test_the_primary_tower_trains_only_where_the_stage_says(model, stage):
 
 
 def test_unknown_names_are_refused(model):
-    with pytest.raises(ValueError, match=r"stage='stage9'.*stage1"):
+    with pytest.raises(SettingError, match=r"stage='stage9'.*stage1"):
         parameter_groups(model, "stage9", 1e-3)
-    with pytest.raises(ValueError, match=r"language; stage1 trains"):
+    with pytest.raises(SettingError, match=r"language; stage1 trains"):
         parameter_groups(model, "stage1", 1e-3, learning_rates={"language": 1e-5})
 
 

@@ -19,8 +19,7 @@ from dataset_builders.box_checks import BoxGuard, get, whole_number
 from dataset_builders.data_folders import DataFolders
 from dataset_builders.errors import SettingError
 from dataset_builders.readers.coco_files import CocoImage, open_coco
-from dataset_builders.readers.coco_images import CocoForm
-from dataset_builders.readers.coco_images import coco_source
+from dataset_builders.readers.coco_images import CocoForm, coco_source
 from dataset_builders.record_counter import RecordCounter
 from dataset_builders.records import BadRecord, Reject
 from dataset_builders.spec import BuildOptions, DatasetSpec, ImageSource, Item

@@ -18,6 +18,7 @@ from fo1_model.config import (
     debug,
     qwen2_5_vl,
 )
+from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.release import export_release, load_release
 from fo1_model.release.configs import config_of_release
@@ -26,6 +27,7 @@ from fo1_model.release.names import released_name
 from fo1_model.stages import parameter_groups
 from fo1_model.weights import weights_of
 
+EXTRACTOR = "model.object_vp_extractor"
 ANSWER = "<ground>red circle</ground><objects><region0></objects>"
 
 
@@ -271,11 +273,7 @@ DAMAGES = [
     (lambda w, c: c.update(rope_scaling={"rope_type": "yarn"}), "rope_scaling"),
     (
         lambda w, c: w.update(
-            {
-                "model.object_vp_extractor.vision_tower_region_feature_projector.0.weight": torch.zeros(
-                    1
-                )
-            }
+            {f"{EXTRACTOR}.vision_tower_region_feature_projector.0.weight": torch.zeros(1)}
         ),
         "vision_tower_region_feature_projector.0.weight",
     ),
@@ -289,7 +287,7 @@ def test_damage_is_named(damage, message, exported, tmp_path):
     damage(weights, flat)
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(flat))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         load_release(tmp_path)
 
 
@@ -302,23 +300,25 @@ def test_a_head_beside_a_tied_embedding(tmp_path):
     assert load_release(tmp_path)[0].family.tied
     weights["lm_head.weight"][0] += 1
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"tie_word_embeddings=True, but lm_head\.weight differs"):
+    with pytest.raises(
+        SettingError, match=r"tie_word_embeddings=True, but lm_head\.weight differs"
+    ):
         load_release(tmp_path)
 
 
 def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"is not a released checkpoint: it has no config\.json"):
+    with pytest.raises(SettingError, match=r"is not a released checkpoint: it has no config\.json"):
         load_release(tmp_path)
     model, processor = lively(small())
     save_model(model, processor, tmp_path / "own")
-    with pytest.raises(ValueError, match=r"is not a released checkpoint: .*'vlm_fo1'"):
+    with pytest.raises(SettingError, match=r"is not a released checkpoint: .*'vlm_fo1'"):
         load_release(tmp_path / "own")
     export_release(model, processor, tmp_path / "many", max_file_bytes=100_000)
     next((tmp_path / "many").glob("model-00002-*")).unlink()
-    with pytest.raises(ValueError, match="lacks model-00002"):
+    with pytest.raises(SettingError, match="lacks model-00002"):
         load_release(tmp_path / "many")
     (tmp_path / "many" / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(ValueError, match=r"index\.json is not JSON"):
+    with pytest.raises(SettingError, match=r"index\.json is not JSON"):
         load_release(tmp_path / "many")
 
 
@@ -346,12 +346,12 @@ def test_what_the_release_has_no_form_for():
         for name, v in weights_of(model).items()
         if "new_" not in name
     }
-    with pytest.raises(ValueError, match="features='primary'"):
+    with pytest.raises(SettingError, match="features='primary'"):
         release_of_config(region(features="primary"), shapes, {})
-    with pytest.raises(ValueError, match="features='auxiliary'"):
+    with pytest.raises(SettingError, match="features='auxiliary'"):
         release_of_config(region(features="auxiliary"), shapes, {})
     other = replace(small(), vlm=replace(small().vlm, family="qwen2_vl"))
-    with pytest.raises(ValueError, match="family='qwen2_vl'"):
+    with pytest.raises(SettingError, match="family='qwen2_vl'"):
         release_of_config(other, shapes, {})
 
 

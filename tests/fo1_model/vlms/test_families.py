@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fo1_model import grammar
+from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig
 from fo1_model.processing import Processor, extend_tokenizer
 from fo1_model.stages import parameter_groups
@@ -53,7 +54,7 @@ def all_logits(model, batch):
 
 
 def after_stage_1(model, processor):
-    """A trained copy: ten steps with a weight decay that would visibly shrink anything it touched."""
+    """A trained copy: ten steps with a weight decay that would visibly shrink what it touched."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, "stage1", 1e-2, weight_decay=0.5))
     boxes = some_boxes(2, 70, 64)
@@ -83,7 +84,8 @@ def test_prompt_and_pixels_are_the_base_processor_s(family, small, size):
 
 @pytest.mark.parametrize("trained", [False, True], ids=["fresh", "after stage 1"])
 def test_without_boxes_logits_and_greedy_text_are_the_base_s_own(family, small, trained):
-    """Bit for bit, over the base vocabulary; the base is the transformers model from before any training."""
+    """Bit for bit, over the base vocabulary; the base is the transformers model from before any
+    training."""
     model, processor = small
     base, rows = model.vlm, model.family.vocabulary_rows
     assert min(processor.token_ids.new) == rows
@@ -154,7 +156,7 @@ def test_several_images_and_turns_are_the_base_s_own_too(family, small):
 
 
 def test_map_is_in_image_order_and_at_its_place(small):
-    """A bright patch stands out in its own cell of the map, computed from the box it has in the image.
+    """A bright patch stands out in its own cell of the map, found by its box in the image.
 
     Attention writes nothing, so nothing moves between patches. Images are twice as wide as high.
     """
@@ -281,7 +283,8 @@ def test_batched_answers_equal_those_one_by_one(small):
 
 
 def test_an_answer_is_read_as_it_was_written(small):
-    """Training starts from the ids that generation starts from, whatever stands between head and answer."""
+    """Training starts from the ids that generation starts from, whatever stands between head and
+    answer."""
     _, processor = small
     start = ask(processor, None).input_ids
     whole = ask(processor, None, answer="There are 3.")
@@ -313,7 +316,9 @@ def test_each_token_that_the_tokenizer_lacks_is_named(family, small):
         extend_tokenizer(tokenizer, model.config.num_region_tokens)
         known = {text: index for text, index in tokenizer.get_vocab().items() if text != token}
         tokenizer.get_vocab = lambda known=known: known
-        with pytest.raises(ValueError, match=rf"lacks {re.escape(repr(token))}.*'{family}' needs"):
+        with pytest.raises(
+            SettingError, match=rf"lacks {re.escape(repr(token))}.*'{family}' needs"
+        ):
             Processor(model.config, tokenizer)
 
 
@@ -334,5 +339,5 @@ def test_each_token_that_the_tokenizer_lacks_is_named(family, small):
 def test_settings_without_a_known_map_are_refused(family, change, message):
     config = copy.deepcopy(small_model(family)[0].config.vlm)
     config.config.update(change)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         build_family(config)

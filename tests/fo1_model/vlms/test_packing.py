@@ -1,4 +1,5 @@
-"""Samples end to end in one row: the same logits, loss and gradient as a row each, for every VLM family."""
+"""Samples end to end in one row: the same logits, loss and gradient as a row each, for every VLM
+family."""
 
 import copy
 from dataclasses import replace
@@ -13,7 +14,7 @@ from tests.fo1_model.vlms.test_families import ANSWER, ask
 
 
 def three(processor):
-    """Samples of three lengths, one without a picture, each with a weight."""
+    """Samples of three lengths, one without an image, each with a weight."""
     samples = [
         ask(processor, picture(70, 64), some_boxes(2, 70, 64), ANSWER),
         ask(processor, None, None, "None"),

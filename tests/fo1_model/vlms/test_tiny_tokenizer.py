@@ -19,8 +19,8 @@ PROMPT = (
 def test_prompt_words_are_single_tokens():
     pieces = TOKENIZER.convert_ids_to_tokens(TOKENIZER.encode(PROMPT, add_special_tokens=False))
     assert [piece.replace("\u0120", " ") for piece in pieces] == [
-        "Please", " detect", " red", " circle", ";", " blue", " square", " in", " this", " image", ".",
-        " Answer", " the", " question", " with", " object", " indexes", ".",
+        "Please", " detect", " red", " circle", ";", " blue", " square", " in", " this", " image",
+        ".", " Answer", " the", " question", " with", " object", " indexes", ".",
     ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 from fo1_model.config import VLMConfig, debug
+from fo1_model.errors import SettingError
 from fo1_model.vlms import VLM_FAMILIES, build_family
 from tests.fo1_model.small_families import small_tokenizer, small_vlm
 
@@ -68,8 +69,8 @@ def test_positions_by_hand(family):
 def test_map_is_in_image_order(family):
     """A patch that differs from all others stands out at its own place of the map.
 
-    The vision tower is reduced to its patch embedding, so that nothing moves between patches; sizes are
-    ragged against the 4x4-unit windows on both sides.
+    The vision tower is reduced to its patch embedding, so that nothing moves between patches; sizes
+    are ragged against the 4x4-unit windows on both sides.
     """
     vlm = family.build()
     vlm.model.visual.blocks = torch.nn.ModuleList()
@@ -102,7 +103,8 @@ def test_preprocessing_rounds_sides_to_28_and_normalises(family):
     pixels, grid = family.preprocess(Image.new("RGB", (100, 60), (255, 0, 0)))
     assert grid == (4, 8)  # 60 -> 56, 100 -> 112
     assert pixels.shape == (32, 1176)
-    # one patch: 3 channels x 2 frames x 196 pixels of a constant colour, by CLIP's mean and deviation
+    # one patch: 3 channels x 2 frames x 196 pixels of a constant colour, by CLIP's mean and
+    # deviation
     red, green = (1 - 0.48145466) / 0.26862954, (0 - 0.4578275) / 0.26130258
     assert torch.allclose(pixels[0, :392], torch.tensor(red), atol=1e-5)
     assert torch.allclose(pixels[0, 392:784], torch.tensor(green), atol=1e-5)
@@ -119,7 +121,8 @@ def test_qwen3_preprocessing_rounds_sides_to_32_and_fills_at_least_256_px_square
 
 
 def test_qwen3_gives_deeper_layers_their_own_columns():
-    """An image token is as wide as the decoder's input and the layers behind which features are added."""
+    """An image token is as wide as the decoder's input and the layers behind which features are
+    added."""
     family = build_family(small_vlm("qwen3_vl", small_tokenizer("qwen3_vl")))
     vlm = family.build()
     pixels, grid = family.blank()
@@ -141,14 +144,15 @@ def test_llava_counts_tokens_by_hand():
     assert family.num_image_tokens((60, 120)) == 16 + 4 * 9
     # three tiles are 12 columns, over sqrt(2 tiles) by 1.22: 4 / 1.22 = 3 rows of 12 / 1.22 = 9
     assert family.num_image_tokens((60, 180)) == 16 + 3 * 10
-    # 60 x 90 in two tiles: scaled by 4/3 to 80 x 120, cut to 60 x 90 of 60 x 120: a column off either side
+    # 60 x 90 in two tiles: scaled by 4/3 to 80 x 120, cut to 60 x 90 of 60 x 120: a column off
+    # either side
     assert family.num_image_tokens((60, 90)) == 16 + 4 * 7
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(28, 2048), st.integers(28, 2048))
 def test_llava_counts_tokens_as_its_processor_does(height, width):
-    """With the released setting: 27 x 27 cells a tile, 36 arrangements of tiles, shrunk above nine."""
+    """The released setting: 27 x 27 cells a tile, 36 arrangements of tiles, shrunk above nine."""
     family = build_family(VLMConfig(family="llava_onevision", config={}))
     processor = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)
     processor.num_image_tokens, processor.vision_aspect_ratio = 27 * 27, "anyres_max_9"
@@ -170,12 +174,12 @@ def test_square_families_cost_what_their_released_sizes_are_known_for():
 
 
 def test_unknown_family_names_the_known_ones():
-    with pytest.raises(ValueError, match=f"family='qwen9'.*{', '.join(VLM_FAMILIES)}"):
+    with pytest.raises(SettingError, match=f"family='qwen9'.*{', '.join(VLM_FAMILIES)}"):
         build_family(replace(debug().vlm, family="qwen9"))
 
 
 def test_widths_that_do_not_fit():
     config = debug().vlm.config
     config["vision_config"]["out_hidden_size"] = 48
-    with pytest.raises(ValueError, match="out_hidden_size=48"):
+    with pytest.raises(SettingError, match="out_hidden_size=48"):
         build_family(VLMConfig(config=config))

@@ -1,4 +1,5 @@
-"""New models on published weights: what lies in the folders is what is in the model, or it is refused."""
+"""New models on published weights: what lies in the folders is what is in the model, or it is
+refused."""
 
 import json
 from dataclasses import replace
@@ -12,9 +13,10 @@ from timm.models.davit import checkpoint_filter_fn
 
 from fo1_model.checkpoint import load_model, new_model, save_model
 from fo1_model.config import SIZES, ModelConfig, debug
+from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
-from fo1_model.published import check_published, published_model
 from fo1_model.vlms import VLM_FAMILIES, VLMFamily
+from fo1_model.vlms.published import check_published, published_model
 from tests.fo1_model.small_families import small_tokenizer, small_vlm
 from tests.fo1_model.small_published import text_logits, write_florence, write_vlm
 
@@ -215,7 +217,7 @@ def test_the_published_config_is_that_of_the_size(tmp_path: Path) -> None:
     """The next thing that is missed is the weights; one number off, and the field is named."""
     config = SIZES["qwen2_5_vl_3b"]()
     (tmp_path / "config.json").write_text(json.dumps(QWEN_3B))
-    with pytest.raises(ValueError, match=r"holds no model\*\.safetensors"):
+    with pytest.raises(SettingError, match=r"holds no model\*\.safetensors"):
         check_published(config, {"vlm": tmp_path})
     for changes, words in (
         ({"hidden_size": 3584}, r"text_config\.hidden_size=3584, the size asked for 2048; give"),
@@ -228,7 +230,7 @@ def test_the_published_config_is_that_of_the_size(tmp_path: Path) -> None:
         ({"model_type": "qwen2_vl"}, "it is a 'qwen2_vl'; the size asked for needs a 'qwen2_5_vl'"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(QWEN_3B | changes))
-        with pytest.raises(ValueError, match=rf"^vlm=.*{words}"):
+        with pytest.raises(SettingError, match=rf"^vlm=.*{words}"):
             check_published(config, {"vlm": tmp_path})
 
 
@@ -256,7 +258,7 @@ def test_a_damaged_vlm_is_refused(damage: Any, words: str, folders: dict[str, Pa
     tensors = load_file(file)
     damage(tensors)
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=rf"^vlm=.*{words}"):
+    with pytest.raises(SettingError, match=rf"^vlm=.*{words}"):
         published_model(debug(), 0, folders)
 
 
@@ -285,7 +287,7 @@ def test_a_damaged_tower_is_refused_before_weights_are_read(
     tensors = load_file(file)
     damage(tensors)
     save_file(tensors, file)
-    with pytest.raises(ValueError, match=rf"^auxiliary=.*{words}"):
+    with pytest.raises(SettingError, match=rf"^auxiliary=.*{words}"):
         check_published(debug(), folders)
 
 
@@ -297,7 +299,7 @@ def test_other_heads_than_the_size_s_are_refused(tmp_path: Path, folders: dict[s
         ("window_size", 12),
     ):
         write_florence(tmp_path / field, **{field: value})
-        with pytest.raises(ValueError, match=rf"vision_config\.{field}=.*the size asked for"):
+        with pytest.raises(SettingError, match=rf"vision_config\.{field}=.*the size asked for"):
             check_published(debug(), {**folders, "auxiliary": tmp_path / field})
 
 
@@ -308,25 +310,25 @@ class Evil:
 
 def test_code_in_a_file_does_not_run(folders: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     torch.save({"convs.0.proj.weight": Evil()}, tmp_path / "davit-large.pth")
-    with pytest.raises(ValueError, match="not a file of plain tensors"):
+    with pytest.raises(SettingError, match="not a file of plain tensors"):
         published_model(debug(), 0, {**folders, "auxiliary": tmp_path / "davit-large.pth"})
     vlm = folders["vlm"]
     (vlm / "model.safetensors").unlink()
     torch.save({"x": Evil()}, vlm / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"no model\*\.safetensors; pickles are not read"):
+    with pytest.raises(SettingError, match=r"no model\*\.safetensors; pickles are not read"):
         published_model(debug(), 0, folders)
     assert "code of a file ran" not in capsys.readouterr().out
 
 
 def test_folders_that_lack_something_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^vlm=.*nowhere: it has no config\.json"):
+    with pytest.raises(SettingError, match=r"^vlm=.*nowhere: it has no config\.json"):
         check_published(debug(), {**folders, "vlm": tmp_path / "nowhere"})
-    with pytest.raises(ValueError, match=r"^auxiliary=.*nowhere: there is no such"):
+    with pytest.raises(SettingError, match=r"^auxiliary=.*nowhere: there is no such"):
         check_published(debug(), {**folders, "auxiliary": tmp_path / "nowhere"})
-    with pytest.raises(ValueError, match=r"^auxiliary=.*no DaViT .* it is 'qwen2_5_vl' with"):
+    with pytest.raises(SettingError, match=r"^auxiliary=.*no DaViT .* it is 'qwen2_5_vl' with"):
         check_published(debug(), {**folders, "auxiliary": folders["vlm"]})
     (folders["vlm"] / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match="no tokenizer"):
+    with pytest.raises(SettingError, match="no tokenizer"):
         check_published(debug(), folders)
 
 

@@ -2,11 +2,13 @@
 
     vlm        a folder in the Hugging Face layout: config.json, safetensors, tokenizer; of one of
                `fo1_model.vlms.VLM_FAMILIES`, present or older names, as transformers reads them
-    auxiliary  a folder or one file that holds a DaViT under the names of one of `LAYOUTS`: the vision tower
-               of Florence-2 or of the released checkpoint, the release's ``davit-large.pth``, or timm's
+    auxiliary  a folder or one file that holds a DaViT under the names of one of `LAYOUTS`: the
+               vision tower of Florence-2 or of the released checkpoint, the release's
+               ``davit-large.pth``, or timm's
 
-Weights are read straight into their places, in the type that is asked for: nothing is drawn for the two
-towers, and a model of billions of parameters takes no more memory than its own. No code of a folder runs.
+Weights are read straight into their places, in the type that is asked for: nothing is drawn for the
+two towers, and a model of billions of parameters takes no more memory than its own. No code of a
+folder runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +23,7 @@ from fo1_model.auxiliary_tower import AuxiliaryTower
 from fo1_model.checkpoint import new_model
 from fo1_model.config import AuxiliaryConfig, ModelConfig
 from fo1_model.detectors.pretrained import load_part
+from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 from fo1_model.release.folders import read_tokenizer
@@ -59,7 +62,8 @@ _FLORENCE_FIELDS = {
     "num_groups": "num_heads",
     "window_size": "window_size",
 }
-"""Fields of Florence-2's ``vision_config`` -> `AuxiliaryConfig.kwargs`; no shape tells heads and window."""
+"""Fields of Florence-2's ``vision_config`` -> `AuxiliaryConfig.kwargs`; shapes tell neither
+heads nor window."""
 
 
 def published_model(
@@ -69,13 +73,19 @@ def published_model(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[FO1Model, Processor]:
-    """A model on the VLM and the auxiliary tower in `folders`, in eval mode, and its processor.
+    """Return a model on the VLM and the DaViT in folders, in eval mode, and its processor.
 
-    Region modules and new rows are fresh, the same for the same seed. folders: ``vlm``, and ``auxiliary``
-    where the model has that tower. dtype: of the weights; published ones are bfloat16 or float16 mostly.
+    Region modules and new rows are fresh, the same for the same seed.
 
-    Raises ValueError as `check_published`, and naming the first weights of the VLM that are missing, left
-    over or of another shape.
+    Args:
+        config: What the folders must hold.
+        seed: Seed of what is fresh.
+        folders: ``vlm``, and ``auxiliary`` where the model has that tower.
+        dtype: Type of the weights; published ones are bfloat16 or float16 mostly.
+
+    Raises:
+        SettingError: As `check_published`, and naming the first weights of the VLM that are
+            missing, left over or of another shape.
     """
     check_published(config, folders)
     with torch.random.fork_rng(devices=[]):
@@ -94,10 +104,17 @@ def published_model(
 
 
 def check_published(config: ModelConfig, folders: Mapping[str, Path]) -> None:
-    """Raise ValueError, naming folder, value and fix, when the folders do not hold what `config` says.
+    """Refuse folders that do not hold what a config says.
 
-    Reads configs, the tokenizer and the headers of safetensors files; weights only where they are a torch
-    file.
+    Reads configs, the tokenizer and the headers of safetensors files; weights only where they are a
+    torch file.
+
+    Args:
+        config: What the folders must hold.
+        folders: As for `published_model`.
+
+    Raises:
+        SettingError: Naming folder, value and fix.
     """
     _check_vlm(config, folders["vlm"])
     if config.builds_auxiliary:
@@ -110,27 +127,27 @@ def check_published(config: ModelConfig, folders: Mapping[str, Path]) -> None:
 
 
 def _check_vlm(config: ModelConfig, folder: Path) -> None:
-    """Family, sizes, tokenizer and files of a VLM's folder."""
+    """Refuse a VLM's folder by family, sizes, tokenizer and files."""
     what, family = f"vlm={folder}", build_family(config.vlm)
     if not (folder / "config.json").is_file():
-        raise ValueError(
+        raise SettingError(
             f"{what}: it has no config.json; give the folder of a VLM, as its makers publish it"
         )
     found, wanted = read_json(folder / "config.json").get("model_type"), family.config.model_type
     if found != wanted:
-        raise ValueError(
+        raise SettingError(
             f"{what}: it is a {found!r}; the size asked for needs a {wanted!r}, or take another"
         )
     theirs = _settings(load_part(type(family.config), str(folder)).to_dict())
     for name, value in _settings(family.config.to_dict()).items():
         if theirs.get(name, value) != value:
-            raise ValueError(
-                f"{what}: config.json has {name}={theirs[name]!r}, the size asked for {value!r}; give the "
-                "VLM of that size, or ask for another size"
+            raise SettingError(
+                f"{what}: config.json has {name}={theirs[name]!r}, the size asked for {value!r}; "
+                "give the VLM of that size, or ask for another size"
             )
     if not any(folder.glob("model*.safetensors")):
         pickled = "; pickles are not read, save_pretrained it again where its maker is trusted"
-        raise ValueError(
+        raise SettingError(
             f"{what}: it holds no model*.safetensors{pickled if any(folder.glob('*.bin')) else ''}"
         )
     open_weights(folder)
@@ -138,7 +155,7 @@ def _check_vlm(config: ModelConfig, folder: Path) -> None:
 
 
 def _settings(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """What decides the arithmetic in a transformers config, by dotted name."""
+    """Return what decides the arithmetic in a transformers config, by dotted name."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         if name in _WITHOUT_EFFECT or name.endswith(("_token_id", "_token_index")):
@@ -162,7 +179,7 @@ def _load_vlm(family: VLMFamily, folder: Path, dtype: torch.dtype) -> nn.Module:
     )
     check_names(set(report["missing_keys"]), set(report["unexpected_keys"]), f"vlm={folder}")
     for name, given, own in sorted(report["mismatched_keys"]):
-        raise ValueError(f"vlm={folder}: {name} is {list(given)}, the model has {list(own)}")
+        raise SettingError(f"vlm={folder}: {name} is {list(given)}, the model has {list(own)}")
     return vlm.eval()
 
 
@@ -173,27 +190,27 @@ class _Davit:
     what: str
     """Path and layout, for messages."""
     prefix: str
-    """Before the names of its tensors."""
+    """Text before the names of its tensors."""
     rename: Callable[[str], str]
-    """timm's name of a tensor to the rest of its name."""
+    """Function from timm's name of a tensor to the rest of its name."""
     shapes: dict[str, tuple[int, ...]]
     """Name in the file -> shape, of every tensor of the tower."""
     read: Callable[[str], Tensor]
-    """One tensor in its stored type, by its name in the file."""
+    """Function that reads one tensor in its stored type, by its name in the file."""
 
     def places(self, tower: AuxiliaryTower) -> dict[str, Tensor]:
-        """Name in the file -> our tensor."""
+        """Return our tensors by their names in the file."""
         return {
             self.prefix + self.rename(name): own for name, own in weights_of(tower.model).items()
         }
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the tower, read when it is asked for."""
+        """Return every tensor of the tower, read when it is asked for."""
         return ((name, self.read(name)) for name in self.shapes)
 
 
 def _find_davit(path: Path) -> _Davit:
-    """The DaViT in a folder or a file, by the name of its first convolution."""
+    """Return the DaViT in a folder or a file, found by the name of its first convolution."""
     shapes, read = _open_tensors(path)
     for whose, (prefix, rename) in LAYOUTS.items():
         if prefix + rename("stem.conv.weight") in shapes:
@@ -211,16 +228,16 @@ def _find_davit(path: Path) -> _Davit:
                 read=read,
             )
     some = ", ".join(sorted(shapes)[:3])
-    raise ValueError(
+    raise SettingError(
         f"auxiliary={path}: there is no DaViT in it under the names of {', '.join(LAYOUTS)}; it is "
         f"{_kind(path)} with {len(shapes)} tensors such as {some}; give Florence-2's folder"
     )
 
 
 def _open_tensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
-    """Shapes of the tensors at a path, and how one is read."""
+    """Return shapes of the tensors at a path, and how one is read."""
     if not path.exists():
-        raise ValueError(f"auxiliary={path}: there is no such folder or file")
+        raise SettingError(f"auxiliary={path}: there is no such folder or file")
     torch_file = path if path.is_file() else path / PICKLED
     has_safetensors = path.suffix == ".safetensors" or any(path.glob("model*.safetensors"))
     if has_safetensors or not torch_file.is_file():
@@ -231,23 +248,23 @@ def _open_tensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str
 
 
 def _kind(path: Path) -> str:
-    """What a folder says of itself."""
+    """Return what a folder says of itself."""
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     named = config.get("model_type") or config.get("architecture")
     return repr(named) if named else "a file" if path.is_file() else "a folder"
 
 
 def _check_florence_config(config: AuxiliaryConfig, path: Path) -> None:
-    """What shapes do not tell, where Florence-2's config.json lies beside its weights."""
+    """Refuse what shapes do not tell, where Florence-2's config.json lies beside its weights."""
     if not (path / "config.json").is_file():
         return
     vision = read_json(path / "config.json").get("vision_config", {})
     for theirs, ours in _FLORENCE_FIELDS.items():
         wanted = config.kwargs[ours]
         if "dim_embed" in vision and vision.get(theirs, wanted) != wanted:
-            raise ValueError(
-                f"auxiliary={path}: config.json has vision_config.{theirs}={vision[theirs]}, the size asked "
-                f"for {wanted}; give the DaViT of that size, or ask for another size"
+            raise SettingError(
+                f"auxiliary={path}: config.json has vision_config.{theirs}={vision[theirs]}, the "
+                f"size asked for {wanted}; give the DaViT of that size, or ask for another size"
             )
 
 

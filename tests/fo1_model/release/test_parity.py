@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from fo1_model import grammar, parity
+from fo1_model import grammar
 from fo1_model.checkpoint import new_model
 from fo1_model.config import debug
-from fo1_model.parity import compare, compare_case, main
-from fo1_model.release import export_release
+from fo1_model.release import export_release, parity
+from fo1_model.release.parity import compare, compare_case, main
 from tests import SHARED
 from tests.fo1_model.conftest import picture, some_boxes
 
@@ -39,7 +39,7 @@ def test_the_release(name):
 
 
 def write_case(folder: Path, question: str, *, system: bool) -> None:
-    """A case of a debug-size model; the outputs that plain transformers gives are computed with it."""
+    """A case of a debug-size model; outputs that plain transformers gives are computed with it."""
     model, processor = new_model(debug(), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -1,13 +1,14 @@
-"""Comparison with the released code: ``python -m fo1_model.parity CASE_FOLDER ...``.
+"""Comparison with the released code: ``python -m fo1_model.release.parity CASE_FOLDER ...``.
 
-A case is a released checkpoint in the small with what the released code made of one image and question: a
-folder of ``model*.safetensors``, ``config.json``, ``tokens.json``, ``image.png``, ``prompt.txt``,
-``inputs.safetensors`` and ``outputs.safetensors``. The model goes through ``load_release`` in float32, image
-and prompt through our own processor, and every tensor is taken where the model itself computes it.
+A case is a released checkpoint in the small with what the released code made of one image and
+question: a folder of ``model*.safetensors``, ``config.json``, ``tokens.json``, ``image.png``,
+``prompt.txt``, ``inputs.safetensors`` and ``outputs.safetensors``. The model goes through
+``load_release`` in float32, image and prompt through our own processor, and every tensor is taken
+where the model itself computes it.
 
-One line a tensor: name, max |difference| / max |reference| or ``exact``, pass or fail. Numbers pass at 1e-4
-(the loss too), ids, positions and greedy tokens only when they are equal. Exit status: 0 when all pass, 1
-when one fails, 2 for a folder that is no case.
+It prints one line a tensor: name, max |difference| / max |reference| or ``exact``, pass or fail.
+Numbers pass at 1e-4 (the loss too), ids, positions and greedy tokens only when they are equal. The
+exit status is 0 when all pass, 1 when one fails, 2 for a folder that is no case.
 """
 
 import re
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from fo1_model import boxes as box_ops
 from fo1_model import grammar
 from fo1_model.batch import IGNORE, Encoded
+from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig, generate
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
@@ -34,7 +36,7 @@ from fo1_model.release import load_release
 TOLERANCE = 1e-4
 """Largest difference that passes, relative to the largest reference value."""
 _IMAGE_ID, _REGION_ID = -200, -300
-"""The release's placeholders in a case's ids."""
+"""Placeholders of the release in a case's ids."""
 _FILES = (
     "config.json",
     "tokens.json",
@@ -52,27 +54,27 @@ class Line:
     """One compared tensor."""
 
     name: str
-    """As in the case's files."""
+    """Name of the tensor, as in the case's files."""
     figure: str
-    """The difference."""
+    """The difference, as it is printed."""
     passed: bool
-    """Whether it is small enough."""
+    """Whether the difference is small enough."""
 
     def __str__(self) -> str:
         return f"{self.name:<18} {self.figure:<22} {'pass' if self.passed else 'FAIL'}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compare each folder; returns the exit status."""
+    """Compare each folder; return the exit status."""
     if not arguments:
-        print("usage: python -m fo1_model.parity CASE_FOLDER ...", file=sys.stderr)
+        print("usage: python -m fo1_model.release.parity CASE_FOLDER ...", file=sys.stderr)
         return 2
     status = 0
     for argument in arguments:
         try:
             lines, notes = compare_case(Path(argument))
-        except ValueError as error:
-            print(f"fo1_model.parity: {error}", file=sys.stderr)
+        except SettingError as error:
+            print(f"fo1_model.release.parity: {error}", file=sys.stderr)
             return 2
         failed = sum(not line.passed for line in lines)
         print(argument)
@@ -84,12 +86,13 @@ def main(arguments: Sequence[str]) -> int:
 
 @torch.inference_mode()
 def compare_case(folder: Path) -> tuple[list[Line], list[str]]:
-    """Every tensor of a case against ours, and notes on what the case does otherwise than we.
+    """Return every tensor of a case against ours, and notes on what the case does otherwise.
 
-    Raises ValueError for a folder that is no case, or whose checkpoint ``load_release`` refuses.
+    Raises:
+        SettingError: For a folder that is no case, or whose checkpoint ``load_release`` refuses.
     """
     if missing := [name for name in _FILES if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} is no parity case: it lacks {', '.join(missing)}")
+        raise SettingError(f"{folder} is no parity case: it lacks {', '.join(missing)}")
     inputs = load_file(folder / "inputs.safetensors")
     expected = load_file(folder / "outputs.safetensors")
     model, processor = load_release(folder, dtype=torch.float32)
@@ -121,8 +124,8 @@ def compare_case(folder: Path) -> tuple[list[Line], list[str]]:
         tail = own.input_ids[-len(given) :]
         computed["input_ids"] = tail
         notes.append(
-            "the release leaves the default system turn out when the question says 'system'; ours has it. "
-            "Compared from the case's own ids"
+            "the release leaves the default system turn out when the question says 'system'; "
+            "ours has it. Compared from the case's own ids"
         )
     references = (
         {name: inputs[name] for name in computed if name in inputs}
@@ -137,7 +140,13 @@ def compare_case(folder: Path) -> tuple[list[Line], list[str]]:
 
 
 def compare(name: str, own: Tensor | None, reference: Tensor) -> Line:
-    """One line: numbers by their largest difference, relative to the largest reference; integers exactly."""
+    """Return one line: numbers by their largest relative difference, integers exactly.
+
+    Args:
+        name: Name of the tensor.
+        own: Ours; None where nothing was computed.
+        reference: The release's; a difference is relative to its largest value.
+    """
     if own is None:
         return Line(name=name, figure="not computed", passed=False)
     if own.shape != reference.shape:
@@ -159,7 +168,7 @@ def compare(name: str, own: Tensor | None, reference: Tensor) -> Line:
 
 
 def _messages(prompt: str) -> list[dict[str, str]]:
-    """The prompt's turns; the processor writes the tokens around an image itself."""
+    """Return the prompt's turns; the processor writes the tokens around an image itself."""
     bare = prompt.replace(f"<|vision_start|>{grammar.IMAGE}<|vision_end|>", grammar.IMAGE)
     return [{"role": role, "content": content} for role, content in _TURN.findall(bare)]
 
@@ -167,7 +176,7 @@ def _messages(prompt: str) -> list[dict[str, str]]:
 def _from_ids(
     own: Encoded, inputs: Mapping[str, Tensor], processor: Processor
 ) -> tuple[Encoded, Tensor]:
-    """The sample with the case's own ids and labels, placeholders expanded; and those ids."""
+    """Return the sample with the case's own ids and labels, expanded; and those ids."""
     grid = own.grids[0]
     count = processor.family.num_image_tokens(grid)
     ids: list[int] = []
@@ -189,7 +198,7 @@ def _from_ids(
 
 
 def _inputs(own: Encoded) -> dict[str, Tensor]:
-    """What our processor makes of the image, the boxes and the prompt, under the case's names."""
+    """Return what our processor makes of image, boxes and prompt, under the case's names."""
     (width, height), auxiliary = own.sizes[0], own.auxiliary[0]
     scale = (auxiliary.shape[2] / width, auxiliary.shape[1] / height)
     return {
@@ -208,7 +217,15 @@ def _outputs(
     ids: Tensor,
     expected: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """What the model computes, under the case's names; ids: int64[1, L] with the case's placeholders."""
+    """Return what the model computes, under the case's names.
+
+    Args:
+        model: Ours, with the case's weights.
+        processor: Its processor.
+        encoded: The sample.
+        ids: int64[1, L] with the case's placeholders.
+        expected: The case's outputs.
+    """
     batch = processor.collate([encoded])
     new_tokens = expected["generated"].shape[1] - ids.shape[1]
     with _captured(model) as seen:
@@ -243,7 +260,7 @@ def _outputs(
 
 
 def _greedy(model: FO1Model, processor: Processor, encoded: Encoded, count: int) -> Tensor:
-    """The first ``count`` tokens of the greedy answer, int64[1, count], fewer when it ends before."""
+    """Return the first ``count`` tokens of the greedy answer, int64[1, count or fewer]."""
     chosen = torch.zeros((1, 0), dtype=torch.int64)
 
     def look(tokens: Tensor, logits: Tensor) -> Tensor:
@@ -260,7 +277,7 @@ def _greedy(model: FO1Model, processor: Processor, encoded: Encoded, count: int)
 
 @contextmanager
 def _captured(model: FO1Model) -> Iterator[dict[str, Any]]:
-    """What modules give while the model runs once: image tokens, maps of one image, region features."""
+    """Yield what modules give while the model runs once: image tokens, maps, regions."""
     seen: dict[str, Any] = {}
     encoder = model.region_encoder
 
