@@ -1,6 +1,5 @@
 """Walking along a chain: what the verbs that make artifacts do, step by step."""
 
-import shlex
 import shutil
 import time
 from argparse import Namespace
@@ -12,6 +11,7 @@ from jobs.benchmarks import BENCHMARKS
 from jobs.chain.chain import Chain, Step
 from jobs.chain.recipe_chain import recipe_chain
 from jobs.command.flags import runtime_of
+from jobs.command.verbs import shell_command
 from jobs.recipes.catalogue import named_recipe
 from pipelines import progress
 from pipelines.cluster import RuntimeConfig
@@ -124,11 +124,6 @@ def waits(step: Step, force: bool) -> bool:
     return force or step.artifact.status() != "done"
 
 
-def command(verb: str, words: Iterable[str]) -> str:
-    """Return a command as a person can paste it into a shell."""
-    return shlex.join(["fo1", verb, *words])
-
-
 def execute(
     waiting: Iterable[Step], runtime: RuntimeConfig, *, anew: Collection[Step] = ()
 ) -> None:
@@ -162,8 +157,8 @@ def _check_inputs(waiting: Collection[Step], verb: str, words: Sequence[str]) ->
                 kind = f"{needed.artifact.kind}/{needed.artifact.name}"
                 raise SettingError(
                     f"{verb}: {step.artifact.name} needs {kind}, which is "
-                    f"{needed.artifact.status()}; make it with: {command(needed.verb, words)}   "
-                    f"(or everything: {command('run', words)})"
+                    f"{needed.artifact.status()}; make it with: {shell_command(needed.verb, words)}   "
+                    f"(or everything: {shell_command('run', words)})"
                 )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from jobs.chain.chain import Chain, Step
 from jobs.chain.recipe_chain import recipe_chain
 from jobs.command.flags import runtime_of
-from jobs.execution import command
+from jobs.command.verbs import shell_command
 from jobs.plan_budget import budget_text, built_budgets, published_budgets
 from jobs.recipes.catalogue import named_recipe
 from pipelines.errors import SETTING_ERRORS
@@ -83,5 +83,5 @@ def _facts(step: Step, words: Sequence[str]) -> dict[str, Any]:
         "fingerprint": artifact.fingerprint,
         "status": status,
         "path": artifact.path,
-        "command": None if status == "done" else command(step.verb, words),
+        "command": None if status == "done" else shell_command(step.verb, words),
     }

@@ -4,6 +4,7 @@ Functions and arguments are named by dotted path, so that this table, and with i
 imports nothing: the function is imported when its verb is run.
 """
 
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
@@ -290,6 +291,11 @@ _VERBS = (
 )
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _VERBS}
 """Verbs by name, in the order of the help."""
+
+
+def shell_command(verb: str, words: Iterable[str]) -> str:
+    """Return a command as a person can paste it into a shell: mixes may hold a ``*``."""
+    return shlex.join(["fo1", verb, *words])
 
 
 def sent_verbs() -> tuple[str, ...]:

@@ -171,7 +171,7 @@ KNOWN = "opn, opn_untrained, closed_set, rt_detr_untrained, text_prompted, torch
         ("ground_truth:x", "detector=ground_truth:x: ground_truth needs nothing"),
         ("opn_untrained:x", "opn_untrained needs nothing; write detector=opn_untrained"),
         ("opn,prompt=medium", "prompt=medium: choose one of coarse, fine, both"),
-        ("opn,precision=fp16", "precision=fp16: choose one of fp32, bf16"),
+        ("opn,precision=fp16", "precision=fp16: .*choose one of fp32, bf16"),
         ("opn,max_boxes=1.5", "max_boxes=1.5: not a whole number"),
         ("opn,max_boxes=0", "Selection.max_boxes=0"),
         ("opn,nms_iou=high", "nms_iou=high: not a number"),

@@ -138,7 +138,7 @@ def test_a_recipe_of_one_s_own_is_documented_by_its_docstring():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["proposals", "diff", "--help"], "pictures"),
+        (["proposals", "diff", "--help"], "Images on the page"),
         (["experiment", "ablations", "--help"], "primary_vit"),
         (["predict", "--help"], "query"),
         (["export", "--help"], "layout"),
