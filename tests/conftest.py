@@ -1,4 +1,4 @@
-"""What every test stands on: one thread a process, no Ray cluster but our own, a small drawn world."""
+"""What every test stands on: one thread a process, our own Ray clusters, a drawn world."""
 
 import os
 

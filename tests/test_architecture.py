@@ -1,4 +1,4 @@
-"""Guards the structure: who imports whom, file lengths, folder sizes, circles, the visible top level."""
+"""Guards the structure: who imports whom, lengths, folder sizes, circles, the top level."""
 
 import ast
 import re
@@ -106,7 +106,7 @@ ROOMS = sorted(name for name in SOURCES if name.endswith("__init__.py"))
 
 @pytest.mark.parametrize("name", ROOMS)
 def test_a_room_says_what_its_modules_are(name):
-    """The docstring of a package names each of its modules and sub-packages, in backticks or alone in a line."""
+    """The docstring of a package names each of its modules and sub-packages."""
     folder = Path(name).parent
     inside = {
         path.stem if path.suffix else path.name
@@ -151,7 +151,7 @@ MODULES = {re.sub(r"(/__init__)?\.py$", "", name).replace("/", "."): name for na
 
 
 def test_no_circles():
-    """Modules that can reach each other through imports are one circle; only the named one is allowed."""
+    """Modules that reach each other through imports are one circle; only one is allowed."""
     graph = {module: modules_imported(name) - {module} for module, name in MODULES.items()}
     reach = {module: set(direct) for module, direct in graph.items()}
     for middle in graph:  # Warshall's transitive closure
