@@ -23,6 +23,8 @@ What every step stands on:
 - `boxes`: areas, overlaps and clipping.
 - `example_image`: what the model sees of an example's image.
 - `train_config`: how a model is trained.
+- `seeds`: seeds from names, the same everywhere.
+- `shuffled_regions`: the control experiment with regions swapped, for training and evaluation.
 
 Where it runs:
 

@@ -221,8 +221,8 @@ def test_look_up_is_learned_from_the_skeleton_at_once():
         with torch.no_grad():
             right = training._forward(training._lists("probe"))[1]
     print(right)
-    # 0.06 before, a guess among the items of a list at best without the skeleton. After: 0.56 to 0.57
-    # by the processor's kernels with this seed, 0.50 with another.
+    # 0.06 before, a guess among the items of a list at best without the skeleton. After: by the
+    # processor's kernels 0.56 to 0.57 with this seed, 0.50 with another.
     assert right["keys"] > 0.35
 
 
