@@ -223,7 +223,7 @@ def test_look_up_is_learned_from_the_skeleton_at_once():
     print(right)
     # 0.06 before, a guess among the items of a list at best without the skeleton. After: by the
     # processor's kernels 0.56 to 0.57 with this seed, 0.50 with another.
-    assert right["keys"] > 0.35
+    assert right["keys"] > 0.5
 
 
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="no tiny base beside the code")
