@@ -155,9 +155,10 @@ def _check_inputs(waiting: Collection[Step], verb: str, words: Sequence[str]) ->
         for needed in step.inputs:
             if needed.artifact.status() != "done" and needed not in waiting:
                 kind = f"{needed.artifact.kind}/{needed.artifact.name}"
+                make = shell_command(needed.verb, words)
                 raise SettingError(
                     f"{verb}: {step.artifact.name} needs {kind}, which is "
-                    f"{needed.artifact.status()}; make it with: {shell_command(needed.verb, words)}   "
+                    f"{needed.artifact.status()}; make it with: {make}   "
                     f"(or everything: {shell_command('run', words)})"
                 )
 
