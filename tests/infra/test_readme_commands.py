@@ -22,13 +22,15 @@ MAX_README_LINES = 220
 
 
 STARTS = (".venv/bin/fo1", "fo1", ".venv/bin/python", "python")
-BLOCKS = re.compile(r"^```(?:bash)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def commands(name: str) -> list[list[str]]:
     """Commands of the fenced blocks of a README: ``fo1`` and ``python`` ones, as their words."""
     found: list[list[str]] = []
-    for block in BLOCKS.findall((ROOT / name).read_text()):
+    for language, block in BLOCKS.findall((ROOT / name).read_text()):
+        if language not in ("", "bash"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             if not re.match(r"(\w+=\S* +)*(\.venv/bin/)?(fo1|python) ", line):
                 continue  # a diagram, or a script of the shell
@@ -47,7 +49,7 @@ COMMANDS = [pytest.param(words, id=" ".join(words)) for name in READMES for word
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) > 25
+    assert len(COMMANDS) > 30
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -68,7 +70,8 @@ def test_a_command_is_understood(words):
         try:
             check_names(named_recipe(asked))
         except SettingError as error:  # understood; weights of the hub are not on this machine
-            assert "hf download" in str(error)
+            if "hf download" not in str(error):
+                raise
     elif verb == "experiment":
         assert own[0] in EXPERIMENTS
         for recipe in recipes_of(verb, own):
