@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.progress import duration
+from pipelines.progress import duration, is_shown
 from pipelines.training.job import TrainJob
 from pipelines.training.tracking_queue import Log
 
@@ -56,6 +56,8 @@ class RunMonitor:
             self._show_progress(report["step"], report["speed"])
 
     def _show_progress(self, step: int, speed: dict[str, float]) -> None:
+        if not is_shown():
+            return
         config = self._job.config
         loss, lr = self._record.get("loss", math.nan), config.schedule(step - 1)
         left = duration((config.steps - step) * speed["step_seconds"])

@@ -90,7 +90,7 @@ def test_diff_prints_tables_and_writes_the_page(runtime, tmp_path, capsys):
         [
             "diff",
             *(f"drawn_val/ground_truth_jitter/{key}" for key in (first, second)),
-            "pictures=2",
+            "images=2",
         ],
         here,
     )
@@ -98,7 +98,7 @@ def test_diff_prints_tables_and_writes_the_page(runtime, tmp_path, capsys):
     name = f"proposals-diff-drawn_val-{'-'.join(two)}.html"
     assert (root / "pages" / name).read_text().count('<article class="card">') == 2
     folder = f"{runtime.root}/proposals/drawn_val/ground_truth_jitter/{first}"
-    proposals(["diff", folder, "drawn_val/ground_truth", "dataset=drawn_val", "pictures=0"], here)
+    proposals(["diff", folder, "drawn_val/ground_truth", "dataset=drawn_val", "images=0"], here)
 
 
 def test_a_cache_by_name_fingerprint_or_folder(runtime):
@@ -185,9 +185,9 @@ def test_samples_of_other_options_show_the_same_objects_unless_they_do_not(tmp_p
         (["diff", "a/b", "c/d", "e/f"], "write fo1 proposals diff A B"),
         (["diff", "drawn_val/ground_truth", "drawn_val/ground_truth"], "are the same cache"),
         (["diff", "drawn_val/ground_truth", "drawn_val/opn"], "no finished proposals of that name"),
-        (["diff", "a/b", "c/d", "picture=3"], "did you mean 'pictures'?"),
-        (["diff", "a/b", "c/d", "pictures=many"], "pictures=many"),
-        (["diff", "a/b", "c/d", "pictures=-1"], "pictures=-1: use 0 or more"),
+        (["diff", "a/b", "c/d", "image=3"], "did you mean 'images'?"),
+        (["diff", "a/b", "c/d", "images=many"], "images=many"),
+        (["diff", "a/b", "c/d", "images=-1"], "images=-1: use 0 or more"),
     ],
 )
 def test_a_wrong_word_is_named(words, message, runtime):
@@ -196,7 +196,7 @@ def test_a_wrong_word_is_named(words, message, runtime):
     assert message in str(error.value)
 
 
-def test_caches_of_different_pictures_are_refused(runtime, tmp_path):
+def test_caches_of_different_images_are_refused(runtime, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(f"{runtime.root}/proposals/drawn_val", root / "proposals/drawn_val")
     shutil.copytree(f"{runtime.root}/proposals/drawn_val", root / "proposals/drawn_train")
