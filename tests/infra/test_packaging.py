@@ -158,7 +158,7 @@ def test_the_wheel_runs_outside_the_checkout(installed):
     """`fo1 list`, `fo1 plan`, a small chain, and a prediction with the model it trains."""
     place, run = installed
     drawn = place / "root/datasets/drawn"
-    run("python", "-m", "dataset_builders.drawn_world.write", drawn, "--train", "12", "--val", "6")
+    run("python", "-m", "dataset_builders.drawn_world", drawn, "--train", "12", "--val", "6")
     assert "stage2" in run("fo1", "list")
     words = ["stage1", "size=debug", "detector=ground_truth_jitter", "steps=2"]
     assert "runs/stage1" in run("fo1", "plan", *words)

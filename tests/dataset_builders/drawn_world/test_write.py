@@ -239,7 +239,7 @@ def test_refs_and_questions_are_true(world: Path) -> None:
             *_, last = sentence["raw"].split()
             assert last in {*names[ref["category_id"]].split(), "shape"}
     for split in ("train", "val"):
-        for row in json.loads((world / "counter" / f"{split}.json").read_text()):
+        for row in json.loads((world / "tally" / f"{split}.json").read_text()):
             labels = [
                 names[a["category_id"]]
                 for a in joint["annotations"]

@@ -121,7 +121,7 @@ def test_bad_questions_are_rejected_with_their_reason(
 def test_an_empty_or_wrong_file_is_named(tally_root: Any, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"train\.json holds no questions"):
         build_tally(tally_root({"questions": []}))
-    with pytest.raises(SettingError, match=r"counter/val\.json not found"):
+    with pytest.raises(SettingError, match=r"tally/val\.json not found"):
         next(DATASETS["drawn_tally_val"].samples(DataFolders(str(tmp_path)), BuildOptions()))
 
 
