@@ -37,7 +37,7 @@ def coco_id(uri: str) -> str:
 def list_folder(folders: DataFolders, *, source: ImageSource) -> Iterator[ImageRef | Reject]:
     """Yield every image below some folders, in the order of names; none is opened, sizes stay 0."""
     seen: set[str] = set()
-    for folder in source.pictures:
+    for folder in source.image_paths:
         for name in _files(folders.path(folder)):
             if PurePosixPath(name).suffix.lower() not in SUFFIXES:
                 continue
@@ -63,7 +63,7 @@ def _files(root: Path) -> Iterator[str]:
 
 def folder_source(
     name: str,
-    *pictures: str,
+    *image_paths: str,
     num_buckets: int,
     id_of: Callable[[str], str] = path_id,
     key_space: str = "",
@@ -72,7 +72,7 @@ def folder_source(
 
     Args:
         name: Name of the source.
-        *pictures: The folders, by their names below the data root.
+        *image_paths: The folders, by their names below the data root.
         num_buckets: Units of work, see `ImageSource`.
         id_of: Returns the image id of a uri; unique over all the folders.
         key_space: Whose ids the image ids are, see `ImageSource`.
@@ -85,7 +85,7 @@ def folder_source(
         name=name,
         num_buckets=num_buckets,
         list_images=list_them,
-        pictures=pictures,
+        image_paths=image_paths,
         id_of=id_of,
         key_space=key_space,
     )
@@ -127,6 +127,6 @@ def source_of(uri: str, sources: Iterable[ImageSource]) -> ImageSource:
         BadRecord: The reason is unknown_image.
     """
     for source in sources:
-        if any(uri.startswith(f"{folder}/") for folder in source.pictures):
+        if any(uri.startswith(f"{folder}/") for folder in source.image_paths):
             return source
     raise BadRecord("unknown_image", f"{ascii(uri)[:160]} lies in no folder of images known here")

@@ -89,7 +89,7 @@ class ImageSource:
     files: tuple[str, ...] = ()
     """Annotation files that `list_images` reads (patterns): with them the list is known. Empty when
     it walks through the folder."""
-    pictures: tuple[str, ...]
+    image_paths: tuple[str, ...]
     """Folders or container files (patterns) that hold the images."""
     id_of: Callable[[str], str] = path_id
     """Returns the image id of a uri, for images that are referred to by their path."""
@@ -111,12 +111,12 @@ class ImageSource:
                 the images are read).
         """
         what = f"image source {self.name}"
-        require(folders, (*self.files, *self.pictures), what=what)
+        require(folders, (*self.files, *self.image_paths), what=what)
         return _readable(self.list_images(folders), f"{what}: ")
 
     def exists(self, folders: DataFolders) -> bool:
         """Return whether all its files are there."""
-        return all(folders.matches(name) for name in (*self.files, *self.pictures))
+        return all(folders.matches(name) for name in (*self.files, *self.image_paths))
 
     def open(self, folders: DataFolders, uri: str) -> ImageRef:
         """Return a reference to an image by its uri, with the size that its header says.
@@ -211,8 +211,8 @@ class DatasetSpec:
             SettingError: One is not; the message names the first such, and holds the documented
                 layout.
         """
-        pictures = [name for source in self.images for name in source.pictures]
-        names = (*self.files, *self.containers, *pictures)
+        paths = [name for source in self.images for name in source.image_paths]
+        names = (*self.files, *self.containers, *paths)
         require(folders, names, what=f"dataset {self.name}", layout=self._where(folders))
 
     def _where(self, folders: DataFolders) -> str:

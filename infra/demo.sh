@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole chain on the drawn world: environment, pictures, detector, shards, both stages, evaluation, report.
+# The whole chain on the drawn world: environment, images, detector, shards, both stages, evaluation, report.
 #   bash infra/demo.sh [ROOT]      artifacts go below ROOT (default: fo1_data); a second call finds all of it done
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

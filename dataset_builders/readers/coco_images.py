@@ -65,7 +65,7 @@ def coco_source(
         num_buckets=num_buckets,
         list_images=list_them,
         files=(file,),
-        pictures=(folder,),
+        image_paths=(folder,),
         key_space=key_space,
     )
     return source

@@ -99,34 +99,34 @@ def _part_number(name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def tsv_source(name: str, *, pictures: str, lineidx: str, num_buckets: int) -> ImageSource:
+def tsv_source(name: str, *, images: str, lineidx: str, num_buckets: int) -> ImageSource:
     """Return the source of the images of an image TSV; image ids are their bytes in the whole.
 
     Args:
         name: Name of the source.
-        pictures: Name of the file, or a pattern for its parts.
+        images: Name of the file, or a pattern for its parts.
         lineidx: Name of its index.
         num_buckets: Units of work, see `ImageSource`.
     """
 
     def list_them(folders: DataFolders) -> Iterator[ImageRef | Reject]:
-        return _list_images(folders, source=source, pictures=pictures, lineidx=lineidx)
+        return _list_images(folders, source=source, images=images, lineidx=lineidx)
 
     source = ImageSource(
         name=name,
         num_buckets=num_buckets,
         list_images=list_them,
         files=(lineidx,),
-        pictures=(pictures,),
+        image_paths=(images,),
     )
     return source
 
 
 def _list_images(
-    folders: DataFolders, *, source: ImageSource, pictures: str, lineidx: str
+    folders: DataFolders, *, source: ImageSource, images: str, lineidx: str
 ) -> Iterator[ImageRef | Reject]:
     """Yield every image of the index; none is opened, sizes stay 0."""
-    images = ImageTsv.of(folders, pictures, lineidx)
+    tsv = ImageTsv.of(folders, images, lineidx)
     before = -1
     with folders.path(lineidx).open("rb") as lines:
         for number, line in enumerate(iter(lambda: lines.readline(1000), b"")):
@@ -136,7 +136,7 @@ def _list_images(
                     f"{lineidx}: line {number + 1} is {line[:40]!r}, not a byte after {before}"
                 )
             before = offset
-            yield source.ref(str(offset), images.uri(offset), 0, 0)
+            yield source.ref(str(offset), tsv.uri(offset), 0, 0)
 
 
 def _last_line(folders: DataFolders, lineidx: str) -> int | None:

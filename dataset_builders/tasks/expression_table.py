@@ -27,9 +27,9 @@ Box = tuple[float, float, float, float]
 UNNAMED = "object"
 """Label of an object where the file has expressions for it, but no category."""
 _TABLES = """
-    CREATE TABLE pictures (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
-    CREATE TABLE rows (id INTEGER PRIMARY KEY, number TEXT UNIQUE, picture INTEGER, content TEXT);
-    CREATE INDEX rows_by_picture ON rows (picture, id);
+    CREATE TABLE images (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
+    CREATE TABLE rows (id INTEGER PRIMARY KEY, number TEXT UNIQUE, image INTEGER, content TEXT);
+    CREATE INDEX rows_by_image ON rows (image, id);
 """
 
 
@@ -55,7 +55,7 @@ class ExpressionRow:
     """Id of the expression, unique in the dataset."""
     said: str
     """The expression."""
-    picture: ImageRef
+    image: ImageRef
     """The image; its width and height are 0 where the file does not say."""
     targets: tuple[Target, ...]
     """Objects that it names; none: nothing fits it."""
@@ -86,16 +86,16 @@ class ExpressionTable:
         Raises:
             BadRecord: The reason is duplicate_id: its number was already seen.
         """
-        ref = row.picture
+        ref = row.image
         # as JSON, since text of a file may hold what a database refuses: half a surrogate pair
         name, number = json.dumps([ref.image_source, ref.image_id]), json.dumps(row.number)
         self.check_new(row.number)
-        self.database.execute("INSERT OR IGNORE INTO pictures (name) VALUES (?)", (name,))
+        self.database.execute("INSERT OR IGNORE INTO images (name) VALUES (?)", (name,))
         targets = [[target.box, target.label, target.ignore] for target in row.targets]
         content = [row.record, row.number, row.said, ref.image_uri, ref.width, ref.height, targets]
         query = """
-            INSERT INTO rows (number, picture, content)
-            SELECT ?, id, ? FROM pictures WHERE name = ?
+            INSERT INTO rows (number, image, content)
+            SELECT ?, id, ? FROM images WHERE name = ?
         """
         self.database.execute(query, (number, json.dumps(content), name))
 
@@ -138,9 +138,9 @@ class ExpressionTable:
         """
         guard = BoxGuard(form, source=file)
         by_name = {source.name: source for source in sources}
-        for picture, name in self.database.execute("SELECT id, name FROM pictures ORDER BY id"):
+        for image, name in self.database.execute("SELECT id, name FROM images ORDER BY id"):
             source_name, image_id = json.loads(name)
-            rows = self._rows(picture, by_name[source_name], image_id)
+            rows = self._rows(image, by_name[source_name], image_id)
             try:
                 ref = _sized(rows, by_name[source_name], folders)
             except BadRecord as error:
@@ -165,18 +165,18 @@ class ExpressionTable:
             )
         guard.check()
 
-    def _rows(self, picture: int, source: ImageSource, image_id: str) -> list[ExpressionRow]:
+    def _rows(self, image: int, source: ImageSource, image_id: str) -> list[ExpressionRow]:
         """Return the rows of an image, in the order in which they were added."""
         rows = []
-        query = "SELECT content FROM rows WHERE picture = ? ORDER BY id"
-        for (content,) in self.database.execute(query, (picture,)):
+        query = "SELECT content FROM rows WHERE image = ? ORDER BY id"
+        for (content,) in self.database.execute(query, (image,)):
             record, number, said, uri, width, height, stored = json.loads(content)
             rows.append(
                 ExpressionRow(
                     record=record,
                     number=number,
                     said=said,
-                    picture=source.ref(image_id, uri, width, height),
+                    image=source.ref(image_id, uri, width, height),
                     targets=tuple(
                         Target(box=tuple(box), label=label, ignore=i) for box, label, i in stored
                     ),
@@ -187,7 +187,7 @@ class ExpressionTable:
 
 def _sized(rows: list[ExpressionRow], source: ImageSource, folders: DataFolders) -> ImageRef:
     """Return the image of some rows with its size, which the file says or its own header."""
-    ref = rows[0].picture
+    ref = rows[0].image
     return ref if ref.width and ref.height else source.open(folders, ref.image_uri)
 
 
@@ -205,8 +205,8 @@ def _objects(
     Raises:
         BadRecord: A box or label is bad, or the record gives the image another size than others do.
     """
-    if row.picture not in (ref, replace(ref, width=0, height=0)):
-        size = f"{row.picture.width}x{row.picture.height}"
+    if row.image not in (ref, replace(ref, width=0, height=0)):
+        size = f"{row.image.width}x{row.image.height}"
         raise BadRecord("contradiction", f"{size} here, {ref.width}x{ref.height} in another record")
     named = []
     for target in row.targets:

@@ -45,7 +45,7 @@ def test_every_spec_is_complete(name: str) -> None:
     assert set(spec.stages) <= {1, 2}
     assert all((spec.licence, spec.source, spec.layout))
     pictures = [
-        name for source in (*spec.images, *spec.optional_images) for name in source.pictures
+        name for source in (*spec.images, *spec.optional_images) for name in source.image_paths
     ]
     for name in (*spec.files, *spec.containers, *spec.optional_files, *pictures):
         assert name.partition("*")[0].rstrip("/") in spec.layout, "the layout shows what is read"

@@ -39,10 +39,10 @@ from dataset_builders.tasks.detection import image_samples, numbered
 from dataset_builders.tasks.prompts import conversation, counted_answer, question
 
 FILE = "crowdhuman/annotation_train.odgt"
-PICTURES = "crowdhuman/Images"
+IMAGE_FOLDER = "crowdhuman/Images"
 LABELS = {"person": "person", "mask": "mask"}
 """`tag` of a box -> label."""
-IMAGES = folder_source("crowdhuman", PICTURES, num_buckets=32, id_of=stem)
+IMAGES = folder_source("crowdhuman", IMAGE_FOLDER, num_buckets=32, id_of=stem)
 
 
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
@@ -61,7 +61,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
             if image_id in seen:
                 raise BadRecord("duplicate_id", f"image {image_id!r}")
             seen.add(image_id)
-            ref = IMAGES.open(folders, f"{PICTURES}/{image_id}.jpg")
+            ref = IMAGES.open(folders, f"{IMAGE_FOLDER}/{image_id}.jpg")
         except BadRecord as error:
             yield counter.reject(name, error, "image")
             for row in range(len(boxes)):
@@ -176,7 +176,7 @@ DATASETS = (
         stages=(2,),
         licence="non-commercial research",
         source="https://www.crowdhuman.org/download.html",
-        layout=f"{FILE}   one JSON object an image\n{PICTURES}/   its images, ID.jpg",
+        layout=f"{FILE}   one JSON object an image\n{IMAGE_FOLDER}/   its images, ID.jpg",
         num_samples=25_000,
     ),
 )

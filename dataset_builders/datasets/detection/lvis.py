@@ -112,7 +112,7 @@ def build(
     *,
     dataset: str,
     file: str,
-    pictures: tuple[str, ...],
+    image_folders: tuple[str, ...],
 ) -> Iterator[Item]:
     """Yield the questions of `detection.image_samples` about one LVIS file.
 
@@ -124,14 +124,16 @@ def build(
         options: What can be chosen about the samples.
         dataset: Name of the dataset.
         file: The annotation file, below the data root.
-        pictures: Folders of COCO 2017 that the file may point into; the first is taken where the
-            file does not say.
+        image_folders: Folders of COCO 2017 that the file may point into; the first is taken where
+            the file does not say.
 
     Raises:
         SettingError: The file is not of this form.
     """
     counter = RecordCounter()
-    form = CocoForm(uri_of=partial(picture_of, pictures=pictures), image_fields=(NEGATIVE, PARTIAL))
+    form = CocoForm(
+        uri_of=partial(image_of, image_folders=image_folders), image_fields=(NEGATIVE, PARTIAL)
+    )
     with open_coco(folders, file=file, folder="coco", source=COCO_TRAIN, form=form) as coco:
         check_federated(coco, file)
         synonyms = name_categories(coco)
@@ -175,7 +177,7 @@ def build(
     yield counter.ledger()
 
 
-def picture_of(image: Mapping[str, Any], *, pictures: tuple[str, ...]) -> str:
+def image_of(image: Mapping[str, Any], *, image_folders: tuple[str, ...]) -> str:
     """Return where the image of an image record lies below ``coco/``: "val2017/000000266409.jpg".
 
     v1 has only `coco_url`, whose last two parts say it; the names of v0.5 (COCO_val2014_...) are of
@@ -183,7 +185,7 @@ def picture_of(image: Mapping[str, Any], *, pictures: tuple[str, ...]) -> str:
 
     Args:
         image: The image record.
-        pictures: Folders that the file may point into, as for `build`.
+        image_folders: Folders that the file may point into, as for `build`.
 
     Raises:
         BadRecord: malformed, unsafe_path, contradiction, or benchmark_image for an image of another
@@ -195,15 +197,15 @@ def picture_of(image: Mapping[str, Any], *, pictures: tuple[str, ...]) -> str:
         raise BadRecord("malformed", f"coco_url or file_name is {type(place).__name__}, not text")
     if url is None:
         check_uri(place)
-    folder, name = ("", pictures[0], *PurePosixPath(place).parts)[-2:]
+    folder, name = ("", image_folders[0], *PurePosixPath(place).parts)[-2:]
     number = coco_id(name)
     if int(number) != whole_number(get(image, "id"), what="image id"):
         raise BadRecord(
             "contradiction", f"image {str(image['id'])[:40]} has the file {name[:80]!r}"
         )
-    if folder not in pictures:
+    if folder not in image_folders:
         reason = "benchmark_image" if folder in ("train2017", "val2017") else "malformed"
-        raise BadRecord(reason, f"{folder[:80]}/{name[:80]} is not of {' or '.join(pictures)}")
+        raise BadRecord(reason, f"{folder[:80]}/{name[:80]} is not of {' or '.join(image_folders)}")
     return f"{folder}/{int(number):012d}.jpg"
 
 
@@ -256,12 +258,12 @@ def _is_label(name: Any) -> bool:
 
 
 def _lvis(
-    split: str, images: tuple[ImageSource, ...], pictures: tuple[str, ...], **facts: Any
+    split: str, images: tuple[ImageSource, ...], image_folders: tuple[str, ...], **facts: Any
 ) -> DatasetSpec:
     name, file = f"lvis_{split}", f"lvis/lvis_v1_{split}.json"
 
     def read(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
-        return build(folders, options, dataset=name, file=file, pictures=pictures)
+        return build(folders, options, dataset=name, file=file, image_folders=image_folders)
 
     return DatasetSpec(
         name=name,
@@ -274,7 +276,7 @@ def _lvis(
         layout="\n".join(
             (
                 f"{file}   official annotations with {NEGATIVE} and {PARTIAL}",
-                *(f"coco/{folder}/   images of COCO 2017" for folder in pictures),
+                *(f"coco/{folder}/   images of COCO 2017" for folder in image_folders),
             )
         ),
         **facts,

@@ -21,7 +21,7 @@ from typing import Any
 
 from dataset_builders.box_checks import get, whole_number
 from dataset_builders.data_folders import DataFolders
-from dataset_builders.datasets.detection.lvis import picture_of
+from dataset_builders.datasets.detection.lvis import image_of
 from dataset_builders.errors import SettingError
 from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.image_sources import COCO_TRAIN
@@ -358,7 +358,7 @@ DATASETS = (
         "coco/train2017/   images of COCO 2017",
         num_samples=400_000,
         folder="coco",
-        uri_of=partial(picture_of, pictures=("train2017",)),
+        uri_of=partial(image_of, image_folders=("train2017",)),
     ),
     _paco(
         "paco_ego4d",

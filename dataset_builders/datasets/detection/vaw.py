@@ -140,7 +140,7 @@ def _image(
     counter: RecordCounter,
 ) -> Iterator[Item]:
     try:
-        ref = open_picture(folders, image_id)
+        ref = open_image(folders, image_id)
     except BadRecord as error:
         yield counter.reject(f"image {image_id}", error, "image")
         for position, _ in rows:
@@ -175,18 +175,18 @@ def _image(
     yield from counter.record(f"image {image_id}", make, "image")
 
 
-def open_picture(folders: DataFolders, image_id: int) -> ImageRef:
+def open_image(folders: DataFolders, image_id: int) -> ImageRef:
     """Refer to a Visual Genome image, which lies in one of two folders.
 
     Raises:
         BadRecord: missing_image when it is in neither, and as `ImageSource.open` does.
     """
-    for folder in VISUAL_GENOME.pictures:
+    for folder in VISUAL_GENOME.image_paths:
         uri = f"{folder}/{image_id}.jpg"
         if folders.path(uri).exists():
             return VISUAL_GENOME.open(folders, uri)
     raise BadRecord(
-        "missing_image", f"{image_id}.jpg is in none of {', '.join(VISUAL_GENOME.pictures)}"
+        "missing_image", f"{image_id}.jpg is in none of {', '.join(VISUAL_GENOME.image_paths)}"
     )
 
 

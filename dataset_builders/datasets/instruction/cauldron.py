@@ -161,7 +161,7 @@ def _list_images(folders: DataFolders) -> Iterator[ImageRef | Reject]:
 
 
 CAULDRON_IMAGES = ImageSource(
-    name="cauldron", num_buckets=512, list_images=_list_images, pictures=(FILES,)
+    name="cauldron", num_buckets=512, list_images=_list_images, image_paths=(FILES,)
 )
 
 DATASETS = (

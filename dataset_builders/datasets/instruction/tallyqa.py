@@ -133,7 +133,7 @@ def _tallyqa(
             f"{file}   list of questions, from tallyqa.zip\n"
             "coco/train2017/   images of COCO train2017\n"
             "vg/VG_100K/, vg/VG_100K_2/   images of Visual Genome\n"
-            + "".join(f"{source.pictures[0]}/   where it is there\n" for source in optional)
+            + "".join(f"{source.image_paths[0]}/   where it is there\n" for source in optional)
             + f"{INSTANCES}   where it is there: names the counted objects"
         ),
         **facts,

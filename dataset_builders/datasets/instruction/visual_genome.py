@@ -98,7 +98,7 @@ def _image(
             f"image_data/{position}", BadRecord("duplicate_id", f"image {image_id}"), "image"
         )
     try:
-        ref = picture_of(first, image_id)
+        ref = image_of(first, image_id)
     except BadRecord as error:
         yield counter.reject(f"image {image_id}", error, "image")
         yield from _lost(image_id, rows, BadRecord("image_rejected", f"image {image_id}"), counter)
@@ -162,7 +162,7 @@ def region_samples(
     return samples
 
 
-def picture_of(record: Any, image_id: int) -> ImageRef:
+def image_of(record: Any, image_id: int) -> ImageRef:
     """Return the image of a record of image_data.json; its folder is in the url.
 
     Raises:
@@ -172,8 +172,10 @@ def picture_of(record: Any, image_id: int) -> ImageRef:
     if not isinstance(url, str):
         raise BadRecord("malformed", f"url is {type(url).__name__}, not text")
     folder, name = ("", "", *PurePosixPath(url).parts)[-2:]
-    if f"vg/{folder}" not in VISUAL_GENOME.pictures:
-        raise BadRecord("malformed", f"url {url[:120]!r} is below none of {VISUAL_GENOME.pictures}")
+    if f"vg/{folder}" not in VISUAL_GENOME.image_paths:
+        raise BadRecord(
+            "malformed", f"url {url[:120]!r} is below none of {VISUAL_GENOME.image_paths}"
+        )
     if name != f"{image_id}.jpg":
         raise BadRecord("contradiction", f"image {image_id} has the url {url[:120]!r}")
     width, height = (id_number(get(record, side), what=side) for side in ("width", "height"))

@@ -38,7 +38,7 @@ from dataset_builders.tasks.detection import image_samples, numbered
 from dataset_builders.tasks.prompts import conversation, question
 from dataset_builders.validation import check_text
 
-FILE, PICTURES, CELLS = "doclaynet/COCO/train.json", "doclaynet/PNG", "doclaynet/JSON"
+FILE, IMAGE_FOLDER, CELLS = "doclaynet/COCO/train.json", "doclaynet/PNG", "doclaynet/JSON"
 """The annotation file, the image folder, and the folder of text cells, below the data root."""
 CLASSES = (
     "Caption",
@@ -75,7 +75,7 @@ def _uri(image: Mapping[str, Any]) -> str:
 
 
 FORM = CocoForm(name_of=_name, uri_of=_uri, box_fields=("precedence",))
-IMAGES = coco_source("doclaynet_train", file=FILE, folder=PICTURES, num_buckets=128, form=FORM)
+IMAGES = coco_source("doclaynet_train", file=FILE, folder=IMAGE_FOLDER, num_buckets=128, form=FORM)
 
 
 def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
@@ -86,7 +86,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
             form.
     """
     counter = RecordCounter()
-    with open_coco(folders, file=FILE, folder=PICTURES, source=IMAGES, form=FORM) as coco:
+    with open_coco(folders, file=FILE, folder=IMAGE_FOLDER, source=IMAGES, form=FORM) as coco:
         form = _cell_form(folders, coco)
         for item in coco.images(counter):
             if isinstance(item, Reject):
@@ -219,7 +219,7 @@ DATASETS = (
         licence="CDLA-Permissive-1.0",
         source="https://github.com/DS4SD/DocLayNet",
         layout=(
-            f"{FILE}   COCO instances JSON\n{PICTURES}/   its page images, HASH.png\n"
+            f"{FILE}   COCO instances JSON\n{IMAGE_FOLDER}/   its page images, HASH.png\n"
             f"{CELLS}/   optional: text cells of the pages, HASH.json (DocLayNet_extra)"
         ),
         match_iou=0.7,

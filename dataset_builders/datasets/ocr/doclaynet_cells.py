@@ -24,10 +24,10 @@ Box = tuple[float, float, float, float]
 Size = tuple[float, float]
 """Width and height."""
 
-IN_PICTURE = "left, top, width, height in the image"
+IN_IMAGE = "left, top, width, height in the image"
 FORMS = (
     "left, top, width, height on the page",
-    IN_PICTURE,
+    IN_IMAGE,
     "corners on the page",
     "corners from the lower left of the page",
     "x0, x1, y0, y1 from the lower left of the page",
@@ -181,7 +181,7 @@ def place(stored: Box, form: str, page: Size, image: Size) -> Box:
         (a, page[1] - d, c, page[1] - b),
         (a, page[1] - d, b, page[1] - c),
     )[FORMS.index(form)]
-    across, down = (1.0, 1.0) if form == IN_PICTURE else (image[0] / page[0], image[1] / page[1])
+    across, down = (1.0, 1.0) if form == IN_IMAGE else (image[0] / page[0], image[1] / page[1])
     return x1 * across, y1 * down, x2 * across, y2 * down
 
 

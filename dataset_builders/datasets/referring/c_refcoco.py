@@ -87,7 +87,7 @@ def _row(record: Any, split: str, position: int) -> ExpressionRow:
         record=f"{split}/{position}",
         number=f"{split}-{position}",
         said=said,
-        picture=COCO_TRAIN.ref(str(number), coco_uri(number), 0, 0),
+        image=COCO_TRAIN.ref(str(number), coco_uri(number), 0, 0),
         targets=() if polarity == 1 else (Target(box=box),),
     )
 

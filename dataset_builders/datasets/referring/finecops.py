@@ -59,7 +59,7 @@ def _samples(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         dataset="finecops_ref",
         files=folders.matches(_FILES),
         sources=(GQA, NEGATIVE_IMAGES),
-        picture_of=_image_of,
+        image_of=_image_of,
         says_nothing=_is_negative,
         more=("negative_type", "negative_cate"),
     )

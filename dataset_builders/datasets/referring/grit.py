@@ -297,11 +297,11 @@ def _open_image(folders: DataFolders, row: dict[str, Any]) -> ImageRef:
         raise BadRecord("malformed", f"key or id is {str(place)[:80]!r}")
     # img2dataset: the shard's number starts the key
     shard = "" if key is None else f"{str(key)[:5]}/"
-    return GRIT_PICTURES.open(folders, f"grit/images/{shard}{place}.jpg")
+    return GRIT_FOLDER.open(folders, f"grit/images/{shard}{place}.jpg")
 
 
-GRIT = ImageSource(name="grit", num_buckets=1024, list_images=_list_members, pictures=(_TARS,))
-GRIT_PICTURES = folder_source("grit_pictures", "grit/images", num_buckets=1024)
+GRIT = ImageSource(name="grit", num_buckets=1024, list_images=_list_members, image_paths=(_TARS,))
+GRIT_FOLDER = folder_source("grit_pictures", "grit/images", num_buckets=1024)
 _LICENCE = "annotations MS-PL; images of their owners, linked from the web"
 _SOURCE = "https://huggingface.co/datasets/zzliang/GRIT"
 
@@ -321,7 +321,7 @@ DATASETS = (
     ),
     DatasetSpec(
         name="grit_metadata",
-        images=(GRIT_PICTURES,),
+        images=(GRIT_FOLDER,),
         build=build_metadata,
         files=(_TABLES,),
         tasks=("grounding", "referring"),

@@ -272,7 +272,7 @@ def _check_base(folders: DataFolders, file: str) -> None:
 _SOURCES = {
     name: tsv_source(
         name,
-        pictures=f"humanref_cot/{name}.images.tsv",
+        images=f"humanref_cot/{name}.images.tsv",
         lineidx=f"humanref_cot/{name}.images.tsv.lineidx",
         num_buckets=64,
     )

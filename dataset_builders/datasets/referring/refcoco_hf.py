@@ -206,7 +206,7 @@ def _expression(
 ) -> ExpressionRow:
     if not isinstance(said, str):
         raise BadRecord("malformed", f"the expression is {type(said).__name__}, not text")
-    return ExpressionRow(record=record, number=number, said=said, picture=ref, targets=(target,))
+    return ExpressionRow(record=record, number=number, said=said, image=ref, targets=(target,))
 
 
 def _image_ref(name: Any, width: int, height: int) -> ImageRef:

@@ -58,7 +58,7 @@ def build(
     dataset: str,
     files: list[str],
     sources: tuple[ImageSource, ...],
-    picture_of: Refer,
+    image_of: Refer,
     says_nothing: Callable[[Mapping[str, Any]], bool],
     more: tuple[str, ...] = (),
 ) -> Iterator[Item]:
@@ -69,11 +69,11 @@ def build(
         options: What can be chosen about the samples.
         dataset: Name of the dataset.
         files: The JSON files, below the data root.
-        sources: Image sources that `picture_of` gives.
-        picture_of: Finds the image of an expression.
+        sources: Image sources that `image_of` gives.
+        image_of: Finds the image of an expression.
         says_nothing: Returns whether an annotation says that nothing fits the expression; its box
             means nothing then.
-        more: Further fields of annotations that `picture_of` and `says_nothing` read.
+        more: Further fields of annotations that `image_of` and `says_nothing` read.
 
     Raises:
         SettingError: A file is not of this form.
@@ -82,7 +82,7 @@ def build(
     with open_table() as table:
         for file in files:
             reader = _Reader(folders.path(file), table, counter, (*_KEPT, *more))
-            yield from reader.read(picture_of, says_nothing)
+            yield from reader.read(image_of, says_nothing)
         name = Path(files[0]).name
         yield from table.items(
             folders,
@@ -109,7 +109,7 @@ class _Reader:
         self.guard = BoxGuard("xywh", source=path.name)
 
     def read(
-        self, picture_of: Refer, says_nothing: Callable[[Mapping[str, Any]], bool]
+        self, image_of: Refer, says_nothing: Callable[[Mapping[str, Any]], bool]
     ) -> Iterator[Reject]:
         """Fill the table of expressions, and yield the rejects."""
         self.execute("DROP TABLE IF EXISTS annotations")
@@ -121,7 +121,7 @@ class _Reader:
             name = f"{self.path.name}/images/{position}"
             try:
                 number = _key(get(record, "id"), what="id")
-                yield from self._sentence(name, number, record, picture_of, says_nothing)
+                yield from self._sentence(name, number, record, image_of, says_nothing)
             except BadRecord as error:
                 yield self.counter.reject(name, error)
         if position < 0:
@@ -170,7 +170,7 @@ class _Reader:
         name: str,
         number: int | str,
         record: Mapping[str, Any],
-        picture_of: Refer,
+        image_of: Refer,
         says_nothing: Callable[[Mapping[str, Any]], bool],
     ) -> Iterator[Reject]:
         """Add an expression to the table, counting its annotations.
@@ -190,7 +190,7 @@ class _Reader:
         listed = [
             (*ids, json.loads(kept)) for *ids, kept in self.execute(query, (json.dumps(number),))
         ]
-        source, image_id, uri = picture_of(record, [kept for *_, kept in listed])
+        source, image_id, uri = image_of(record, [kept for *_, kept in listed])
         ref = source.ref(image_id, uri, width, height)
         targets, lost, empty = [], [], False
         for row, position, kept in listed:
@@ -212,9 +212,7 @@ class _Reader:
                 "contradiction" if empty else "unknown_object", f"{len(targets)} boxes, {empty=}"
             )
         self.table.add(
-            ExpressionRow(
-                record=name, number=number, said=said, picture=ref, targets=tuple(targets)
-            )
+            ExpressionRow(record=name, number=number, said=said, image=ref, targets=tuple(targets))
         )
 
     def _target(self, kept: Mapping[str, Any], ref: ImageRef) -> Target:
@@ -272,7 +270,7 @@ def _dataset(name: str, file: str, *, num_samples: int, empty: bool = False) -> 
             dataset=name,
             files=[file],
             sources=(COCO_TRAIN,),
-            picture_of=_coco_image,
+            image_of=_coco_image,
             says_nothing=_empty if empty else lambda _: False,
             more=("empty",),
         )

@@ -45,9 +45,9 @@ from dataset_builders.validation import check_text
 
 ONE_SENTENCE = "rexverse/0_500000_one_sentence.annotation.tsv"
 REFERRING = "rexverse/0_500000_referring.annotations.tsv"
-_PICTURES = "rexverse/0_500000_image_part_*.tsv"
+_IMAGES = "rexverse/0_500000_image_part_*.tsv"
 _LINEIDX = "rexverse/0_500000_image.tsv.lineidx"
-REXVERSE = tsv_source("rexverse", pictures=_PICTURES, lineidx=_LINEIDX, num_buckets=512)
+REXVERSE = tsv_source("rexverse", images=_IMAGES, lineidx=_LINEIDX, num_buckets=512)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def build(folders: DataFolders, options: BuildOptions, *, dataset: str) -> Itera
         SettingError: A file is of neither form, or its boxes are neither xyxy nor xywh.
     """
     counter = RecordCounter()
-    images = ImageTsv.of(folders, _PICTURES, _LINEIDX)
+    images = ImageTsv.of(folders, _IMAGES, _LINEIDX)
     open_image = partial(images.open, folders, REXVERSE)
     for file, make in ((ONE_SENTENCE, _descriptions), (REFERRING, _expressions)):
         values, sizes = first_boxes(
@@ -260,7 +260,7 @@ DATASETS = (
         images=(REXVERSE,),
         build=partial(build, dataset="rexverse"),
         files=(ONE_SENTENCE, REFERRING),
-        containers=(_PICTURES,),
+        containers=(_IMAGES,),
         tasks=("region_caption", "referring"),
         stages=(1, 2),
         licence="IDEA License 1.0 and OpenAI's terms: non-commercial",

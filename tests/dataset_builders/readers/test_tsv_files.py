@@ -86,7 +86,7 @@ def test_missing_parts_and_foreign_indexes_raise(tmp_path: Path) -> None:
 
 def test_the_source_lists_the_pictures_of_the_index(tmp_path: Path) -> None:
     folders = write(tmp_path, 20)
-    source = tsv_source("x", pictures=PATTERN, lineidx=INDEX, num_buckets=4)
+    source = tsv_source("x", images=PATTERN, lineidx=INDEX, num_buckets=4)
     refs = [item for item in source.images(folders) if isinstance(item, ImageRef)]
     assert [(ref.image_id, ref.image_uri) for ref in refs] == [
         ("0", "x/image_part_0.tsv#0"),

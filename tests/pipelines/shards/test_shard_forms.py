@@ -36,7 +36,7 @@ BUCKETS = {"left": 2, "right": 8}
 def sources(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, number in BUCKETS.items():
         source = ImageSource(
-            name=name, num_buckets=number, list_images=lambda folders: iter(()), pictures=(name,)
+            name=name, num_buckets=number, list_images=lambda folders: iter(()), image_paths=(name,)
         )
         monkeypatch.setitem(IMAGE_SOURCES, name, source)
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dataset_builders import BuildOptions, DataFolders
-from dataset_builders.datasets.detection.crowdhuman import DATASETS, FILE, PICTURES
+from dataset_builders.datasets.detection.crowdhuman import DATASETS, FILE, IMAGE_FOLDER
 from dataset_builders.errors import SettingError
 from dataset_builders.readers import json_lines
 from dataset_builders.records import ImageRef, Object
@@ -65,7 +65,7 @@ def build(
     )
     write(root / FILE, text + "\n")
     for name in (FIRST, SECOND, THIRD):
-        write(root / PICTURES / f"{name}.jpg", jpeg(Image.new("RGB", size, (90, 90, 90))))
+        write(root / IMAGE_FOLDER / f"{name}.jpg", jpeg(Image.new("RGB", size, (90, 90, 90))))
     return collect(SPEC.samples(DataFolders(str(root)), BuildOptions(**options)))
 
 

@@ -288,7 +288,7 @@ def test_what_is_called_absent_is_absent_in_the_hidden_truth(write: Write) -> No
     called, wrong = _wrongly_absent(built.samples, truth)
     assert (called, wrong) == (40 * 4, 0)
     # the control: the same file read as if everything unlabelled were absent, as in COCO
-    form = CocoForm(uri_of=partial(lvis.picture_of, pictures=("train2017",)))
+    form = CocoForm(uri_of=partial(lvis.image_of, image_folders=("train2017",)))
     control = detection.build(
         folders,
         BuildOptions(),

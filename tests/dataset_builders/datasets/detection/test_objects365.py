@@ -84,7 +84,7 @@ def build(root: Path, content: Any, name: str = "objects365", **options: Any) ->
     file = root / spec.files[0]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content))
-    (root / spec.images[0].pictures[0]).mkdir(parents=True, exist_ok=True)
+    (root / spec.images[0].image_paths[0]).mkdir(parents=True, exist_ok=True)
     return collect(spec.samples(DataFolders(str(root)), BuildOptions(**options)))
 
 

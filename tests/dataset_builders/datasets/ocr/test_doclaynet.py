@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dataset_builders import BuildOptions, DataFolders
-from dataset_builders.datasets.ocr.doclaynet import CELLS, CLASSES, DATASETS, FILE, PICTURES
+from dataset_builders.datasets.ocr.doclaynet import CELLS, CLASSES, DATASETS, FILE, IMAGE_FOLDER
 from dataset_builders.datasets.ocr.doclaynet_cells import FORMS, place
 from dataset_builders.errors import SettingError
 from dataset_builders.records import ImageRef, Object, Reject
@@ -53,7 +53,7 @@ def build(
 ) -> SimpleNamespace:
     """Build a file, with texts for some of its pages."""
     write(root / FILE, json.dumps(content))
-    (root / PICTURES).mkdir(parents=True, exist_ok=True)
+    (root / IMAGE_FOLDER).mkdir(parents=True, exist_ok=True)
     for name, page in (cells or {}).items():
         write(root / CELLS / f"{name}.json", page if isinstance(page, str) else json.dumps(page))
     return collect(SPEC.samples(DataFolders(str(root)), BuildOptions(**options)))
