@@ -10,7 +10,8 @@ import argparse
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -57,26 +58,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     own = argv[: argv.index("--")] if "--" in argv else argv  # behind it: a command for the cluster
     verbose = "--verbose" in own
-    _set_up_logging(verbose=verbose, quiet="--quiet" in own)
-    try:
-        if not argv or any(word in HELP for word in own):
-            from jobs.command.help import help_text
+    with _shown_logs(verbose=verbose, quiet="--quiet" in own):
+        try:
+            return _run(argv, own)
+        except KeyboardInterrupt:
+            print("fo1: interrupted; run the same command again to go on", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            return _report(error, verbose=verbose)
 
-            print(help_text(_without_flags(own)))
-            return 0
-        if argv == ["--version"]:
-            from importlib.metadata import version
 
-            print(f"fo1 {version('vlm-fo1-ray')}")
-            return 0
-        command = parse(argv)
-        _log_unused(command, own)
-        return function_of(command.verb)(command.words, command.flags) or 0
-    except KeyboardInterrupt:
-        print("fo1: interrupted; run the same command again to go on", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        return _report(error, verbose=verbose)
+def _run(argv: Sequence[str], own: Sequence[str]) -> int:
+    """Do what the words say and return the exit status."""
+    if not argv or any(word in HELP for word in own):
+        from jobs.command.help import help_text
+
+        print(help_text(_without_flags(own)))
+        return 0
+    if list(argv) == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"fo1 {version('vlm-fo1-ray')}")
+        return 0
+    command = parse(argv)
+    _log_unused(command, own)
+    return function_of(command.verb)(command.words, command.flags) or 0
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -185,19 +191,27 @@ def _log_unused(command: Command, own: Sequence[str]) -> None:
             logger.debug("%s changes nothing in %s", flag.name, command.verb.name)
 
 
-def _set_up_logging(*, verbose: bool, quiet: bool) -> None:
-    """Show the logs of our packages on standard error; logging is configured nowhere else."""
+@contextmanager
+def _shown_logs(*, verbose: bool, quiet: bool) -> Iterator[None]:
+    """Show the logs of our packages on standard error; logging is configured nowhere else.
+
+    Afterwards everything is as before: `main` may run many times in one process, each time with
+    another standard error.
+    """
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    handler.set_name("fo1")
-    for name in PACKAGES:
-        package = logging.getLogger(name)
-        # `main` may run many times in one process, each time with another standard error.
-        for old in [item for item in package.handlers if item.get_name() == "fo1"]:
-            package.removeHandler(old)
+    packages = [logging.getLogger(name) for name in PACKAGES]
+    levels = [package.level for package in packages]
+    for package in packages:
         package.addHandler(handler)
         package.setLevel(level)
+    try:
+        yield
+    finally:
+        for package, before in zip(packages, levels, strict=True):
+            package.removeHandler(handler)
+            package.setLevel(before)
 
 
 def _report(error: Exception, *, verbose: bool) -> int:

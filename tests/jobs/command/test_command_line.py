@@ -237,14 +237,19 @@ def test_errors_of_ray_s_workers_follow_their_cause(cause, status, monkeypatch, 
         assert "defect" in text.splitlines()[-1]
 
 
-def test_what_is_shown_follows_the_flags(capsys):
-    seen = {}
-    for words in ([], ["--quiet"], ["--verbose"]):
-        main(["list", "mixes", *words])
+def test_what_is_shown_follows_the_flags(capsys, monkeypatch):
+    def verb(*_):
         logging.getLogger("pipelines").info("told")
         logging.getLogger("fo1_model").warning("warned")
         logging.getLogger("jobs").debug("detail")
         progress.Progress("build", 1).close()
+
+    monkeypatch.setattr(command_line, "function_of", lambda _: verb)
+    loggers = [logging.getLogger(name) for name in command_line.PACKAGES]
+    before = [(logger.level, list(logger.handlers)) for logger in loggers]
+    seen = {}
+    for words in ([], ["--quiet"], ["--verbose"]):
+        main(["list", "mixes", *words])
         text = capsys.readouterr().err
         names = ("told", "warned", "detail", "build: 0/1")
         seen[" ".join(words)] = [name for name in names if name in text]
@@ -254,7 +259,7 @@ def test_what_is_shown_follows_the_flags(capsys):
         "--quiet": ["warned"],
         "--verbose": ["told", "warned", "detail", "build: 0/1"],
     }
-    main(["list", "mixes"])
+    assert [(logger.level, list(logger.handlers)) for logger in loggers] == before
 
 
 def test_verbose_names_flags_that_change_nothing(capsys):
