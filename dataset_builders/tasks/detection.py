@@ -20,6 +20,7 @@ rejected box on an image is in doubt there: not asked for, not counted, not call
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dataset_builders.data_folders import DataFolders
@@ -132,7 +133,7 @@ def build(
                 yield item
             else:
                 record = f"image {item.facts.ref.image_id}"
-                yield from counter.record(record, lambda image=item: samples_of(image), "image")  # type: ignore[misc]
+                yield from counter.record(record, partial(samples_of, item), "image")
     yield counter.ledger()
 
 

@@ -25,6 +25,7 @@ import pickle  # only through RestrictedUnpickler, which resolves no name at all
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -222,7 +223,7 @@ def expression_samples(
             )
 
     for position, expression in enumerate(expressions):
-        yield from counter.record(expression.record, lambda position=position: make(position))  # type: ignore[misc]
+        yield from counter.record(expression.record, partial(make, position))
 
 
 def expression_sample(

@@ -126,7 +126,11 @@ class VLMFamily(ABC):
     def language_model(self, vlm: Any) -> nn.Module:
         """Return the decoder, which takes ``decoder_inputs``, mask, cache and ``use_cache``."""
 
-    def positions(self, num_tokens: int, images: Sequence[tuple[int, Grid]]) -> Tensor:  # noqa: ARG002
+    def positions(
+        self,
+        num_tokens: int,
+        images: Sequence[tuple[int, Grid]],  # noqa: ARG002
+    ) -> Tensor:
         """Return positions int64[num_position_axes, num_tokens] of one unpadded sequence.
 
         Here they are the count of tokens.

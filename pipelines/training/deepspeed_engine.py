@@ -84,7 +84,8 @@ class Engine:
         self._update = self._adamw.step
         # Whatever the ZeRO stage, DeepSpeed reduces, clips and clears gradients around this call
         # and copies the weights that it leaves: without an update nothing else has to be undone.
-        setattr(self._adamw, "step", lambda: None if self._discards else self._update())  # noqa: B010
+        step = lambda: None if self._discards else self._update()  # noqa: E731
+        setattr(self._adamw, "step", step)  # noqa: B010
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=self._adamw,

@@ -331,7 +331,8 @@ def _conv_backward(*arguments: Any, out_val: Any) -> int:
     return inputs + kernel // groups
 
 
-_conv_backward._get_raw = True  # type: ignore[attr-defined]  # the counter then passes tensors, not shapes
+# With this the counter passes tensors, not shapes.
+_conv_backward._get_raw = True  # type: ignore[attr-defined]
 
 
 def _lengths(batch: Batch) -> list[int]:

@@ -180,7 +180,12 @@ def _relay(reports: Path) -> Any:
     from ray.train import UserCallback
 
     class Relay(UserCallback):
-        def after_report(self, run_context: Any, metrics: list[Any], checkpoint: Any) -> None:  # noqa: ARG002
+        def after_report(
+            self,
+            run_context: Any,  # noqa: ARG002
+            metrics: list[Any],
+            checkpoint: Any,
+        ) -> None:
             with reports.open("a", encoding="utf-8") as stream:
                 committed = {} if checkpoint is None else {"checkpoint": checkpoint.path}
                 stream.write(json.dumps({**metrics[0], **committed}) + "\n")

@@ -74,7 +74,8 @@ def test_every_form_of_the_docstring(box_file: Path, monkeypatch: pytest.MonkeyP
 
 def test_settings_have_types() -> None:
     chosen = parse_detector(
-        "ground_truth_jitter,jitter=0.2,num_distractors=3,seed=4,score_min=0.1,nms_iou=none,max_boxes=7"
+        "ground_truth_jitter,jitter=0.2,num_distractors=3,seed=4,"
+        "score_min=0.1,nms_iou=none,max_boxes=7"
     )
     assert chosen.config == GroundTruthJitterConfig(
         jitter=0.2,

@@ -12,6 +12,7 @@ extraction).
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from dataset_builders.box_checks import BoxGuard, get, whole_number
@@ -59,7 +60,7 @@ def build(folders: DataFolders, options: BuildOptions) -> Iterator[Item]:
         yield from rejects
         yield from counter.record(
             record,
-            lambda image=image: reading_samples(image, options, dataset="wildreceipt"),  # type: ignore[misc]
+            partial(reading_samples, image, options, dataset="wildreceipt"),
             "image",
         )
     if not seen:

@@ -35,7 +35,8 @@ def row_of(count: int) -> TextImage:
 
 
 def asked(image: TextImage, **options: object) -> list[tuple[str, str]]:
-    samples = reading_samples(image, BuildOptions(**options), dataset="signs")  # type: ignore[arg-type]
+    chosen = BuildOptions(**options)  # type: ignore[arg-type]
+    samples = reading_samples(image, chosen, dataset="signs")
     for sample in samples:
         validate(sample)
     return [(text_of(sample.turns[0]), text_of(sample.turns[1])) for sample in samples]

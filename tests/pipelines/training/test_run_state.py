@@ -273,7 +273,9 @@ def test_a_metric_that_is_not_there_ends_the_run_at_once(tmp_path: Path) -> None
         SettingError, match=r"held-out metrics are validation/accuracy, validation/examples"
     ):
         run(job, tmp_path)
-    assert committed_here(job.artifact(str(tmp_path))).name < "checkpoint_000000008"  # type: ignore[union-attr]
+    committed = committed_here(job.artifact(str(tmp_path)))
+    assert committed is not None
+    assert committed.name < "checkpoint_000000008"
 
 
 # Other numbers of workers.
