@@ -143,11 +143,11 @@ def check_words(sent: Sequence[str]) -> None:
                 "of the cluster share"
             )
     runtime_of(flags)
-    for named in _recipes_of(verb, words):
+    for named in recipes_of(verb, words):
         check_names(named_recipe(named, others=list(BENCHMARKS) if verb == "evaluate" else ()))
 
 
-def _recipes_of(verb: str, words: list[str]) -> list[list[str]]:
+def recipes_of(verb: str, words: list[str]) -> list[list[str]]:
     """Return the recipes that a command names, each with its arguments."""
     if verb == "evaluate" and words[:1] and words[0] in BENCHMARKS:
         return []  # the run that it names is known on the cluster only
