@@ -152,13 +152,23 @@ def _inline(stages: Sequence[Stage], rows: Sequence[Mapping[str, Any]]) -> Itera
         yield table
 
 
+def _hush_console() -> None:
+    """Keep Ray Data's own lines off the console; its log file has everything.
+
+    An error is raised here, with its cause, and how far the work is says a line of ours. Handlers
+    of others at the same logger are theirs: they keep their level.
+    """
+    for handler in logging.getLogger("ray.data").handlers:
+        of_ray = type(handler).__module__.startswith("ray.")
+        if of_ray and isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+
+
 def _on_ray(stages: Sequence[Stage], rows: Sequence[Mapping[str, Any]]) -> Iterator[pa.Table]:
     import ray.data
     import ray.exceptions
 
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # the console; the log file keeps everything
-            handler.setLevel(logging.CRITICAL)  # an error is raised below, with its cause
+    _hush_console()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -1,6 +1,5 @@
 """What every test stands on: one thread a process, our own Ray clusters, a drawn world."""
 
-import logging
 import os
 
 for _name, _value in {
@@ -25,18 +24,3 @@ def drawn_world(tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
     write_world(data / "drawn", WorldSettings(train=24, val=12))
     return data
-
-
-@pytest.fixture
-def caplog(caplog):
-    """Hear our packages at their own loggers: libraries rearrange the root in long runs."""
-    loggers = [
-        logging.getLogger(name) for name in ("dataset_builders", "fo1_model", "pipelines", "jobs")
-    ]
-    for logger in loggers:
-        logger.addHandler(caplog.handler)
-        logger.propagate = False  # each record is heard once
-    yield caplog
-    for logger in loggers:
-        logger.removeHandler(caplog.handler)
-        logger.propagate = True

@@ -1,4 +1,5 @@
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -188,3 +189,18 @@ def test_on_ray_every_bucket_once_errors_as_raised_and_impossible_pools_refused(
     cpus = max(LEAST_LOCAL_CPUS, available_cpus())
     with pytest.raises(SettingError, match=rf"workers={cpus} at 1 CPU each.*--workers {cpus - 1}"):
         map_buckets(doubler(), {"factor": 1}, [1], runtime=runtime(cpus), description="test")
+
+
+@pytest.mark.cluster
+def test_handlers_of_others_keep_their_level() -> None:
+    """Ray Data's console is hushed; whoever listens to the same logger goes on hearing it."""
+    mine, logger = logging.StreamHandler(), logging.getLogger("ray.data")
+    logger.addHandler(mine)
+    try:
+        done = map_buckets(doubler(), {"factor": 1}, [1], runtime=runtime(1), description="test")
+        assert len(list(done)) == 1
+        levels = {type(handler).__name__: handler.level for handler in logger.handlers}
+    finally:
+        logger.removeHandler(mine)
+    assert levels["PlainRayHandler"] == logging.CRITICAL
+    assert levels["StreamHandler"] == logging.NOTSET
