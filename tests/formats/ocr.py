@@ -91,7 +91,8 @@ def write_mlt2019(root: Path, seed: int) -> None:
         lines.append(_line(*_quad((1, 1, 12, 9)), "None", "###"))
         if number == 0:
             lines.append("5,5,30,5,30,15,5,15,###")  # the form of ICDAR2015: no script
-            lines.append(_line(*_quad((20, 1, 40, 9)), "Arabic", "\u202eمرحبا"))  # noqa: RUF001
+            said = "\u202eمرحبا"  # noqa: RUF001
+            lines.append(_line(*_quad((20, 1, 40, 9)), "Arabic", said))
         mark, end = ("\ufeff", "\r\n") if number % 2 else ("", "\n")
         text = mark + end.join(lines) + end
         write(root / "mlt2019/train_gt_t13" / f"{Path(name).stem}.txt", text.encode())

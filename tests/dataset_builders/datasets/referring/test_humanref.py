@@ -156,7 +156,7 @@ def test_golden_rejections(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         pytest.param(record([1]), "contradiction", id="another answer"),
-        pytest.param(record([1], verdicts("✅", "❌", "❌")), "contradiction", id="counted from 0"),
+        pytest.param(record([1], verdicts("✅", "❌", "❌")), "contradiction", id="from 0"),
         pytest.param(record([1], verdicts("✅", "✅", "❌")), "contradiction", id="one more"),
         pytest.param(record([], verdicts("❌", "❌", "❌")), "contradiction", id="nobody"),
         pytest.param(record([1], "Person 2 it is."), "bad_answer", id="no verdict"),
@@ -181,7 +181,7 @@ def test_golden_rejections(tmp_path: Path) -> None:
         pytest.param(record([3], verdicts("❌", "✅")), "unknown_object", id="beyond"),
         pytest.param(record([-1], verdicts("❌", "✅")), "unknown_object", id="negative"),
         pytest.param(record(["1"], verdicts("❌", "✅")), "malformed", id="text index"),
-        pytest.param(record([1], verdicts("❌", "✅"), said=" "), "empty_text", id="no expression"),
+        pytest.param(record([1], verdicts("❌", "✅"), said=" "), "empty_text", id="silent"),
         pytest.param(
             record([1], verdicts("❌", "✅"), said="a\u202eb"), "unsafe_text", id="direction"
         ),
@@ -212,7 +212,10 @@ def test_a_lost_box_costs_the_text_that_counts_on_it(tmp_path: Path) -> None:
     ("text", "chosen"),
     [
         ("- Person 1: yes ✅\n- Person 2: no ❌", {1: True, 2: False}),
-        ("Person 1 and Person 3: ✅\n  1. **Person 2** → ❌ or ✅", {1: True, 3: True, 2: True}),
+        (
+            "Person 1 and Person 3: ✅\n  1. **Person 2** → ❌ or ✅",
+            {1: True, 3: True, 2: True},
+        ),
         (
             "✅ Person 1\n❌ Person 2, Person 3 & Person 4\n• person 5 ✔",
             {1: True, 2: False, 3: False, 4: False, 5: True},
