@@ -5,7 +5,8 @@ our model folders known to transformers' auto classes.
 
 The model:
     model            FO1Model: VLM, auxiliary tower, region encoder, new vocabulary rows, composed
-    config           every choice of a model as frozen dataclasses, and the named sizes
+    config           every choice of a model as frozen dataclasses
+    sizes            named sizes: whole configs
     auxiliary_tower  the second vision tower (DaViT)
     pyramid          SimpleFP: one map of a ViT becomes four levels
     region_pooling   mean-pooled RoIAlign as one matrix product
@@ -17,9 +18,6 @@ In and out:
     grammar          how answers with regions are written and read
     processing       image, boxes and messages become ids, labels, positions and pixels
     batch            one encoded sample, and samples side by side
-    generation       batched decoding of answers
-    constraint       the grammar as a constraint on decoding
-    answer_tokens    what each token of a vocabulary may do in an answer
 
 Training and files:
     stages           which parameters train in which stage
@@ -31,6 +29,7 @@ Training and files:
     errors           SettingError
 
 Rooms:
+    generation       answers: decoded in batches, free or held to the grammar
     vlms             VLM families, one file each, and new models on their published weights
     release          the authors' checkpoints, in and out
     opn              the proposal network

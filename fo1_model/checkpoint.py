@@ -25,10 +25,11 @@ from transformers import PreTrainedTokenizerFast
 
 from fo1_model.auxiliary_tower import AuxiliaryTower
 from fo1_model.batch import TokenIds
-from fo1_model.config import MODEL_TYPE, SIZES, ModelConfig
+from fo1_model.config import MODEL_TYPE, ModelConfig
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
+from fo1_model.sizes import SIZES
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 from fo1_model.weights import (
     MAX_FILE_BYTES,

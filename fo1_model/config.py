@@ -1,12 +1,12 @@
-"""What a model is: frozen dataclasses of every choice, and the named sizes.
+"""What a model is: frozen dataclasses of every choice (`fo1_model.sizes` has the named sizes).
 
 A config is plain data: ``to_dict`` and ``from_dict`` go to JSON and back without loss, unknown or
-missing keys are errors. The numbers of the 3B model are those of the released checkpoint's family.
+missing keys are errors.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from fo1_model.errors import SettingError
@@ -16,6 +16,13 @@ REGION_FEATURES = ("hybrid", "auxiliary", "primary")
 BOX_FRAMES = ("primary", "auxiliary")
 MODEL_TYPE = "vlm_fo1"
 """Name of our models in ``config.json``, for transformers' auto classes."""
+TOWERS = ("primary", "language", "auxiliary")
+"""Towers whose activations can be recomputed instead of kept (`fo1_model.acceleration`)."""
+ADDED = {"added": True}
+"""Metadata of a field that came later; its default is what models before it were.
+
+While it has its default it is written nowhere and not hashed, so that older folders are read and
+fingerprints stay."""
 
 
 def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -185,7 +192,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as JSON values; tuples become lists."""
-        return _plain(asdict(self))
+        return _plain(_written(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
@@ -195,6 +202,17 @@ class ModelConfig:
             SettingError: Naming the key when one is unknown or missing.
         """
         return _from_dict(cls, values, "ModelConfig")
+
+
+def _is_unset(config: Any, item: Field[Any]) -> bool:
+    """Return whether a field of a config is one of `ADDED` that still has its default."""
+    return bool(item.metadata.get("added")) and getattr(config, item.name) == item.default
+
+
+def _written(config: Any) -> dict[str, Any]:
+    """Return the fields of a config that are written, nested ones likewise."""
+    values = {f.name: getattr(config, f.name) for f in fields(config) if not _is_unset(config, f)}
+    return {name: _written(v) if is_dataclass(v) else v for name, v in values.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -210,14 +228,15 @@ def _from_dict(cls: type, values: Mapping[str, Any], path: str) -> Any:
         raise SettingError(f"{path} must be an object of fields, not {values!r}")
     hints = get_type_hints(cls)
     names = [f.name for f in fields(cls)]
+    optional = {f.name for f in fields(cls) if f.metadata.get("added")}
     if unknown := sorted(set(values) - set(names)):
         raise SettingError(
             f"{path} has no field {', '.join(unknown)}; its fields are {', '.join(names)}"
         )
-    if missing := [name for name in names if name not in values]:
+    if missing := [name for name in names if name not in values and name not in optional]:
         raise SettingError(f"{path} lacks {', '.join(missing)}")
     arguments = {}
-    for name in names:
+    for name in (name for name in names if name in values):
         hint = hints[name]
         nested = is_dataclass(hint) and isinstance(hint, type)
         arguments[name] = (
@@ -226,168 +245,3 @@ def _from_dict(cls: type, values: Mapping[str, Any], path: str) -> Any:
             else copy.deepcopy(values[name])
         )
     return cls(**arguments)
-
-
-def qwen2_5_vl(
-    *, text: dict[str, Any], vision: dict[str, Any], mrope_section: list[int]
-) -> VLMConfig:
-    """Return a Qwen2.5-VL of any width, with what the whole family has in common filled in."""
-    family_text = {
-        "rms_norm_eps": 1e-6,
-        # The processor asks the tokenizer for ids; the class's defaults would lie outside a small
-        # vocabulary.
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "max_position_embeddings": 128000,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e6,
-            "mrope_section": mrope_section,
-        },
-    }
-    family_vision = {
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
-        "window_size": 112,
-        "tokens_per_second": 2,
-        "out_hidden_size": text["hidden_size"],
-    }
-    return VLMConfig(
-        family="qwen2_5_vl",
-        config={
-            "text_config": {**family_text, **text},
-            "vision_config": {**family_vision, **vision},
-            "tie_word_embeddings": True,
-        },
-    )
-
-
-def davit(*, depths: list[int], dims: list[int], heads: list[int], window: int) -> dict[str, Any]:
-    """Return ``AuxiliaryConfig.kwargs`` of a DaViT."""
-    return {"depths": depths, "embed_dims": dims, "num_heads": heads, "window_size": window}
-
-
-def debug() -> ModelConfig:
-    """Return a model that runs the whole path on a CPU in milliseconds, too small to learn."""
-    return ModelConfig(
-        vlm=qwen2_5_vl(
-            text={
-                "vocab_size": 2048,
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 1,
-            },
-            vision={
-                "depth": 2,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 2,
-                "fullatt_block_indexes": [1],
-            },
-            mrope_section=[2, 3, 3],
-        ),
-        auxiliary=AuxiliaryConfig(
-            kwargs=davit(depths=[1, 1, 1, 1], dims=[16, 24, 32, 40], heads=[1, 2, 2, 2], window=4),
-            resize="squash",
-            size=64,
-        ),
-        region=RegionConfig(pyramid_dim=16),
-    )
-
-
-def tiny() -> ModelConfig:
-    """Return a model that learns the drawn world on a CPU in minutes.
-
-    It starts from the base that `pipelines.tiny_base.build` makes. Small decoders learn look-up
-    best with starts of one over the square root of the width. The rope base leaves most of each
-    head's dimensions slow enough to compare content over a prompt of a few hundred tokens. The
-    auxiliary tower costs much of a step, hence its narrow first stages.
-    """
-    return ModelConfig(
-        vlm=qwen2_5_vl(
-            text={
-                "vocab_size": 1152,
-                "hidden_size": 96,
-                "intermediate_size": 192,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 4,
-                "initializer_range": 96**-0.5,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 1e5,
-                    "mrope_section": [4, 4, 4],
-                },
-            },
-            vision={
-                "depth": 2,
-                "hidden_size": 64,
-                "intermediate_size": 128,
-                "num_heads": 4,
-                "fullatt_block_indexes": [1],
-                "initializer_range": 64**-0.5,
-            },
-            mrope_section=[4, 4, 4],
-        ),
-        auxiliary=AuxiliaryConfig(
-            kwargs=davit(depths=[1, 1, 1, 1], dims=[16, 32, 64, 128], heads=[1, 2, 4, 8], window=8),
-            resize="squash",
-            size=128,
-        ),
-        region=RegionConfig(pyramid_dim=32),
-        # The base writes groundings with these tokens, as Qwen2.5-VL does.
-        new_rows=NewRowsConfig(
-            spread=1.0,
-            like={
-                "<ground>": "<|object_ref_start|>",
-                "</ground>": "<|object_ref_end|>",
-                "<objects>": "<|box_start|>",
-                "</objects>": "<|box_end|>",
-            },
-        ),
-    )
-
-
-def qwen2_5_vl_3b() -> ModelConfig:
-    """Return the released model: Qwen2.5-VL-3B, Florence-2-large's DaViT, 512-channel pyramid."""
-    return ModelConfig(
-        vlm=qwen2_5_vl(
-            text={
-                "vocab_size": 151936,
-                "hidden_size": 2048,
-                "intermediate_size": 11008,
-                "num_hidden_layers": 36,
-                "num_attention_heads": 16,
-                "num_key_value_heads": 2,
-            },
-            vision={
-                "depth": 32,
-                "hidden_size": 1280,
-                "intermediate_size": 3420,
-                "num_heads": 16,
-                "fullatt_block_indexes": [7, 15, 23, 31],
-            },
-            mrope_section=[16, 24, 24],
-        ),
-        auxiliary=AuxiliaryConfig(
-            kwargs=davit(
-                depths=[1, 1, 9, 1], dims=[256, 512, 1024, 2048], heads=[8, 16, 32, 64], window=12
-            ),
-            resize="dynamic",
-            size=768,
-            drop_path=0.1,
-        ),
-    )
-
-
-SIZES: dict[str, Callable[[], ModelConfig]] = {
-    "debug": debug,
-    "tiny": tiny,
-    "qwen2_5_vl_3b": qwen2_5_vl_3b,
-}
-"""Named sizes."""
-TOWERS = ("primary", "language", "auxiliary")
-"""Towers whose activations can be recomputed instead of kept (`fo1_model.acceleration`)."""

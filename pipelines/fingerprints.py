@@ -24,13 +24,18 @@ def canonical(value: Any) -> Any:
     """Return a plain JSON value with the same meaning.
 
     A dataclass becomes its fields and, as ``type``, its name, because two detectors may have the
-    same fields.
+    same fields. A field that came later (metadata ``added``) is left out while it has its default,
+    which means what was before it: so nothing that was made becomes stale.
 
     Raises:
         ValueError: The value, or a part of it, has no canonical form (a set, an object).
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: canonical(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not (f.metadata.get("added") and getattr(value, f.name) == f.default)
+        }
         return {"type": type(value).__name__, **fields}
     if isinstance(value, Mapping):
         # 1 and "1" would be one key in JSON.

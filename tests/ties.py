@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from fo1_model import generation
 from fo1_model.detectors import Detections
+from fo1_model.generation import decoding
 
 
 def assert_same_detections(
@@ -77,13 +77,13 @@ def greedy(
     model: Any,
     processor: Any,
     samples: Sequence[Any],
-    config: generation.GenerationConfig,
+    config: decoding.GenerationConfig,
     **options: Any,
 ) -> list[Said]:
     """Return what `fo1_model.generation.generate` says of each sample, and how sure it was."""
     assert config.temperature == 0
     said = [Said() for _ in samples]
-    choose = generation._choose
+    choose = decoding._choose
 
     def noted(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
         for one, row in zip(said, logits, strict=True):
@@ -91,8 +91,8 @@ def greedy(
                 one.add(row)
         return choose(logits, *rest)
 
-    with mock.patch.object(generation, "_choose", noted):
-        answers = generation.generate(model, processor, samples, config, **options)
+    with mock.patch.object(decoding, "_choose", noted):
+        answers = decoding.generate(model, processor, samples, config, **options)
     for one, answer in zip(said, answers, strict=True):
         assert processor.decode(one.tokens) == answer.text
     return said

@@ -9,16 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fo1_model.config import (
-    AuxiliaryConfig,
-    ConnectorConfig,
-    ModelConfig,
-    RegionConfig,
-    davit,
-    qwen2_5_vl,
-)
+from fo1_model.config import AuxiliaryConfig, ConnectorConfig, ModelConfig, RegionConfig
 from fo1_model.errors import SettingError
 from fo1_model.release.names import AUXILIARY, CONNECTOR, EMBEDDING, HEAD, PROJECTOR, REGION, VISION
+from fo1_model.sizes import davit, qwen2_5_vl
 
 MODEL_TYPE = "omchat_qwen2_5_vl"
 OWN_KEY = "fo1"

@@ -27,10 +27,10 @@ from torch import Tensor
 from fo1_model import grammar
 from fo1_model.batch import Encoded
 from fo1_model.checkpoint import new_model
-from fo1_model.config import SIZES
 from fo1_model.generation import GenerationConfig, generate
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
+from fo1_model.sizes import SIZES
 
 PARTS = ("vision", "prefill", "decode")
 """Parts of an answer's time.

@@ -16,10 +16,11 @@ from region_pooling import pooling
 
 from fo1_model import grammar, region_encoder
 from fo1_model.batch import IGNORE, Batch, Encoded
-from fo1_model.config import SIZES, AuxiliaryConfig, ModelConfig, RegionConfig, davit, qwen2_5_vl
+from fo1_model.config import AuxiliaryConfig, ModelConfig, RegionConfig
 from fo1_model.model import FO1Model, ModelOutput
 from fo1_model.processing import Processor
 from fo1_model.region_pooling import pool_regions_reference
+from fo1_model.sizes import SIZES, davit, qwen2_5_vl
 
 VARIANTS = ("ours", "full logits", "upsampled map", "both")
 """Ways to compute: ours, each of the two savings undone, both undone."""

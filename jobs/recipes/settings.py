@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from dataset_builders import BuildOptions
-from fo1_model.config import SIZES, ModelConfig
+from fo1_model.config import ModelConfig
+from fo1_model.sizes import SIZES
 from jobs.recipes.arguments import format_value
 from pipelines.shards.rejection import RejectionConfig
 from pipelines.train_config import TrainConfig

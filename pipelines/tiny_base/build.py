@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fo1_model.auxiliary_tower import AuxiliaryTower
-from fo1_model.config import SIZES
+from fo1_model.sizes import SIZES
 from fo1_model.vlms import build_family
 from fo1_model.vlms.tiny_tokenizer import tokenizer_digest
 from pipelines.errors import SettingError
@@ -52,7 +52,7 @@ class TinyBaseConfig:
     """How the tiny base is made. The defaults made the shipped file."""
 
     size: str = "tiny"
-    """Size of the model: a key of ``fo1_model.config.SIZES``."""
+    """Size of the model: a key of ``fo1_model.sizes.SIZES``."""
     seed: int = 0
     """Seed of every draw and start."""
     pictures: int = 8000

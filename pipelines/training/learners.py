@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
 
 import fo1_model
-from fo1_model.config import SIZES, TOWERS, ModelConfig
+from fo1_model.config import TOWERS, ModelConfig
 from fo1_model.opn.config import AugmentationConfig, OPNConfig, OPNCriterionConfig
+from fo1_model.sizes import SIZES
 from pipelines.errors import SettingError
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from PIL import Image
 from fo1_model import grammar
 from fo1_model.batch import Encoded
 from fo1_model.checkpoint import new_model
-from fo1_model.config import debug
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
+from fo1_model.sizes import debug
 
 torch.set_num_threads(1)
 

@@ -22,9 +22,10 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 from fo1_model.checkpoint import new_model
-from fo1_model.config import ModelConfig, VLMConfig, debug
+from fo1_model.config import ModelConfig, VLMConfig
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
+from fo1_model.sizes import debug
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
 SPECIAL_TOKENS = {  # beyond the tiny tokenizer's, which are Qwen2.5-VL's

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fo1_model.config import VLMConfig, debug
+from fo1_model.config import VLMConfig
 from fo1_model.model import FO1Model
+from fo1_model.sizes import debug
 from fo1_model.vlms import build_family
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 

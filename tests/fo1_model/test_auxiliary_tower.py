@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from fo1_model.auxiliary_tower import AuxiliaryTower, auxiliary_image, auxiliary_size
-from fo1_model.config import SIZES, AuxiliaryConfig
+from fo1_model.config import AuxiliaryConfig
+from fo1_model.sizes import SIZES
 
 SMALL = {
     "depths": [1, 1, 2, 1],

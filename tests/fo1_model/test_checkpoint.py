@@ -6,8 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from fo1_model import checkpoint
 from fo1_model.checkpoint import load_base, load_model, new_model, save_model
-from fo1_model.config import SIZES, debug
 from fo1_model.errors import SettingError
+from fo1_model.sizes import SIZES, debug
 
 ANSWER = "<ground>red circle</ground><objects><region0></objects>"
 

@@ -1,17 +1,19 @@
 import json
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 
 import pytest
 
 from fo1_model.config import (
-    SIZES,
+    ADDED,
     AuxiliaryConfig,
     ConnectorConfig,
     ModelConfig,
     RegionConfig,
-    debug,
+    _from_dict,
+    _written,
 )
 from fo1_model.errors import SettingError
+from fo1_model.sizes import SIZES, debug
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
@@ -72,3 +74,21 @@ def test_3b_has_the_numbers_of_the_release():
     )
     assert (vision["depth"], vision["hidden_size"], vision["out_hidden_size"]) == (32, 1280, 2048)
     assert sum(config.auxiliary.dims) + 4 * config.region.pyramid_dim == 5888
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown:
+    """A config that got a field later."""
+
+    old: int = 1
+    new: int = field(default=0, metadata=ADDED)
+
+
+def test_a_field_that_came_later_is_written_only_where_it_is_set():
+    before = {"old": 1}
+    assert _written(Grown()) == before
+    assert _written(Grown(new=2)) == {"old": 1, "new": 2}
+    assert _from_dict(Grown, before, "Grown") == Grown()
+    assert _from_dict(Grown, {"old": 1, "new": 2}, "Grown") == Grown(new=2)
+    with pytest.raises(SettingError, match="Grown lacks old"):
+        _from_dict(Grown, {}, "Grown")

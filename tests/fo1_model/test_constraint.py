@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fo1_model import grammar
-from fo1_model.answer_tokens import AnswerVocabulary, PhraseNames, token_texts
-from fo1_model.constraint import GrammarConstraint
 from fo1_model.errors import SettingError
-from fo1_model.generation import GenerationConfig, _choose
+from fo1_model.generation import GenerationConfig
+from fo1_model.generation.answer_tokens import AnswerVocabulary, PhraseNames, token_texts
+from fo1_model.generation.constraint import GrammarConstraint
+from fo1_model.generation.decoding import _choose
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
 NUM_REGIONS = 12

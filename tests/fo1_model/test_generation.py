@@ -164,7 +164,7 @@ def test_a_narrow_nucleus_is_greedy(model, processor, samples):
 
 
 def test_draws_follow_the_distribution():
-    from fo1_model.generation import _choose
+    from fo1_model.generation.decoding import _choose
 
     probabilities = torch.tensor([0.5, 0.1, 0.3, 0.1])
     generators = [torch.Generator().manual_seed(seed) for seed in range(4000)]
@@ -317,7 +317,7 @@ def test_constrained_answers_do_not_depend_on_the_batch(model, processor, sample
 
 
 def test_tokens_without_probability_are_never_drawn(monkeypatch):
-    from fo1_model.generation import _choose
+    from fo1_model.generation.decoding import _choose
 
     # The largest number below one, over running sums that rounding leaves a little below the total.
     monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: torch.tensor(1 - 2**-24))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fo1_model import grammar
 from fo1_model.checkpoint import new_model
-from fo1_model.config import debug
+from fo1_model.sizes import debug
 from fo1_model.stages import STAGES, parameter_groups
 from tests.fo1_model.conftest import picture, some_boxes
 

@@ -8,9 +8,9 @@ from PIL import Image
 from fo1_model import grammar
 from fo1_model.batch import IGNORE
 from fo1_model.boxes import check_boxes
-from fo1_model.config import debug
 from fo1_model.errors import SettingError
 from fo1_model.processing import Processor, fit_image
+from fo1_model.sizes import debug
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
 BOXES = np.array([[1, 2, 30, 40], [5, 5, 60, 50]], np.float32)

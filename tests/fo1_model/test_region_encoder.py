@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torchvision.ops import roi_align
 
 from fo1_model.checkpoint import new_model
-from fo1_model.config import SIZES, ConnectorConfig, RegionConfig, debug
+from fo1_model.config import ConnectorConfig, RegionConfig
 from fo1_model.errors import SettingError
 from fo1_model.region_encoder import RegionEncoder
 from fo1_model.region_pooling import FeatureMap
+from fo1_model.sizes import SIZES, debug
 from fo1_model.stages import parameter_groups
 
 DIMS = (4, 6, 8, 10)

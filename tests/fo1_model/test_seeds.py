@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import torch
 
-from fo1_model.generation import _generator
+from fo1_model.generation.decoding import _generator
 from fo1_model.seeds import seed_of
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fo1_model.checkpoint import new_model
-from fo1_model.config import debug
 from fo1_model.generation import GenerationConfig, generate
+from fo1_model.sizes import debug
 from fo1_model.stages import parameter_groups
 from tests import ROOT
 

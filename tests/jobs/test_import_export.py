@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fo1_model.checkpoint import load_model, new_model, save_model
-from fo1_model.config import debug
 from fo1_model.release import export_release
+from fo1_model.sizes import debug
 from jobs.command.command_line import main
 from pipelines.artifacts import Artifact
 

@@ -1,7 +1,7 @@
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fo1_model.config import ADDED
 from pipelines.artifacts import Artifact, parquet_bytes, prepare
 from pipelines.errors import SettingError
 from pipelines.fingerprints import canonical, file_digest, fingerprint, json_bytes
@@ -197,6 +198,19 @@ def test_fingerprint_depends_on_everything_that_can_change_a_result() -> None:
 def test_fingerprint_is_the_same_tomorrow() -> None:
     made = fingerprint(kind="samples", version=1, config=Left(), inputs={"a": "1"})
     assert made == "e465385e408c0191"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown:
+    """A config that got a field later."""
+
+    old: int = 1
+    new: int = field(default=0, metadata=ADDED)
+
+
+def test_a_field_that_came_later_is_hashed_only_where_it_is_set() -> None:
+    assert canonical(Grown()) == {"type": "Grown", "old": 1}
+    assert canonical(Grown(new=2)) == {"type": "Grown", "old": 1, "new": 2}
 
 
 def test_config_that_has_no_canonical_form() -> None:

@@ -11,9 +11,9 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from fo1_model import grammar
 from fo1_model.checkpoint import new_model
-from fo1_model.config import debug
 from fo1_model.release import export_release, parity
 from fo1_model.release.parity import compare, compare_case, main
+from fo1_model.sizes import debug
 from tests import SHARED
 from tests.fo1_model.conftest import picture, some_boxes
 

@@ -8,22 +8,14 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Tokenizer
 
 from fo1_model.checkpoint import load_model, new_model, save_model
-from fo1_model.config import (
-    SIZES,
-    AuxiliaryConfig,
-    ConnectorConfig,
-    ModelConfig,
-    RegionConfig,
-    davit,
-    debug,
-    qwen2_5_vl,
-)
+from fo1_model.config import AuxiliaryConfig, ConnectorConfig, ModelConfig, RegionConfig
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.release import export_release, load_release
 from fo1_model.release.configs import config_of_release
 from fo1_model.release.flat_config import release_of_config
 from fo1_model.release.names import released_name
+from fo1_model.sizes import SIZES, davit, debug, qwen2_5_vl
 from fo1_model.stages import parameter_groups
 from fo1_model.weights import weights_of
 

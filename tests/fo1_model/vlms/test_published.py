@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from timm.models.davit import checkpoint_filter_fn
 
 from fo1_model.checkpoint import load_model, new_model, save_model
-from fo1_model.config import SIZES, ModelConfig, debug
+from fo1_model.config import ModelConfig
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
+from fo1_model.sizes import SIZES, debug
 from fo1_model.vlms import VLM_FAMILIES, VLMFamily
 from fo1_model.vlms.published import check_published, published_model
 from tests.fo1_model.small_families import small_tokenizer, small_vlm

@@ -11,8 +11,9 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 )
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
-from fo1_model.config import VLMConfig, debug
+from fo1_model.config import VLMConfig
 from fo1_model.errors import SettingError
+from fo1_model.sizes import debug
 from fo1_model.vlms import VLM_FAMILIES, build_family
 from tests.fo1_model.small_families import small_tokenizer, small_vlm
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fo1_model.config import SIZES
 from fo1_model.detectors.configs import name_of
+from fo1_model.sizes import SIZES
 from fo1_model.stages import STAGES
 from jobs.named_mixes import MIXES
 from jobs.recipes.opn import opn

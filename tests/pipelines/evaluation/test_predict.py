@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from dataset_builders.tasks.prompts import TEMPLATES
 from fo1_model.checkpoint import new_model, save_model
-from fo1_model.config import SIZES
 from fo1_model.generation import Answer
 from fo1_model.grammar import parse
+from fo1_model.sizes import SIZES
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError

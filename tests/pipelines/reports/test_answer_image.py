@@ -5,9 +5,9 @@ from PIL import ImageColor
 
 from dataset_builders.drawn_world.drawing import draw_scene
 from fo1_model.checkpoint import new_model
-from fo1_model.config import SIZES
 from fo1_model.detectors import Detections, with_all_pixels
 from fo1_model.grammar import parse
+from fo1_model.sizes import SIZES
 from pipelines.errors import SettingError
 from pipelines.reports.answer_image import draw_answer, predict_image, question_for
 from pipelines.reports.drawing import region_colour

@@ -207,7 +207,7 @@ def test_a_text_without_picture_is_its_json_alone(tmp_path: Path, sources: None)
 
 
 def test_texts_and_pictures_train_in_one_batch(tmp_path: Path, sources: None) -> None:
-    from fo1_model.config import SIZES
+    from fo1_model.sizes import SIZES
     from pipelines.loading.collators import Example, batch_of
     from pipelines.train_config import TrainConfig
     from pipelines.training.learners import FO1Learner

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fo1_model.checkpoint import ASSETS, BASES, new_model
-from fo1_model.config import SIZES
+from fo1_model.sizes import SIZES
 from fo1_model.vlms import build_family
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer, tokenizer_digest
 from pipelines.errors import SettingError

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fo1_model import grammar
 from fo1_model.acceleration import recompute
 from fo1_model.checkpoint import new_model
-from fo1_model.config import SIZES, TOWERS, RegionConfig, debug, tiny
+from fo1_model.config import TOWERS, RegionConfig
+from fo1_model.sizes import SIZES, debug, tiny
 from fo1_model.stages import STAGES, parameter_groups
 from fo1_model.vlms import VLM_FAMILIES
 from pipelines.training import flops

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from fo1_model.checkpoint import load_model
-from fo1_model.config import SIZES, RegionConfig
+from fo1_model.config import RegionConfig
 from fo1_model.opn.config import OPN_SIZES, AugmentationConfig
 from fo1_model.opn.network import load_opn
+from fo1_model.sizes import SIZES
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError

@@ -9,7 +9,7 @@ import torch
 from timm.models.davit import checkpoint_filter_fn
 
 from fo1_model.checkpoint import ASSETS, BASES, load_base, load_model
-from fo1_model.config import SIZES
+from fo1_model.sizes import SIZES
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError

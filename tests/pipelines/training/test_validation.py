@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fo1_model.config import SIZES
+from fo1_model.sizes import SIZES
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig, pool_sizes
 from pipelines.errors import SettingError

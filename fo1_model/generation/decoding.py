@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from fo1_model import grammar
-from fo1_model.answer_tokens import answer_vocabulary
 from fo1_model.batch import Encoded
-from fo1_model.constraint import GrammarConstraint
 from fo1_model.errors import SettingError
+from fo1_model.generation.answer_tokens import answer_vocabulary
+from fo1_model.generation.constraint import GrammarConstraint
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 from fo1_model.seeds import seed_of

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fo1_model.answer_tokens import AnswerVocabulary, PhraseNames, unfinished
+from fo1_model.generation.answer_tokens import AnswerVocabulary, PhraseNames, unfinished
 
 _TEXT_END, _OBJECTS_END, _PHRASE_END = 1, 2, 4
 """Number of tokens from a place to the end of the answer, the stop token included."""
