@@ -112,7 +112,7 @@ _VERBS = (
         flags=(*PLACES, *WORKERS, "force"),
         examples=(
             "fo1 propose stage1 detector=ground_truth_jitter",
-            "fo1 propose stage1 size=qwen2_5_vl_3b mix=stage1 detector=upn:upn_large.pth",
+            "fo1 propose stage1 size=paper mix=stage1 detector=upn:upn_large.pth",
         ),
         sent=True,
     ),

@@ -18,7 +18,7 @@ from jobs.recipes.arguments import format_value
 from pipelines.shards.rejection import RejectionConfig
 from pipelines.train_config import TrainConfig
 
-Size = Literal["debug", "tiny", "qwen2_5_vl_3b"]
+Size = Literal["debug", "tiny", "paper"]
 OPNSize = Literal["tiny", "swin_tiny", "large"]
 
 
@@ -173,8 +173,9 @@ SETTINGS: dict[str, SizeSettings] = {
             language_rate=0.2,
         ),
     ),
-    "qwen2_5_vl_3b": SizeSettings(
-        # release: the sizes. ours: auxiliary images are squashed to 768 x 768, so that they batch.
+    "paper": SizeSettings(
+        # release: the sizes, where no vlm is named. ours: auxiliary images are squashed to
+        # 768 x 768, so that they batch.
         model=lambda: _squashed(SIZES["qwen2_5_vl_3b"]()),
         weights={
             "vlm": "Qwen/Qwen2.5-VL-3B-Instruct",  # paper 4.1
