@@ -6,6 +6,6 @@ names of the release's tensors parity       ``python -m fo1_model.release.parity
 runs of the released code, and ours
 """
 
-from fo1_model.release.folders import export_release, load_release
+from fo1_model.release.folders import export_release, load_release, load_release_processor
 
-__all__ = ["export_release", "load_release"]
+__all__ = ["export_release", "load_release", "load_release_processor"]

@@ -89,10 +89,6 @@ def test_a_finished_run_in_both_layouts(root, released, tmp_path, capsys):
             "layout=onnx: choose one of hf, release",
         ),
         (["export", "stage2", "{tmp}/out", "step=3"], "unknown argument 'step'"),
-        (
-            ["export", "{released}", "{tmp}/out", "layout=release"],
-            "fo1 import-release reads the released",
-        ),
     ],
 )
 def test_wrong_words_get_one_line(words, message, root, released, tmp_path, capsys):
