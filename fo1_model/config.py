@@ -174,6 +174,9 @@ class ModelConfig:
     """Number of ``<regionN>`` tokens, the most boxes a sample may have (paper 3.2)."""
     max_long_side: int = 2048
     """Long side in pixels that longer images are scaled down to (release)."""
+    shortest_edge: int | None = field(default=None, metadata=ADDED)
+    """Short side in pixels that images are scaled to, up or down, before ``max_long_side`` caps the
+    long one (the release's later demo: 1024); None leaves them as they are (release)."""
     image_projector_layers: int = 0
     """Number of linear layers, GELU between them, on the image tokens (release:
     ``mm_projector_type``); 0 for none."""
@@ -184,6 +187,13 @@ class ModelConfig:
         _at_least("ModelConfig.image_projector_layers", self.image_projector_layers, 0)
         _at_least("ModelConfig.num_region_tokens", self.num_region_tokens, 1)
         _at_least("ModelConfig.max_long_side", self.max_long_side, 28)
+        if self.shortest_edge is not None:
+            _at_least("ModelConfig.shortest_edge", self.shortest_edge, 28)
+            if self.shortest_edge > self.max_long_side:
+                raise SettingError(
+                    f"ModelConfig.shortest_edge={self.shortest_edge} is over "
+                    f"max_long_side={self.max_long_side}, so that no image would reach it; lower it"
+                )
 
     @property
     def builds_auxiliary(self) -> bool:

@@ -131,7 +131,8 @@ class Processor:
         ]
         # Before any work on pixels: slots and boxes that do not match have no meaning.
         self._check_messages(messages, len(images), sum(len(item) for item in checked), sample_id)
-        resized = [fit_image(one, self.config.max_long_side, sample_id) for one in images]
+        limits = (self.config.max_long_side, self.config.shortest_edge)
+        resized = [fit_image(one, *limits, sample_id) for one in images]
         inputs = [self.family.preprocess(one) for one in resized]
         grids = tuple(grid for _, grid in inputs)
         ids, labels, starts = self._walk(messages, grids, for_generation=for_generation)
@@ -309,15 +310,19 @@ class Processor:
         )
 
 
-def fit_image(image: Image.Image, max_long_side: int, sample_id: str = "") -> Image.Image:
+def fit_image(
+    image: Image.Image, max_long_side: int, shortest_edge: int | None = None, sample_id: str = ""
+) -> Image.Image:
     """Return the image in RGB, both sides at least 28 px, the long side at most ``max_long_side``.
 
-    Sides are truncated to whole pixels, resizing is bicubic. Boxes are not touched: every map knows
-    its scale to the original.
+    Sides are truncated to whole pixels after each of the two factors, as the release does; resizing
+    is bicubic. Boxes are not touched: every map knows its scale to the original.
 
     Args:
         image: Any mode and size.
         max_long_side: Longest side of the result, pixels.
+        shortest_edge: Short side in pixels that the image is scaled to, up or down, before the long
+            one is capped; None for the size it has.
         sample_id: Name of the sample in errors.
 
     Raises:
@@ -328,11 +333,16 @@ def fit_image(image: Image.Image, max_long_side: int, sample_id: str = "") -> Im
     size = (max(image.width, _MIN_SIDE), max(image.height, _MIN_SIDE))
     if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)
+    if shortest_edge is not None:
+        size = _scaled(size, shortest_edge / min(size))
     if max(size) > max_long_side:
-        ratio = max_long_side / max(size)
-        size = (max(int(size[0] * ratio), _MIN_SIDE), max(int(size[1] * ratio), _MIN_SIDE))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    return image
+        size = _scaled(size, max_long_side / max(size))
+    size = (max(size[0], _MIN_SIDE), max(size[1], _MIN_SIDE))
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    return int(size[0] * factor), int(size[1] * factor)
 
 
 def _check_image(image: Image.Image, sample_id: str) -> None:
