@@ -133,7 +133,7 @@ class Processor:
         self._check_messages(messages, len(images), sum(len(item) for item in checked), sample_id)
         limits = (self.config.max_long_side, self.config.shortest_edge)
         resized = [fit_image(one, *limits, sample_id) for one in images]
-        inputs = [self.family.preprocess(one) for one in resized]
+        inputs = self.family.preprocess_all(resized)
         grids = tuple(grid for _, grid in inputs)
         ids, labels, starts = self._walk(messages, grids, for_generation=for_generation)
         return Encoded(
@@ -199,7 +199,7 @@ class Processor:
             supervised = turn["role"] == "assistant" and not for_generation
             head, content = family.write_turn(turn["role"], turn["content"])
             emit(self._tokens(head))
-            for piece in _split(content):
+            for piece in self._with_gaps(_split(content)):
                 if piece == grammar.IMAGE:
                     emit([self.id_of(token) for token in family.image_start])
                     starts.append(len(ids))
@@ -215,6 +215,20 @@ class Processor:
         if for_generation:
             emit(self._tokens(family.write_turn("assistant", "")[0]))
         return ids, labels, starts
+
+    def _with_gaps(self, pieces: Sequence[str]) -> list[str]:
+        """Return the pieces of a turn with what stands between an image and what follows it.
+
+        A line break that is written out stays the only one: regions have theirs in the message.
+        """
+        found: list[str] = []
+        for place, piece in enumerate(pieces, 1):
+            after = pieces[place] if place < len(pieces) else ""
+            found.append(piece)
+            if piece == grammar.IMAGE and after and not after.startswith("\n"):
+                gap = self.family.images_gap if after == piece else self.config.image_gap
+                found += [gap] if gap else []
+        return found
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -280,9 +294,15 @@ class Processor:
 
         Raises:
             ValueError: For no samples.
+            SettingError: For a family whose decoder would mix them.
         """
         if not samples:
             raise ValueError("pack needs samples, got 0")
+        if not self.family.packs:
+            raise SettingError(
+                f"family {self.config.vlm.family!r} cannot be packed: the states of its decoder "
+                "run on from one sample of a row into the next; train it without packing"
+            )
         ids = torch.cat([sample.input_ids for sample in samples])[None]
         lengths = [len(sample.input_ids) for sample in samples]
         weights = torch.tensor([sample.loss_weight for sample in samples], dtype=torch.float32)

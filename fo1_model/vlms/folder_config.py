@@ -40,10 +40,11 @@ def folder_config(vlm: Path, auxiliary: Path | None, usual: ModelConfig) -> Mode
         SettingError: A folder holds no VLM of a known family, or no DaViT.
     """
     tower = usual.auxiliary if auxiliary is None else _auxiliary(auxiliary, usual.auxiliary)
+    found = _vlm_config(vlm)
+    family = build_family(found)  # a size that the family cannot be is refused here
     # New rows start as the mean of the base's: which of its words they are like, nobody said.
-    config = replace(usual, vlm=_vlm_config(vlm), auxiliary=tower, new_rows=NewRowsConfig())
-    build_family(config.vlm)  # a size that the family cannot be is refused here
-    return config
+    fresh: dict[str, Any] = {"new_rows": NewRowsConfig(), "image_gap": family.image_gap}
+    return replace(usual, vlm=found, auxiliary=tower, **fresh)
 
 
 def _vlm_config(folder: Path) -> VLMConfig:

@@ -72,8 +72,8 @@ def predict_image(
             values[: processor.num_region_tokens] for values in (found.boxes, found.scores)
         )
     regions = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    lines = [grammar.IMAGE, grammar.region_prompt(len(regions)), question]
-    content = "\n".join(line for line in lines if line)
+    line = f"\n{grammar.region_prompt(len(regions))}\n" if len(regions) else ""
+    content = f"{grammar.IMAGE}{line}{question}"
     encoded = processor.encode(
         image,
         regions,

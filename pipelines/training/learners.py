@@ -215,12 +215,24 @@ class FO1Learner:
             raise SettingError(
                 f"{self.stage}, base={self.base!r}: needs `model`; one of {', '.join(SIZES)}"
             )
+        if self.packs and self.model is not None:
+            self._check_packs(self.model)
         if self.base and "auxiliary" in weights:
             raise SettingError(
                 f"{self.stage}, base={self.base!r}: leave it out, or the weights of others"
             )
         # The auxiliary tower alone can be the base's, or drawn: it reads no words.
         _check_parts(self.stage, weights, self._towers(), optional=("auxiliary",))
+
+    def _check_packs(self, model: ModelConfig) -> None:
+        """Refuse to pack for a decoder whose states run on from one sample into the next."""
+        from fo1_model.vlms import build_family
+
+        if not build_family(model.vlm).packs:
+            raise SettingError(
+                f"{self.stage}, packs=True: the decoder of {model.vlm.family!r} would mix the "
+                "samples of a row; leave it out"
+            )
 
     def _towers(self) -> tuple[str, ...]:
         """Return the parts of a new model that weights of others are for."""
