@@ -20,6 +20,7 @@ In and out:
     batch            one encoded sample, and samples side by side
 
 Training and files:
+    lora             low-rank adapters on the decoder, merged or alone
     stages           which parameters train in which stage
     acceleration     recomputed activations, compiled layers, the fastest attention
     checkpoint       model folders, read and written, and new models

@@ -5,6 +5,7 @@ missing keys are errors.
 """
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
@@ -23,6 +24,10 @@ ADDED = {"added": True}
 
 While it has its default it is written nowhere and not hashed, so that older folders are read and
 fingerprints stay."""
+
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers that get adapters where nobody says which: attention and MLP, as QLoRA has it."""
 
 
 def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -153,6 +158,29 @@ class NewRowsConfig:
         if not self.spread > 0:
             raise SettingError(
                 f"NewRowsConfig.spread={self.spread} must be above 0: equal rows stay equal"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Which adapters a decoder gets (`fo1_model.lora`)."""
+
+    rank: int
+    """Rank of each adapter's two matrices."""
+    alpha: float
+    """Adapters are scaled by alpha / rank."""
+    targets: tuple[str, ...] = LORA_TARGETS
+    """Last parts of the names of the decoder's linear layers that get one."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise SettingError(f"lora_rank={self.rank} must be at least 1")
+        if not self.alpha > 0:
+            raise SettingError(f"lora_alpha={self.alpha} must be above 0")
+        if not self.targets or not all(re.fullmatch(r"[\w.]+", name) for name in self.targets):
+            raise SettingError(
+                f"lora_targets={','.join(self.targets)}: name linear layers of the decoder with "
+                f"commas between them, such as {','.join(LORA_TARGETS[:4])}"
             )
 
 

@@ -91,7 +91,8 @@ class LlavaOnevision(VLMFamily):
         if len(images) < 2:
             return [self.preprocess(image) for image in images]
         # One list of images is one conversation to the base's processor.
-        features = self._processor([list(images)], return_tensors="pt")
+        conversation: Any = [list(images)]
+        features = self._processor(conversation, return_tensors="pt")
         whole = [pixels[:1].flatten(1) for pixels in features["pixel_values"]]
         grids = [(-height, -width) for height, width in features["image_sizes"].tolist()]
         return list(zip(whole, grids, strict=True))

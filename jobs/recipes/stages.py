@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack
 
-from fo1_model.config import ModelConfig, RegionConfig
+from fo1_model.config import LORA_TARGETS, LoraSettings, ModelConfig, RegionConfig
 from jobs.detector_arguments import is_trained_here
 from jobs.mixes import parse_mix
 from jobs.recipes.arguments import fields_given
@@ -55,6 +55,9 @@ def stage2(
     stage1_learning_rate: Annotated[float | None, "training"] = None,
     start: Annotated[str | None, "model"] = None,
     primary_vit: Annotated[Literal["frozen", "trained"], "model"] = "frozen",
+    lora_rank: Annotated[int | None, "training"] = None,
+    lora_alpha: Annotated[float | None, "training"] = None,
+    lora_targets: Annotated[str | None, "training"] = None,
     **given: Unpack[StageArguments],
 ) -> Recipe:
     """Run stage 1, then fine-tune perception: everything but the primary vision tower (paper 3.3).
@@ -71,10 +74,13 @@ def stage2(
         start: Checkpoint to go on from instead of stage 1: a run, or the folder, URI or hub name
             of a model, ours or released.
         primary_vit: Whether the primary vision tower trains in stage 2 (paper, table 8).
+        lora_rank: Rank of adapters that train in the decoder's place; none: the decoder trains.
+        lora_alpha: Adapters are scaled by lora_alpha / lora_rank; none: twice the rank.
+        lora_targets: Linear layers that get one, such as q_proj,v_proj; none: attention and MLP.
         **given: See `StageArguments`; steps and learning_rate are those of stage 2.
     """
     settings = SETTINGS[size]
-    learner = FO1Learner(stage="stage2" if primary_vit == "frozen" else "stage2_primary")
+    learner = _stage2_learner(primary_vit, _lora(lora_rank, lora_alpha, lora_targets))
     second = stage_training("stage2", settings, settings.stage2, learner, mix, given)
     benchmarks = (*settings.benchmarks, *settings.stage2_benchmarks)
     if start is not None:
@@ -115,6 +121,24 @@ def _recipe(
     )
 
 
+def _stage2_learner(primary_vit: str, lora: LoraSettings | None) -> FO1Learner:
+    stage = "stage2" if primary_vit == "frozen" else "stage2_primary"
+    return FO1Learner(stage=stage if lora is None else f"{stage}_lora", lora=lora)
+
+
+def _lora(rank: int | None, alpha: float | None, targets: str | None) -> LoraSettings | None:
+    """Return the adapters that were asked for, if any were."""
+    if rank is None:
+        if alpha is not None or targets is not None:
+            name = "lora_alpha" if alpha is not None else "lora_targets"
+            raise SettingError(
+                f"{name}: there are no adapters; say lora_rank= too, or leave it out"
+            )
+        return None
+    names = LORA_TARGETS if targets is None else tuple(targets.split(","))
+    return LoraSettings(rank=rank, alpha=2.0 * rank if alpha is None else alpha, targets=names)
+
+
 def _check_start(given: Mapping[str, Any]) -> None:
     """Refuse what a model that is there already cannot be asked for."""
     asked = [name for name in _OF_A_NEW_MODEL if given.get(name) is not None]
@@ -145,7 +169,8 @@ def stage_training(
     """
     config = changed_config(stage.config, **fields_given(given, StageArguments, TrainConfig))
     validates = config.validate_every > 0
-    if stage.language_rate != 1.0:
+    # Adapters start from nothing: they learn at the full rate.
+    if stage.language_rate != 1.0 and learner.lora is None:
         rate = config.learning_rate * stage.language_rate
         learner = replace(learner, learning_rates={"language": rate})
     return Training(

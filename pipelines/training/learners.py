@@ -12,10 +12,10 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 import fo1_model
-from fo1_model.config import TOWERS, ModelConfig
+from fo1_model.config import ADDED, TOWERS, LoraSettings, ModelConfig
 from fo1_model.opn.config import AugmentationConfig, OPNConfig, OPNCriterionConfig
 from fo1_model.sizes import SIZES
 from pipelines.errors import SettingError
@@ -67,6 +67,16 @@ class Learner(Protocol):
 
         Raises:
             SettingError: Or that of `fo1_model.errors`, for another family, size or a missing file.
+        """
+
+    def check_parent(self, config: Mapping[str, Any]) -> None:
+        """Refuse a parent run whose model does not fit the description.
+
+        Args:
+            config: The ``config.json`` of its model folder.
+
+        Raises:
+            SettingError: It does not.
         """
 
     def build(
@@ -132,6 +142,9 @@ class OPNLearner:
                 f"{weights['omdet']} has other sizes than the run: {found}, not {self.network}"
             )
 
+    def check_parent(self, config: Mapping[str, Any]) -> None:
+        """Refuse nothing: there is no parent."""
+
     def build(
         self,
         parent: Path | None,
@@ -183,6 +196,8 @@ class FO1Learner:
     Each attends to itself alone (``Processor.pack``). Worth it with FlashAttention and a token
     budget.
     """
+    lora: LoraSettings | None = field(default=None, metadata=ADDED)
+    """Adapters that train in the place of the decoder, in the stages that are named for them."""
     towers: ClassVar[tuple[str, ...]] = TOWERS
     answers: ClassVar[bool] = True
 
@@ -214,6 +229,11 @@ class FO1Learner:
         if self.base and (self.model is None or self.base not in SIZES):
             raise SettingError(
                 f"{self.stage}, base={self.base!r}: needs `model`; one of {', '.join(SIZES)}"
+            )
+        if (self.lora is not None) != self.stage.endswith("_lora"):
+            raise SettingError(
+                f"{self.stage}: adapters train in the stages stage2_lora and stage2_primary_lora, "
+                "which need settings for them"
             )
         if self.packs and self.model is not None:
             self._check_packs(self.model)
@@ -247,6 +267,14 @@ class FO1Learner:
         if weights:
             check_published(cast("ModelConfig", self.model), weights)
 
+    def check_parent(self, config: Mapping[str, Any]) -> None:
+        """Refuse adapters of layers that the parent's decoder has not."""
+        if self.lora is None:
+            return
+        from fo1_model.lora import check_targets
+
+        check_targets(ModelConfig.from_dict(config["model"]).vlm, self.lora)
+
     def build(
         self,
         parent: Path | None,
@@ -277,6 +305,10 @@ class FO1Learner:
             made = checkpoint.load_base(self.base, seed, config=self.model)
         else:
             made = checkpoint.new_model(cast("ModelConfig", self.model), seed)
+        if self.lora is not None:
+            from fo1_model.lora import add_adapters
+
+            add_adapters(made[0], self.lora, seed)
         return FO1Trainee(*made, self)
 
     def evaluator(self, folder: Path, device: str) -> Evaluator:
