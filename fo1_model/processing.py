@@ -54,6 +54,8 @@ class Processor:
         self.tokenizer = tokenizer
         self.family = build_family(config.vlm)
         self.num_region_tokens = config.num_region_tokens
+        self.release_files: Mapping[str, bytes] = {}
+        """Files of the released folder that the model came from, see ``release.kept_files``."""
         extend_tokenizer(tokenizer, config.num_region_tokens)
         self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
         # Asked for here, so that a wrong tokenizer fails before the first image is read.

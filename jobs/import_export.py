@@ -19,6 +19,9 @@ class ImportArguments:
 
     dtype: Dtype = "stored"
     """Type of the weights that are written; stored: as the release has them."""
+    shortest_edge: int | None = None
+    """Short side in pixels that images are scaled to before the long one is capped at 2048, as the
+    release's later demo does with 1024; left out: images stay as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,9 @@ def import_release(words: list[str], _: Namespace) -> None:
 
     source, out, settings = _words("import-release PATH OUT [dtype=...]", words)
     given = ImportArguments(**parse_arguments(ImportArguments, settings))
-    model, processor = load_release(source, dtype=_torch_type(given.dtype))
+    model, processor = load_release(
+        source, dtype=_torch_type(given.dtype), shortest_edge=given.shortest_edge
+    )
     save_model(model, processor, out)
     print(_summary(model, out))
 
@@ -55,6 +60,7 @@ def export(words: list[str], flags: Namespace) -> None:
     """
     from fo1_model.checkpoint import load_model
     from fo1_model.release import export_release
+    from fo1_model.release.folder_names import name_note
 
     source, out, settings = _words(
         "export RUN_OR_FOLDER OUT [layout=hf or release] [dtype=...]", words
@@ -75,6 +81,7 @@ def export(words: list[str], flags: Namespace) -> None:
     model, processor = load_model(folder, dtype=_torch_type(given.dtype))
     export_release(model, processor, out)
     print(_summary(model, out))
+    print(name_note(out))
 
 
 def _words(usage: str, words: list[str]) -> tuple[str, str, list[str]]:
