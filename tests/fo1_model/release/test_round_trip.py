@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from fo1_model.checkpoint import load_model, load_processor, save_model
+from fo1_model.errors import SettingError
+from fo1_model.generation import GenerationConfig
 from fo1_model.processing import Processor
 from fo1_model.release import export_release, load_release
+from fo1_model.release.generation_settings import generation_config
 from fo1_model.release.kept_files import files_of_weights
 from fo1_model.weights import INDEX
 from tests import SHARED
@@ -139,6 +142,21 @@ def test_a_tokenizer_that_has_grown_is_written_anew(released, tmp_path):
     assert "chat_template.json" not in after
     for name in ("generation_config.json", "preprocessor_config.json", "README.md"):
         assert after[name] == before[name]
+
+
+def test_the_checkpoint_s_repetition_penalty(released, tmp_path):
+    _, processor = there_and_back(released, tmp_path)
+    for one in (processor, load_release(released)[1]):
+        found = generation_config(one, max_new_tokens=7)
+        # sampling, which the file asks for and the release does not do, is left out
+        assert found == GenerationConfig(max_new_tokens=7, repetition_penalty=1.05)
+    assert generation_config(processor, repetition_penalty=2.0).repetition_penalty == 2
+    processor.release_files = {}
+    assert generation_config(processor) == GenerationConfig()
+    for content, message in ((b"[]", "cannot be read"), (b'{"repetition_penalty": -1}', "above 0")):
+        processor.release_files = {"generation_config.json": content}
+        with pytest.raises(SettingError, match=message):
+            generation_config(processor)
 
 
 def test_a_kept_index_decides_only_over_files_of_the_folder():
