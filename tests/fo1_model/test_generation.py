@@ -9,6 +9,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from fo1_model import grammar
 from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig, generate, read_answer
+from fo1_model.generation.decoding import _penalty
 from tests.ties import Said, assert_same_tokens, greedy
 
 
@@ -86,9 +87,19 @@ def test_the_repetition_penalty_is_that_of_transformers(model, processor, sample
         expected = theirs(tokens, logits.clone()) if step else logits
         assert torch.equal(seen["penalised"][step][0], tokens)
         torch.testing.assert_close(seen["penalised"][step][1], expected)
-    assert (seen["plain"][1][1] != seen["penalised"][1][1]).sum(dim=1).tolist() == [1] * len(
-        samples
-    )
+    changed = seen["plain"][1][1] != seen["penalised"][1][1]
+    assert changed.sum(dim=1).tolist() == [1] * len(samples)
+
+
+def test_the_penalty_of_negative_logits_and_of_tokens_said_twice():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 20, generator=generator)
+    tokens = torch.randint(20, (3, 9), generator=generator)
+    assert (logits.gather(1, tokens) < 0).any()
+    expected = RepetitionPenaltyLogitsProcessor(1.05)(tokens, logits.clone())
+    torch.testing.assert_close(_penalty(1.05)(tokens, logits), expected)
+    with pytest.raises(SettingError, match=r"repetition_penalty=0 must be above 0"):
+        GenerationConfig(repetition_penalty=0)
 
 
 def test_positions_matter_in_that_comparison(model, processor, samples, monkeypatch):
