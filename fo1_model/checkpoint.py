@@ -51,6 +51,18 @@ ASSETS = Path(__file__).parent / "assets"
 BASES = {"tiny": "tiny_base.safetensors"}
 """Sizes whose pretrained VLM and auxiliary tower come with the package, and their file."""
 _PRETRAINED = ("vlm.", "auxiliary.")
+_WHAT_IS_READ = (
+    f"read are folders that save_model wrote (model_type {MODEL_TYPE!r}), a run's export/ among "
+    "them, and the released checkpoint's"
+)
+_OTHER_FOLDERS = {
+    "adapter_config.json": "an adapter of peft",
+    "export": "a run",
+    "manifest.json": "a step's output",
+    "preprocessor_config.json": "an image processor",
+    "tokenizer.json": "a processor saved without its model",
+}
+"""A file that tells what a folder is which is no model's; the first that is there counts."""
 
 
 def new_model(
@@ -198,14 +210,17 @@ def load_model(
     """Return the model of a folder, in eval mode, and its processor.
 
     Args:
-        folder: Folder that `save_model` wrote.
+        folder: Folder that `save_model` wrote, or a released checkpoint's.
         dtype: Type of the weights; None keeps each as it is stored.
         device: Where the model is put.
 
     Raises:
-        SettingError: When the folder's format is unknown, weights are missing, left over or of
-            another shape, or the tokenizer gives other ids than the model was made for.
+        SettingError: When the folder is of another kind or its format is unknown, weights are
+            missing, left over or of another shape, or the tokenizer gives other ids than the model
+            was made for.
     """
+    if is_release(folder):
+        return _released(folder, dtype=dtype, device=device)
     processor = load_processor(folder)
     return read_model(folder, dtype=dtype, device=device), processor
 
@@ -215,6 +230,8 @@ def read_model(
 ) -> FO1Model:
     """Return the model alone, in eval mode; arguments and errors as for `load_model`."""
     folder = Path(folder)
+    if is_release(folder):
+        return _released(folder, dtype=dtype, device=device)[0]
     config, token_ids = _read_config(folder)
     stored = open_weights(folder)
     # Drawing billions of weights to overwrite them would take minutes.
@@ -237,6 +254,10 @@ def load_processor(folder: str | Path) -> Processor:
     from fo1_model.release.kept_files import SUBFOLDER, read_kept
 
     folder = Path(folder)
+    if is_release(folder):
+        from fo1_model.release import load_release_processor
+
+        return load_release_processor(folder)
     config, token_ids = _read_config(folder)
     if not (folder / "tokenizer.json").is_file():
         raise SettingError(f"{folder} has no tokenizer.json; it was saved without its processor")
@@ -269,16 +290,33 @@ def _write_config(folder: Path, config: ModelConfig, token_ids: TokenIds) -> Non
     write_json(folder / "config.json", values)
 
 
+def is_release(folder: str | Path) -> bool:
+    """Return whether a folder has the released checkpoint's layout, by its ``config.json``."""
+    from fo1_model.release.configs import MODEL_TYPE as RELEASED_TYPE
+
+    path = Path(folder) / "config.json"
+    config = read_json(path) if path.is_file() else None
+    return isinstance(config, Mapping) and config.get("model_type") == RELEASED_TYPE
+
+
+def _released(folder: str | Path, **options: Any) -> tuple[FO1Model, Processor]:
+    from fo1_model.release import load_release  # it stands on this module
+
+    return load_release(folder, **options)
+
+
 def _read_config(folder: Path) -> tuple[ModelConfig, TokenIds]:
     if not (folder / "config.json").is_file():
-        raise SettingError(f"{folder} is not a model folder: it has no config.json")
+        raise SettingError(
+            f"{folder} is not a model folder: {_what_it_is(folder)}; {_WHAT_IS_READ}"
+        )
     config = read_json(folder / "config.json")
     if not isinstance(config, Mapping):
         raise SettingError(f"{folder}/config.json holds no object")
     if config.get("model_type") != MODEL_TYPE:
         raise SettingError(
-            f"{folder}/config.json has model_type {config.get('model_type')!r}, "
-            f"not {MODEL_TYPE!r}; fo1 import-release reads the released checkpoint"
+            f"{folder} is not a model folder: its config.json has model_type "
+            f"{config.get('model_type')!r}; {_WHAT_IS_READ}"
         )
     if config.get("format") != FORMAT:
         raise SettingError(
@@ -292,6 +330,18 @@ def _read_config(folder: Path) -> tuple[ModelConfig, TokenIds]:
         raise SettingError(
             f"{folder}/config.json was not written by save_model: {error!r}; save the model again"
         ) from error
+
+
+def _what_it_is(folder: Path) -> str:
+    """Return what a path without a ``config.json`` is, in words, as far as its files tell."""
+    if not folder.exists():
+        return "there is nothing"
+    if folder.is_file():
+        return "it is a file"
+    for file, what in _OTHER_FOLDERS.items():
+        if (folder / file).exists():
+            return f"it has {file}, as {what} has, and no config.json"
+    return "it has no config.json"
 
 
 def _load_base(model: FO1Model, base: Mapping[str, Tensor]) -> None:

@@ -180,6 +180,10 @@ class ModelConfig:
     image_projector_layers: int = 0
     """Number of linear layers, GELU between them, on the image tokens (release:
     ``mm_projector_type``); 0 for none."""
+    image_gap: str = field(default="\n", metadata=ADDED)
+    """Text between an image and a plain question behind it, as the model was trained: a line break
+    (release); the family's own for a model on published weights. Regions always stand on a line of
+    their own."""
     release: dict[str, Any] | None = None
     """Config of the released checkpoint that the model was imported from, kept for the way back."""
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from fo1_model import grammar
 from fo1_model.batch import Encoded
@@ -121,7 +120,7 @@ def generate(
     batch = processor.collate(samples, pad="left").to(device)
     stop = torch.tensor(processor.stop_ids, device=device)
     generators = [_generator(config.seed, sample.sample_id) for sample in samples]
-    cache = DynamicCache()
+    cache = model.family.new_cache()
     mask = batch.attention_mask
     hidden = model.decode(model.embed(batch), mask, batch.positions, cache)
     position = batch.positions.amax(dim=(0, 2)) + 1

@@ -13,6 +13,6 @@ Its hub name is omlab/VLM-FO1-3B-v01; it was published as omlab/VLM-FO1_Qwen2.5-
 - intended: where ours differs from the released code on purpose, one rule each
 """
 
-from fo1_model.release.folders import export_release, load_release
+from fo1_model.release.folders import export_release, load_release, load_release_processor
 
-__all__ = ["export_release", "load_release"]
+__all__ = ["export_release", "load_release", "load_release_processor"]

@@ -75,17 +75,9 @@ def load_release(
     flat = _read_config(folder)
     stored = open_weights(folder)
     shapes = _without_tied_head(flat, stored)
-    tokenizer = read_tokenizer(folder)
-    config = config_of_release(flat, shapes, _count_region_tokens(tokenizer, folder))
-    if shortest_edge is not None:
-        config = replace(config, shortest_edge=shortest_edge)
-    processor = Processor(config, tokenizer)
-    processor.release_files = read_kept(folder)
-    rows = shapes[EMBEDDING][0]
-    if max(processor.token_ids.new) >= rows:
-        raise SettingError(f"{folder}: the tokenizer goes beyond the {rows} rows of {EMBEDDING}")
+    processor = _processor(folder, flat, shapes, shortest_edge)
     with uninitialised():
-        model = FO1Model(config, processor.token_ids)
+        model = FO1Model(processor.config, processor.token_ids)
     own = weights_of(model)
     bare = bare_layers(flat)
     by_released = {released_name(name, bare): own[name] for name in own if name not in NEW_ROWS}
@@ -97,6 +89,13 @@ def load_release(
         if name in own:
             own[name].data = own[matrix].data[ids].clone()
     return model.to(device=device).eval(), processor
+
+
+def load_release_processor(path: str | Path) -> Processor:
+    """Return the processor of a released folder alone; errors as for `load_release`."""
+    folder = Path(path)
+    flat = _read_config(folder)
+    return _processor(folder, flat, _without_tied_head(flat, open_weights(folder)))
 
 
 def export_release(
@@ -271,6 +270,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{flat.get('model_type')!r} and no mm_vision_tower_aux; the release has {MODEL_TYPE!r}"
         )
     return flat
+
+
+def _processor(
+    folder: Path,
+    flat: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    shortest_edge: int | None = None,
+) -> Processor:
+    """Return the processor, whose config is the model's too."""
+    tokenizer = read_tokenizer(folder)
+    config = config_of_release(flat, shapes, _count_region_tokens(tokenizer, folder))
+    if shortest_edge is not None:
+        config = replace(config, shortest_edge=shortest_edge)
+    processor = Processor(config, tokenizer)
+    processor.release_files = read_kept(folder)
+    rows = shapes[EMBEDDING][0]
+    if max(processor.token_ids.new) >= rows:
+        raise SettingError(f"{folder}: the tokenizer goes beyond the {rows} rows of {EMBEDDING}")
+    return processor
 
 
 def _without_tied_head(

@@ -31,6 +31,7 @@ from fo1_model import grammar
 from fo1_model.batch import IGNORE, Encoded
 from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig, generate
+from fo1_model.images import MIN_SIDE
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 from fo1_model.release import load_release
@@ -51,8 +52,6 @@ _FILES = (
 )
 _TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
 _LOGITS_AT_ONCE = 256
-_MIN_SIDE = 28
-"""Side in pixels below which the release stretches an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +151,12 @@ def _image(folder: Path) -> tuple[Image.Image, list[str]]:
     """Return a case's image, RGB, as the release sees it, and notes on what was done to it."""
     with Image.open(folder / "image.png") as opened:
         image = opened.convert("RGB")
-    if min(image.size) >= _MIN_SIDE:
+    if min(image.size) >= MIN_SIDE:
         return image, []
     # The release stretches such an image and leaves its boxes where they were.
-    size = (max(image.width, _MIN_SIDE), max(image.height, _MIN_SIDE))
+    size = (max(image.width, MIN_SIDE), max(image.height, MIN_SIDE))
     note = (
-        f"the image is stretched to {_MIN_SIDE} px; the release does not move the boxes along, "
+        f"the image is stretched to {MIN_SIDE} px; the release does not move the boxes along, "
         "ours would"
     )
     return image.resize(size, Image.Resampling.BICUBIC), [note]

@@ -203,7 +203,7 @@ class FO1Learner:
     def check(self, *, has_parent: bool, weights: Collection[str] = ()) -> None:
         """Refuse ``model``, ``base``, a parent run and weights of others that do not fit together.
 
-        A new model takes both of its towers from others, or neither.
+        A new model takes its VLM from others, or both towers, or neither.
         """
         if has_parent and self.model is not None:
             raise SettingError(
@@ -215,11 +215,24 @@ class FO1Learner:
             raise SettingError(
                 f"{self.stage}, base={self.base!r}: needs `model`; one of {', '.join(SIZES)}"
             )
-        if self.base and weights:
+        if self.packs and self.model is not None:
+            self._check_packs(self.model)
+        if self.base and "auxiliary" in weights:
             raise SettingError(
                 f"{self.stage}, base={self.base!r}: leave it out, or the weights of others"
             )
-        _check_parts(self.stage, weights, self._towers())
+        # The auxiliary tower alone can be the base's, or drawn: it reads no words.
+        _check_parts(self.stage, weights, self._towers(), optional=("auxiliary",))
+
+    def _check_packs(self, model: ModelConfig) -> None:
+        """Refuse to pack for a decoder whose states run on from one sample into the next."""
+        from fo1_model.vlms import build_family
+
+        if not build_family(model.vlm).packs:
+            raise SettingError(
+                f"{self.stage}, packs=True: the decoder of {model.vlm.family!r} would mix the "
+                "samples of a row; leave it out"
+            )
 
     def _towers(self) -> tuple[str, ...]:
         """Return the parts of a new model that weights of others are for."""
@@ -258,7 +271,8 @@ class FO1Learner:
         if parent is not None:
             made = checkpoint.load_model(parent, dtype=dtype)
         elif weights:
-            made = published_model(cast("ModelConfig", self.model), seed, weights, dtype=dtype)
+            config = cast("ModelConfig", self.model)
+            made = published_model(config, seed, weights, dtype=dtype, base=self.base)
         elif self.base:
             made = checkpoint.load_base(self.base, seed, config=self.model)
         else:
@@ -273,12 +287,14 @@ class FO1Learner:
         return FO1Evaluator(*load_model(folder, device=device), device)
 
 
-def _check_parts(what: str, given: Collection[str], parts: tuple[str, ...]) -> None:
-    """Refuse weights that are given, but not for just these parts."""
+def _check_parts(
+    what: str, given: Collection[str], parts: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> None:
+    """Refuse weights that are given, but not for just these parts; optional ones may be left."""
     if unknown := sorted(set(given) - set(parts)):
         named = f"it takes them for {', '.join(parts)}" if parts else "it takes none"
         raise SettingError(f"{what}: weights of others are given for {', '.join(unknown)}; {named}")
-    if given and (missing := [part for part in parts if part not in given]):
+    if given and (missing := [part for part in parts if part not in (*given, *optional)]):
         raise SettingError(
             f"{what}: weights of others are given for {', '.join(given)}; give "
             f"{', '.join(missing)} too"

@@ -5,8 +5,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fo1_model import checkpoint
-from fo1_model.checkpoint import load_base, load_model, new_model, save_model
+from fo1_model.checkpoint import (
+    load_base,
+    load_model,
+    load_processor,
+    new_model,
+    read_model,
+    save_model,
+)
 from fo1_model.errors import SettingError
+from fo1_model.release import export_release, load_release
 from fo1_model.sizes import SIZES, debug
 
 ANSWER = "<ground>red circle</ground><objects><region0></objects>"
@@ -95,12 +103,50 @@ def test_damaged_weights_are_refused(folder, damage, message):
 
 
 def test_other_folders_are_refused(folder, tmp_path):
-    with pytest.raises(SettingError, match=r"no config\.json"):
-        load_model(tmp_path / "nowhere")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
     with pytest.raises(SettingError, match="format 99"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        (None, "is not a model folder: there is nothing; read are folders that save_model wrote"),
+        ("notes.txt", r"it has no config\.json; read are"),
+        ("export/config.json", "it has export, as a run has"),
+        ("adapter_config.json", r"it has adapter_config\.json, as an adapter of peft has"),
+    ],
+)
+def test_what_is_no_model_folder_is_told_by_its_files(file, told, tmp_path):
+    if file:
+        (tmp_path / "other" / file).parent.mkdir(parents=True)
+        (tmp_path / "other" / file).write_text("{}")
+    with pytest.raises(SettingError, match=told):
+        load_model(tmp_path / "other")
+    (tmp_path / "file").write_text("{}")
+    with pytest.raises(SettingError, match="it is a file"):
+        load_model(tmp_path / "file")
+
+
+def test_models_of_others_are_told_by_their_type(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    with pytest.raises(SettingError, match=r"model_type 'qwen2_5_vl'; read are .*'vlm_fo1'"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_the_releases_layout_is_read_as_it_is(model, processor, tmp_path, dtype):
+    """By every reader: the whole, the model alone and the processor alone."""
+    export_release(model.bfloat16(), processor, tmp_path)
+    loaded, own = load_model(tmp_path, dtype=dtype)
+    expected, _ = load_release(tmp_path, dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype or torch.bfloat16}
+    for other in (expected, read_model(tmp_path, dtype=dtype)):
+        state = other.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+    assert own.token_ids == processor.token_ids == load_processor(tmp_path).token_ids
+    assert load_processor(tmp_path).config == loaded.config
 
 
 def test_new_models_are_seeded_and_leave_the_global_generator_alone():

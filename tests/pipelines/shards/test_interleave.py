@@ -94,7 +94,7 @@ def test_evaluation_leaves_the_answer_out_and_keeps_every_annotated_box() -> Non
 def test_without_regions_there_is_no_region_line() -> None:
     none = Turn("assistant", (Part("None"),))
     example = interleave(sample(ASK, none), assignment({}, 0))
-    assert example.messages[0]["content"] == "<image>\nPlease detect cup; plate."
+    assert example.messages[0]["content"] == "<image>Please detect cup; plate."
     assert example.targets == ({"text": "None", "regions": [], "boxes": []},)
 
 

@@ -93,22 +93,14 @@ def test_a_finished_run_in_both_layouts(root, released, tmp_path, capsys):
             "dtype=int8: choose one of stored",
         ),
         (["import-release", "{released}", "{tmp}/out", "type=float32"], "unknown argument 'type'"),
-        (["export", "stage2"], "write fo1 export RUN_OR_FOLDER OUT"),
+        (["export", "stage2"], "write fo1 export CHECKPOINT OUT"),
         (["export", "nothing", "{tmp}/out"], "no finished run of that name"),
         (["export", "stage2", "{released}"], "is there already; name a new folder"),
         (
             ["export", "stage2", "{tmp}/out", "layout=onnx"],
             "layout=onnx: choose one of hf, release",
         ),
-        (
-            ["export", "stage2", "{tmp}/out", "dtype=float32"],
-            "layout=hf keeps the weights as they are",
-        ),
         (["export", "stage2", "{tmp}/out", "step=3"], "unknown argument 'step'"),
-        (
-            ["export", "{released}", "{tmp}/out", "layout=release"],
-            "fo1 import-release reads the released",
-        ),
     ],
 )
 def test_wrong_words_get_one_line(words, message, root, released, tmp_path, capsys):
