@@ -17,6 +17,7 @@ The model:
 In and out:
     grammar          how answers with regions are written and read
     processing       image, boxes and messages become ids, labels, positions and pixels
+    images           the size that the towers see an image in
     batch            one encoded sample, and samples side by side
 
 Training and files:

@@ -19,10 +19,9 @@ from fo1_model.batch import IGNORE, Batch, Encoded, TokenIds
 from fo1_model.boxes import check_boxes
 from fo1_model.config import ModelConfig
 from fo1_model.errors import SettingError
+from fo1_model.images import check_image, fit_image
 from fo1_model.vlms import Grid, build_family
 
-_MIN_SIDE = 28
-"""Side in pixels that shorter image sides are stretched to (release)."""
 _STAND_INS = re.compile(f"({grammar.IMAGE}|{grammar.REGION_FEATURE})")
 
 
@@ -54,6 +53,8 @@ class Processor:
         self.tokenizer = tokenizer
         self.family = build_family(config.vlm)
         self.num_region_tokens = config.num_region_tokens
+        self.release_files: Mapping[str, bytes] = {}
+        """Files of the released folder that the model came from, see ``release.kept_files``."""
         extend_tokenizer(tokenizer, config.num_region_tokens)
         self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
         # Asked for here, so that a wrong tokenizer fails before the first image is read.
@@ -123,7 +124,7 @@ class Processor:
         """
         images = [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
         for one in images:
-            _check_image(one, sample_id)
+            check_image(one, sample_id)
         per_image = _boxes_per_image(image, boxes, len(images), sample_id)
         checked = [
             check_boxes(item, one.size, sample_id)
@@ -327,49 +328,6 @@ class Processor:
             auxiliary=tuple(tensor for sample in samples for tensor in sample.auxiliary),
             sizes=tuple(size for sample in samples for size in sample.sizes),
             boxes=tuple(tensor for sample in samples for tensor in sample.boxes),
-        )
-
-
-def fit_image(
-    image: Image.Image, max_long_side: int, shortest_edge: int | None = None, sample_id: str = ""
-) -> Image.Image:
-    """Return the image in RGB, both sides at least 28 px, the long side at most ``max_long_side``.
-
-    Sides are truncated to whole pixels after each of the two factors, as the release does; resizing
-    is bicubic. Boxes are not touched: every map knows its scale to the original.
-
-    Args:
-        image: Any mode and size.
-        max_long_side: Longest side of the result, pixels.
-        shortest_edge: Short side in pixels that the image is scaled to, up or down, before the long
-            one is capped; None for the size it has.
-        sample_id: Name of the sample in errors.
-
-    Raises:
-        SettingError: For an image without pixels.
-    """
-    _check_image(image, sample_id)
-    image = image.convert("RGB")
-    size = (max(image.width, _MIN_SIDE), max(image.height, _MIN_SIDE))
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    if shortest_edge is not None:
-        size = _scaled(size, shortest_edge / min(size))
-    if max(size) > max_long_side:
-        size = _scaled(size, max_long_side / max(size))
-    size = (max(size[0], _MIN_SIDE), max(size[1], _MIN_SIDE))
-    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-
-
-def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    return int(size[0] * factor), int(size[1] * factor)
-
-
-def _check_image(image: Image.Image, sample_id: str) -> None:
-    if min(image.size) < 1:
-        raise SettingError(
-            f"sample {sample_id!r} has an image of {image.width}x{image.height} pixels; "
-            "each side needs one"
         )
 
 

@@ -1,9 +1,9 @@
 """Questions as data: for each task the release's own wording, then paraphrases of ours.
 
 The first entry of each task is the string of the release's task_templates.py; `{}` is the argument
-(`everything` came with a later version of it). Tasks without counterpart there have only ours: the
-two `counting_*`, which carry a ready question, `layout_type`, `caption` and `caption_detail`, and
-`reasoning_steps`, which is the wording of the paper's figure 11.
+(`everything` came with a later version of that file). Tasks without counterpart there have only
+ours: the two `counting_*`, which carry a ready question, `layout_type`, `caption` and
+`caption_detail`, and `reasoning_steps`, which is the wording of the paper's figure 11.
 """
 
 from collections.abc import Sequence

@@ -21,6 +21,9 @@ class ImportArguments:
 
     dtype: Dtype = "stored"
     """Type of the weights that are written; stored: as the release has them."""
+    shortest_edge: int | None = None
+    """Short side in pixels that images are scaled to before the long one is capped at 2048, as the
+    release's later demo does with 1024; left out: images stay as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,9 @@ def import_release(words: list[str], _: Namespace) -> None:
 
     source, out, settings = _words("import-release PATH OUT [dtype=...]", words)
     given = ImportArguments(**parse_arguments(ImportArguments, settings))
-    model, processor = load_release(source, dtype=_torch_type(given.dtype))
+    model, processor = load_release(
+        source, dtype=_torch_type(given.dtype), shortest_edge=given.shortest_edge
+    )
     save_model(model, processor, out)
     print(_summary(model, out))
 
@@ -57,6 +62,7 @@ def export(words: list[str], flags: Namespace) -> None:
     """
     from fo1_model.checkpoint import load_model, save_model
     from fo1_model.release import export_release
+    from fo1_model.release.folder_names import name_note
 
     source, out, settings = _words(
         "export CHECKPOINT OUT [layout=hf or release] [dtype=...]", words
@@ -72,6 +78,8 @@ def export(words: list[str], flags: Namespace) -> None:
     write = export_release if given.layout == "release" else save_model
     write(model, processor, out)
     print(_summary(model, out))
+    if given.layout == "release":
+        print(name_note(out))
 
 
 def _words(usage: str, words: list[str]) -> tuple[str, str, list[str]]:

@@ -259,7 +259,7 @@ _VERBS = (
             ),
         ),
         run="jobs.checkpoints.import_export:import_release",
-        examples=("fo1 import-release VLM-FO1_Qwen2.5-VL-3B-v01 fo1_3b dtype=bfloat16",),
+        examples=("fo1 import-release VLM-FO1-3B-v01 fo1_3b dtype=bfloat16",),
     ),
     Verb(
         name="export",

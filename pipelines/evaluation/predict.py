@@ -241,6 +241,8 @@ def asked_names(example: RegionExample) -> tuple[str, ...] | None:
     if example.task not in LISTING_TASKS:
         return None
     question = [message["content"] for message in example.messages if message["role"] == "user"][-1]
+    if any(question.endswith(wording.format("")) for wording in TEMPLATES["everything"]):
+        return None
     for wording in TEMPLATES["detection"]:
         before, after = wording.split("{}")
         listed = re.search(rf"(?:^|\n){re.escape(before)}(.+){re.escape(after)}\Z", question)

@@ -11,7 +11,8 @@ from fo1_model import grammar
 from fo1_model.batch import IGNORE
 from fo1_model.boxes import check_boxes
 from fo1_model.errors import SettingError
-from fo1_model.processing import Processor, fit_image
+from fo1_model.images import fit_image
+from fo1_model.processing import Processor
 from fo1_model.sizes import debug
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
