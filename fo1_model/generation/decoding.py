@@ -106,7 +106,7 @@ def generate(
     # Log-probabilities are taken before the hooks: what the model thinks, not what it may say.
     hooks = [logits_hook] if logits_hook else []
     hooks += _constraint(processor, config, num_regions, names)
-    device = next(model.parameters()).device
+    device = model.device
     batch = processor.collate(samples, pad="left").to(device)
     stop = torch.tensor(processor.stop_ids, device=device)
     generators = [_generator(config.seed, sample.sample_id) for sample in samples]
