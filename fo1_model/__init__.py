@@ -31,6 +31,7 @@ Training and files:
     errors           SettingError
 
 Rooms:
+    pretrained       what makes the model one of transformers': generate, device_map, push_to_hub
     generation       answers: decoded in batches, free or held to the grammar
     vlms             VLM families, one file each, and new models on their published weights
     release          the authors' checkpoints, in and out

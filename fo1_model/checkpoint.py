@@ -26,14 +26,17 @@ from transformers import PreTrainedTokenizerFast
 
 from fo1_model.auxiliary_tower import AuxiliaryTower
 from fo1_model.batch import TokenIds
-from fo1_model.config import MODEL_TYPE, ModelConfig
+from fo1_model.config import FORMAT, MODEL_TYPE, ModelConfig
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
+from fo1_model.pretrained.config import FO1Config
 from fo1_model.processing import Processor
 from fo1_model.sizes import SIZES
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 from fo1_model.weights import (
     MAX_FILE_BYTES,
+    StoredWeights,
+    check_weights,
     load_weights,
     open_weights,
     read_json,
@@ -43,8 +46,6 @@ from fo1_model.weights import (
     write_weights,
 )
 
-FORMAT = 2
-"""Version of the folder's layout."""
 PROCESSOR_CLASS = "FO1Processor"
 """Name of the processor for ``AutoProcessor``."""
 ASSETS = Path(__file__).parent / "assets"
@@ -93,7 +94,7 @@ def new_model(
     # The caller's generator stays where it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = FO1Model(config, processor.token_ids, vlm=vlm, auxiliary=auxiliary)
+        model = FO1Model(FO1Config.of(config, processor.token_ids), vlm=vlm, auxiliary=auxiliary)
         if base is not None:
             _load_base(model, base)
         # A generator of their own: the rows do not depend on what was drawn before them.
@@ -110,6 +111,7 @@ def new_model(
             model.new_output_rows.initialise(
                 model.vlm.get_output_embeddings().weight, generator, **start
             )
+    model.use_stops(processor)
     return model.eval(), processor
 
 
@@ -157,18 +159,39 @@ def save_model(
 
 
 def write_model(
-    model: FO1Model, folder: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES
+    model: FO1Model,
+    folder: str | Path,
+    *,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a model's part of its folder, ``config.json`` and the weights; as `save_model`."""
+    """Write a model's part of its folder, ``config.json`` and the weights; as `save_model`.
+
+    Args:
+        model: The model.
+        folder: Made when it is not there.
+        max_file_bytes: Size in bytes above which weights go into several files.
+        state_dict: Weights in the place of the model's own, which other processes hold.
+
+    Raises:
+        SettingError: When the state dict lacks a weight or has one of another shape.
+    """
     folder = Path(folder)
-    own = weights_of(model)
+    tied = model.all_tied_weights_keys
+    own = {name: value for name, value in weights_of(model).items() if name not in tied}
+    if state_dict is not None:
+        repeated = set(model.state_dict()) - set(own)
+        given = {name: value for name, value in state_dict.items() if name not in repeated}
+        shapes = {name: tuple(value.shape) for name, value in given.items()}
+        check_weights(own, shapes, "the state dict")
+        own = given
     write_weights(
         folder,
-        {name: partial(Tensor.detach, value) for name, value in own.items()},
+        {name: partial(_here, model, name, value) for name, value in own.items()},
         {name: value.nbytes for name, value in own.items()},
         max_file_bytes=max_file_bytes,
     )
-    _write_config(folder, model.config, model.token_ids)
+    _write_config(folder, model.model_config, model.token_ids)
 
 
 def write_processor(processor: Processor, folder: str | Path) -> None:
@@ -221,8 +244,7 @@ def load_model(
     """
     if is_release(folder):
         return _released(folder, dtype=dtype, device=device)
-    processor = load_processor(folder)
-    return read_model(folder, dtype=dtype, device=device), processor
+    return read_model(folder, dtype=dtype, device=device), load_processor(folder)
 
 
 def read_model(
@@ -232,11 +254,7 @@ def read_model(
     folder = Path(folder)
     if is_release(folder):
         return _released(folder, dtype=dtype, device=device)[0]
-    config, token_ids = _read_config(folder)
-    stored = open_weights(folder)
-    # Drawing billions of weights to overwrite them would take minutes.
-    with uninitialised():
-        model = FO1Model(config, token_ids)
+    model, stored = open_model(folder)
     load_weights(
         weights_of(model),
         stored.shapes,
@@ -245,8 +263,24 @@ def read_model(
         dtype=dtype,
         device=device,
     )
+    load_stops(model, folder)
     # Weights are in their place; this moves the buffers, whose type must stay.
     return model.to(device=device).eval()
+
+
+def open_model(folder: Path) -> tuple[FO1Model, StoredWeights]:
+    """Return the model of a folder with nothing in its weights yet, and what will go there."""
+    config, token_ids = _read_config(folder)
+    stored = open_weights(folder)
+    # Drawing billions of weights to overwrite them would take minutes.
+    with uninitialised():
+        return FO1Model(FO1Config.of(config, token_ids)), stored
+
+
+def load_stops(model: FO1Model, folder: Path) -> None:
+    """Let the model's ``generate`` stop as its processor says, if the folder has one."""
+    if (folder / "tokenizer.json").is_file():
+        model.use_stops(load_processor(folder))
 
 
 def load_processor(folder: str | Path) -> Processor:
@@ -342,6 +376,18 @@ def _what_it_is(folder: Path) -> str:
         if (folder / file).exists():
             return f"it has {file}, as {what} has, and no config.json"
     return "it has no config.json"
+
+
+def _here(model: FO1Model, name: str, value: Tensor) -> Tensor:
+    """Return a weight, fetched from where accelerate keeps it when it lies elsewhere."""
+    if value.device.type != "meta":
+        return value
+    from accelerate.utils import align_module_device
+
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    with align_module_device(module, execution_device="cpu"):
+        return getattr(module, leaf).detach().clone()
 
 
 def _load_base(model: FO1Model, base: Mapping[str, Tensor]) -> None:

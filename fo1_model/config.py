@@ -17,6 +17,8 @@ REGION_FEATURES = ("hybrid", "auxiliary", "primary")
 BOX_FRAMES = ("primary", "auxiliary")
 MODEL_TYPE = "vlm_fo1"
 """Name of our models in ``config.json``, for transformers' auto classes."""
+FORMAT = 2
+"""Version of a model folder's layout."""
 TOWERS = ("primary", "language", "auxiliary")
 """Towers whose activations can be recomputed instead of kept (`fo1_model.acceleration`)."""
 ADDED = {"added": True}

@@ -24,9 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fo1_model.auxiliary_tower import AuxiliaryTower
-from fo1_model.batch import IGNORE, Batch, TokenIds
+from fo1_model.batch import IGNORE, Batch
 from fo1_model.config import ModelConfig
 from fo1_model.embeddings import NewTokenRows
+from fo1_model.pretrained.config import FO1Config
+from fo1_model.pretrained.methods import FO1PreTrainedModel
 from fo1_model.region_encoder import RegionEncoder, build_connector
 from fo1_model.region_pooling import FeatureMap
 from fo1_model.vlms import build_family
@@ -53,30 +55,35 @@ class ModelOutput:
     """Targets at supervised positions, int64[S], when logits are asked for."""
 
 
-class FO1Model(nn.Module):
+class FO1Model(FO1PreTrainedModel):
     """A VLM that takes boxes and answers with region indices (paper 3).
 
     Args:
-        config: Shapes and choices.
-        token_ids: The ids of the processor that makes its batches.
+        config: Shapes and choices, and the ids of the processor that makes its batches.
         vlm: A VLM that is made already, taken as it is; without it, one with random weights.
         auxiliary: An auxiliary tower, likewise.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
-        token_ids: TokenIds,
+        config: FO1Config,
         *,
-        vlm: nn.Module | None = None,
+        vlm: Any = None,
         auxiliary: AuxiliaryTower | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.token_ids = token_ids
-        self.family = build_family(config.vlm)
+        super().__init__(config)
+        self.model_config = config.model_config
+        self.token_ids = config.ids
+        self.family = build_family(self.model_config.vlm)
+        self.vlm = vlm or self.family.build()
+        self._build(self.model_config, auxiliary)
+        # Which of the base's modules stay whole, which of its weights are tied.
+        self.post_init()
+        config.text_config = self.vlm.config.get_text_config(decoder=True)
+
+    def _build(self, config: ModelConfig, auxiliary: AuxiliaryTower | None) -> None:
+        """Build what stands around the VLM."""
         family = self.family
-        self.vlm: Any = vlm or family.build()
         self.auxiliary = auxiliary
         if auxiliary is None and config.builds_auxiliary:
             self.auxiliary = AuxiliaryTower(config.auxiliary)
@@ -91,9 +98,9 @@ class FO1Model(nn.Module):
             config.image_projector_layers, family.hidden_size, family.hidden_size
         )
         rows = {"base_rows": family.vocabulary_rows, "hidden_size": family.hidden_size}
-        self.new_rows = NewTokenRows(token_ids.new, **rows)
+        self.new_rows = NewTokenRows(self.token_ids.new, **rows)
         # A tied base has one matrix for both ends, and so have the new rows.
-        self.new_output_rows = None if family.tied else NewTokenRows(token_ids.new, **rows)
+        self.new_output_rows = None if family.tied else NewTokenRows(self.token_ids.new, **rows)
 
     @classmethod
     def from_release(cls, path: str | Path, **options: Any) -> "FO1Model":
@@ -101,19 +108,6 @@ class FO1Model(nn.Module):
         from fo1_model.release import load_release
 
         return load_release(path, **options)[0]
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> "FO1Model":
-        """Read a folder that ``save_pretrained`` wrote; see ``fo1_model.checkpoint.read_model``."""
-        from fo1_model.checkpoint import read_model
-
-        return read_model(path, **options)
-
-    def save_pretrained(self, path: str | Path, **options: Any) -> None:
-        """Write config and weights; see ``fo1_model.checkpoint.write_model``."""
-        from fo1_model.checkpoint import write_model
-
-        write_model(self, path, **options)
 
     def train(self, mode: bool = True) -> "FO1Model":
         """Set training mode for what trains: a frozen tower keeps its stochastic depth off."""
@@ -124,7 +118,7 @@ class FO1Model(nn.Module):
                 tower.eval()
         return self
 
-    def forward(self, batch: Batch, *, return_logits: bool = False) -> ModelOutput:
+    def batch_loss(self, batch: Batch, *, return_logits: bool = False) -> ModelOutput:
         """Return the training loss of a batch.
 
         The head runs at supervised positions only, and in float32 from the logits on. Every
@@ -176,10 +170,11 @@ class FO1Model(nn.Module):
                     f"{int(mask.sum())} slots of id {slot} for {len(tokens)} features; "
                     f"samples {', '.join(batch.sample_ids)}"
                 )
-            features = _widen(tokens, embeddings.shape[-1]).to(embeddings.dtype)
-            embeddings = embeddings.masked_scatter(mask.unsqueeze(-1), features)
+            features = _widen(tokens, embeddings.shape[-1]).to(embeddings)
+            mask = mask.unsqueeze(-1).to(embeddings.device)
+            embeddings = embeddings.masked_scatter(mask, features)
         # Adds zero, but puts idle modules into the graph.
-        return embeddings + anchor.to(embeddings.dtype)
+        return embeddings + anchor.to(embeddings)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """Return token embeddings float[..., D] of int64[...]."""
@@ -257,7 +252,7 @@ class FO1Model(nn.Module):
         # A frozen tower needs to keep no activations for the way back.
         with torch.no_grad() if _frozen(visual) else nullcontext():
             tokens, maps = self.family.encode_images(
-                self.vlm, pixels, grids, all_levels=not self.config.region.pyramid
+                self.vlm, pixels, grids, all_levels=not self.model_config.region.pyramid
             )
         return self.image_projector(tokens), maps
 
@@ -267,7 +262,7 @@ class FO1Model(nn.Module):
         An odd side (27 cells of SigLIP's 384 px) gets its last line twice: SimpleFP halves the map.
         """
         values, (width, height) = maps[index], batch.sizes[index]
-        if self.config.region.pyramid and (values.shape[1] % 2 or values.shape[2] % 2):
+        if self.model_config.region.pyramid and (values.shape[1] % 2 or values.shape[2] % 2):
             values = F.pad(
                 values, (0, values.shape[2] % 2, 0, values.shape[1] % 2), mode="replicate"
             )
@@ -282,7 +277,7 @@ class FO1Model(nn.Module):
         boxes: list[Tensor],
     ) -> list[Tensor]:
         """Return region tokens of each image, float[N_i, D]."""
-        if self.auxiliary is None or self.config.region.features == "primary":
+        if self.auxiliary is None or self.model_config.region.features == "primary":
             auxiliary_maps: list[list[FeatureMap]] = [[] for _ in boxes]
         else:
             with torch.no_grad() if _frozen(self.auxiliary) else nullcontext():

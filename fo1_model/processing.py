@@ -6,6 +6,7 @@ Labels are emitted by the same walk over the messages as ids, so that they canno
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from fo1_model.config import ModelConfig
 from fo1_model.errors import SettingError
 from fo1_model.images import check_image, fit_image
 from fo1_model.vlms import Grid, build_family
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature
 
 _STAND_INS = re.compile(f"({grammar.IMAGE}|{grammar.REGION_FEATURE})")
 
@@ -329,6 +333,12 @@ class Processor:
             sizes=tuple(size for sample in samples for size in sample.sizes),
             boxes=tuple(tensor for sample in samples for tensor in sample.boxes),
         )
+
+    def __call__(self, *given: Any, **options: Any) -> "BatchFeature":
+        """Return tensors by name; see ``fo1_model.pretrained.inputs.model_inputs``."""
+        from fo1_model.pretrained.inputs import model_inputs
+
+        return model_inputs(self, *given, **options)
 
 
 def _boxes_per_image(

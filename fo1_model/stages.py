@@ -117,7 +117,7 @@ def parameter_groups(
     if stage not in STAGES:
         raise SettingError(f"stage={stage!r} is not known; choose one of {', '.join(STAGES)}")
     trained = STAGES[stage].parts
-    if model.config.region.features == "primary":
+    if model.model_config.region.features == "primary":
         # Nothing reads the auxiliary tower, and a parameter without gradient stalls distributed
         # training.
         trained = tuple(part for part in trained if part != "auxiliary")

@@ -7,7 +7,7 @@ that a model of billions of parameters moves in little more memory than its own.
 import json
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +40,13 @@ class StoredWeights:
     shapes: dict[str, tuple[int, ...]]
     """Name -> shape, of every tensor."""
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor in its stored type, read when it is asked for."""
+    def tensors(self, wanted: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor, or those that are wanted, in its stored type; read in its turn."""
         for file, names in self.files.items():
             with safe_open(self.folder / file, framework="pt") as opened:
                 for name in names:
-                    yield name, opened.get_tensor(name)
+                    if wanted is None or name in wanted:
+                        yield name, opened.get_tensor(name)
 
     def read(self, name: str) -> Tensor:
         """Return one tensor in its stored type."""
@@ -146,6 +147,18 @@ def check_names(expected: set[str], given: set[str], what: str) -> None:
             raise SettingError(f"{what}: {len(names)} weights are {fault}: {shown}{more}")
 
 
+def check_weights(
+    own: Mapping[str, Tensor], given: Mapping[str, tuple[int, ...]], what: str
+) -> None:
+    """Raise SettingError when names or shapes are not exactly the model's; as `load_weights`."""
+    check_names(set(own), set(given), what)
+    for name, value in own.items():
+        if tuple(value.shape) != given[name]:
+            raise SettingError(
+                f"{what}: {name} is {list(given[name])}, the model has {list(value.shape)}"
+            )
+
+
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors a model is stored as, by name; a shared one goes by its first name."""
     named: dict[int, tuple[str, Tensor]] = {}
@@ -176,12 +189,7 @@ def load_weights(
     Raises:
         SettingError: Before anything is read, when names or shapes are not exactly the model's.
     """
-    check_names(set(own), set(given), what)
-    for name, value in own.items():
-        if tuple(value.shape) != given[name]:
-            raise SettingError(
-                f"{what}: {name} is {list(given[name])}, the model has {list(value.shape)}"
-            )
+    check_weights(own, given, what)
     for name, tensor in tensors:
         # A copy, or the model would keep the file open and change with it.
         own[name].data = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True)

@@ -44,6 +44,8 @@ CIRCLES = [  # of modules; imports inside functions count
     {
         "fo1_model.checkpoint",
         "fo1_model.model",
+        "fo1_model.pretrained.loading",
+        "fo1_model.pretrained.methods",
         "fo1_model.processing",
         "fo1_model.release",
         "fo1_model.release.folders",

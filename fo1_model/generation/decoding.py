@@ -116,7 +116,7 @@ def generate(
     hooks = [] if config.repetition_penalty == 1 else [_penalty(config.repetition_penalty)]
     hooks += [logits_hook] if logits_hook else []
     hooks += _constraint(processor, config, num_regions, names)
-    device = next(model.parameters()).device
+    device = model.device
     batch = processor.collate(samples, pad="left").to(device)
     stop = torch.tensor(processor.stop_ids, device=device)
     generators = [_generator(config.seed, sample.sample_id) for sample in samples]

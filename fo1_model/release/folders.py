@@ -16,6 +16,7 @@ from fo1_model import grammar
 from fo1_model.checkpoint import read_fast_tokenizer, write_tokenizer
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
+from fo1_model.pretrained.config import FO1Config
 from fo1_model.processing import Processor
 from fo1_model.release.configs import MODEL_TYPE, bare_layers, config_of_release
 from fo1_model.release.flat_config import release_of_config
@@ -77,7 +78,7 @@ def load_release(
     shapes = _without_tied_head(flat, stored)
     processor = _processor(folder, flat, shapes, shortest_edge)
     with uninitialised():
-        model = FO1Model(processor.config, processor.token_ids)
+        model = FO1Model(FO1Config.of(processor.config, processor.token_ids))
     own = weights_of(model)
     bare = bare_layers(flat)
     by_released = {released_name(name, bare): own[name] for name in own if name not in NEW_ROWS}
@@ -88,6 +89,7 @@ def load_release(
     for name, matrix in NEW_ROWS.items():
         if name in own:
             own[name].data = own[matrix].data[ids].clone()
+    model.use_stops(processor)
     return model.to(device=device).eval(), processor
 
 
@@ -141,7 +143,9 @@ def export_release(
     # Shapes as they will be written, because the config is checked by reading it back.
     vocabulary = processor.tokenizer.get_vocab()
     flat = release_of_config(
-        model.config, {released_name(name): shape for name, shape in shapes.items()}, vocabulary
+        model.model_config,
+        {released_name(name): shape for name, shape in shapes.items()},
+        vocabulary,
     )
     bare = bare_layers(flat)
     kept = processor.release_files

@@ -40,6 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
 from fo1_model.batch import IGNORE, Batch, TokenIds
 from fo1_model.config import ModelConfig
 from fo1_model.model import FO1Model
+from fo1_model.pretrained.config import FO1Config
 from fo1_model.region_pooling import FeatureMap
 from fo1_model.vlms import Grid
 
@@ -101,7 +102,7 @@ def train_flops(model: FO1Model, batch: Batch) -> float | None:
     trains = tuple(parameter.requires_grad for parameter in model.parameters())
     known = _COUNTERS.get(model)
     if known is None or known[0] != trains:
-        given = json.dumps([model.config.to_dict(), asdict(model.token_ids)], sort_keys=True)
+        given = json.dumps([model.model_config.to_dict(), asdict(model.token_ids)], sort_keys=True)
         known = _COUNTERS[model] = trains, _counter(given, trains)
     if known[1] is None:
         return None
@@ -109,7 +110,7 @@ def train_flops(model: FO1Model, batch: Batch) -> float | None:
         return known[1].count(batch)
     except (RuntimeError, NotImplementedError) as error:
         # Utilisation is worth no run: a family of tomorrow may read the values of its weights.
-        logger.warning("FLOPs are not counted, %s: %s", model.config.vlm.family, error)
+        logger.warning("FLOPs are not counted, %s: %s", model.model_config.vlm.family, error)
         _COUNTERS[model] = trains, None
         return None
 
@@ -130,7 +131,7 @@ class _Counter:
         self._texts: dict[bool, tuple[float, float, float]] = {}
         # Building must not move the generators that the step draws from.
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            self._model = FO1Model(config, token_ids).eval()
+            self._model = FO1Model(FO1Config.of(config, token_ids)).eval()
         for own, train in zip(self._model.parameters(), trains, strict=True):
             own.requires_grad_(train)
         # Fused attention has its own counting rules, and its backward pass is counted with a
@@ -269,7 +270,7 @@ def _pixels(model: FO1Model, grid: Grid) -> Tensor:
         pixels, found = model.family.preprocess(Image.new("RGB", size, "gray"))
         if found == grid:
             return torch.ones_like(pixels)
-    raise ValueError(f"no image has the grid {grid} of {model.config.vlm.family}")
+    raise ValueError(f"no image has the grid {grid} of {model.model_config.vlm.family}")
 
 
 def _counted(run: Callable[[], Any]) -> float:

@@ -30,7 +30,7 @@ def test_what_is_saved_comes_back(model, processor, sample, folder):
     loaded, own = load_model(folder)
     assert own.token_ids == processor.token_ids
     assert own.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
-    assert loaded.config == model.config
+    assert loaded.model_config == model.model_config
     assert not loaded.training
     state = loaded.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -146,7 +146,7 @@ def test_the_releases_layout_is_read_as_it_is(model, processor, tmp_path, dtype)
         state = other.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
     assert own.token_ids == processor.token_ids == load_processor(tmp_path).token_ids
-    assert load_processor(tmp_path).config == loaded.config
+    assert load_processor(tmp_path).config == loaded.model_config
 
 
 def test_new_models_are_seeded_and_leave_the_global_generator_alone():
@@ -200,4 +200,4 @@ def test_sizes_without_a_base_are_named():
 )
 def test_the_tiny_base_fits_the_tiny_size():
     model, _ = load_base("tiny")
-    assert model.config == SIZES["tiny"]()
+    assert model.model_config == SIZES["tiny"]()

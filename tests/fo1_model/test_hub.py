@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -20,6 +22,7 @@ from fo1_model.checkpoint import load_model, save_model
 from fo1_model.config import MODEL_TYPE
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
+from fo1_model.pretrained.config import FO1Config
 from fo1_model.processing import Processor
 
 
@@ -46,7 +49,7 @@ def test_the_auto_classes_read_our_folder(model, processor, sample, folder):
     with torch.no_grad():
         assert torch.equal(loaded(batch).loss_sum, model(batch).loss_sum)
     config = AutoConfig.from_pretrained(folder)
-    assert (type(config), config.model_type) == (hub.FO1Config, MODEL_TYPE)
+    assert (type(config), config.model_type) == (FO1Config, MODEL_TYPE)
     assert config.model == json.loads((folder / "config.json").read_text())["model"]
     assert AutoTokenizer.from_pretrained(folder).get_vocab() == processor.tokenizer.get_vocab()
 
@@ -69,7 +72,7 @@ def test_types_through_the_auto_class(folder, given, expected):
 def test_what_is_no_type_is_refused(folder):
     for name in ("int", "nn", "bfloat17"):
         with pytest.raises(SettingError, match=f"dtype='{name}' is no floating torch dtype"):
-            hub.FO1AutoModel.from_pretrained(folder, dtype=name)
+            FO1Model.from_pretrained(folder, dtype=name)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,7 @@ def test_what_is_no_type_is_refused(folder):
     [
         ({"load_in_8bit": True, "nonsense": 3}, "load_in_8bit, nonsense is not known"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantization_config is not known"),
-        ({"attn_implementation": "eager"}, "attn_implementation differs from"),
+        ({"use_safetensors": False}, "use_safetensors is not known"),
         # The auto class writes this one into the config, where nobody would read it.
         ({"format": 1}, "format differs from .*config.json"),
     ],
@@ -85,6 +88,39 @@ def test_what_is_no_type_is_refused(folder):
 def test_unknown_options_are_refused(folder, given, named):
     with pytest.raises(SettingError, match=named):
         AutoModel.from_pretrained(folder, **given)
+
+
+def test_the_attention_is_the_vlms(folder):
+    for auto in (AutoModel, FO1Model):
+        loaded = auto.from_pretrained(folder, attn_implementation="eager", low_cpu_mem_usage=True)
+        assert loaded.vlm.config._attn_implementation == "eager"
+        assert loaded.config.get_text_config()._attn_implementation == "eager"
+    assert FO1Model.from_pretrained(folder).vlm.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForImageTextToText])
+def test_the_auto_classes_of_what_generates_know_us(model, folder, auto):
+    assert same(model, auto.from_pretrained(folder))
+
+
+def test_a_model_is_made_from_its_config_alone(model, folder):
+    fresh = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
+    assert isinstance(fresh, FO1Model)
+    assert fresh.model_config == model.model_config
+    assert fresh.dtype == torch.bfloat16
+    with pytest.raises(SettingError, match="this FO1Config describes no model"):
+        FO1Model(FO1Config())
+
+
+def test_the_config_has_the_decoders_where_tools_look_for_it(model, folder):
+    config = AutoConfig.from_pretrained(folder)
+    text = model.model_config.vlm.config["text_config"]
+    for one in (config, model.config):
+        assert one.get_text_config().num_hidden_layers == text["num_hidden_layers"]
+        assert one.text_config.hidden_size == model.family.hidden_size
+        assert "_text_config" not in one.to_dict()
+    assert model.config.text_config is model.vlm.config.get_text_config()
+    assert model.config.model_config == model.model_config
 
 
 def test_another_config_is_refused(folder):
@@ -105,34 +141,6 @@ def test_options_about_repositories_and_subfolders_are_let_through(model, folder
 def test_unknown_options_of_the_processor_are_refused(folder):
     with pytest.raises(SettingError, match=r"AutoProcessor.from_pretrained: nonsense is not known"):
         AutoProcessor.from_pretrained(folder, nonsense=3)
-
-
-@pytest.mark.parametrize(
-    ("device_map", "device"),
-    [
-        ("auto", "cuda" if torch.cuda.is_available() else "cpu"),
-        ("cpu", "cpu"),
-        ({"": "cpu"}, "cpu"),
-        ({"": "cuda:1"}, "cuda:1"),
-        (torch.device("cuda", 2), "cuda:2"),
-    ],
-)
-def test_the_whole_model_goes_to_one_device(folder, device_map, device, monkeypatch):
-    asked = []
-    read = hub.read_model
-    monkeypatch.setattr(
-        hub,
-        "read_model",
-        lambda *given, device, **more: asked.append(device) or read(*given, **more),
-    )
-    assert isinstance(AutoModel.from_pretrained(folder, device_map=device_map), FO1Model)
-    assert asked == [torch.device(device)]
-
-
-@pytest.mark.parametrize("device_map", ["balanced", {"vlm": "cpu", "auxiliary": 0}, "nowhere:7"])
-def test_other_placements_are_refused(folder, device_map):
-    with pytest.raises(SettingError, match=r"device_map=.* the whole model lies on one device"):
-        AutoModel.from_pretrained(folder, device_map=device_map)
 
 
 @pytest.mark.parametrize(

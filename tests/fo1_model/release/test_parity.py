@@ -90,7 +90,9 @@ def write_case(
     }
     save_file(inputs, folder / "inputs.safetensors")
 
-    config = Qwen2_5_VLConfig(**model.config.vlm.config, image_token_id=processor.token_ids.image)
+    config = Qwen2_5_VLConfig(
+        **model.model_config.vlm.config, image_token_id=processor.token_ids.image
+    )
     plain = Qwen2_5_VLForConditionalGeneration(config).eval()
     plain.load_state_dict(model.vlm.state_dict())
     where = int((real == processor.token_ids.image).nonzero())

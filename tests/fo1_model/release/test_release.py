@@ -11,6 +11,7 @@ from fo1_model.checkpoint import load_model, new_model, save_model
 from fo1_model.config import AuxiliaryConfig, ConnectorConfig, ModelConfig, RegionConfig
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
+from fo1_model.pretrained.config import FO1Config
 from fo1_model.release import export_release, load_release
 from fo1_model.release.configs import config_of_release
 from fo1_model.release.flat_config import release_of_config
@@ -128,7 +129,7 @@ def test_out_and_in_and_out_again(name, tmp_path):
             assert not torch.equal(state[key][new_ids], value[new_ids])
         else:
             assert torch.equal(state[key], value), key
-    assert replace(loaded.config, release=None) == model.config
+    assert replace(loaded.model_config, release=None) == model.model_config
     assert own.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
 
     export_release(loaded, own, tmp_path / "many", max_file_bytes=100_000)
@@ -180,7 +181,7 @@ def test_through_our_own_folder_and_back(tmp_path):
     export_release(model, processor, tmp_path / "released")
     save_model(*load_release(tmp_path / "released"), tmp_path / "own")
     loaded, own = load_model(tmp_path / "own", dtype=None)
-    assert loaded.config.release == config_of(tmp_path / "released")
+    assert loaded.model_config.release == config_of(tmp_path / "released")
     export_release(loaded, own, tmp_path / "back")
     for file in sorted((tmp_path / "released").iterdir()):
         assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes(), file.name
@@ -327,7 +328,7 @@ def test_an_index_and_its_files_must_agree(tmp_path):
         load_release(tmp_path)
     path.unlink()
     assert (
-        load_release(tmp_path)[0].config.vlm == model.config.vlm
+        load_release(tmp_path)[0].model_config.vlm == model.model_config.vlm
     )  # without an index: all that there is
 
 
@@ -351,7 +352,7 @@ def test_the_3b_model_has_the_releases_names_shapes_and_config():
     config = SIZES["qwen2_5_vl_3b"]()
     ids = lively(small())[0].token_ids
     with torch.device("meta"):
-        model = FO1Model(config, replace(ids, new=tuple(range(151665, 151769))))
+        model = FO1Model(FO1Config.of(config, replace(ids, new=tuple(range(151665, 151769)))))
     shapes = {
         released_name(k): tuple(v.shape) for k, v in weights_of(model).items() if "new_" not in k
     }

@@ -364,13 +364,13 @@ def test_each_token_that_the_tokenizer_lacks_is_named(family, small):
     own = model.family
     for token in {own.image_token, *own.image_start, *own.image_end, own.region_slot, own.turn_end}:
         tokenizer = small_tokenizer(family)
-        extend_tokenizer(tokenizer, model.config.num_region_tokens)
+        extend_tokenizer(tokenizer, model.model_config.num_region_tokens)
         known = {text: index for text, index in tokenizer.get_vocab().items() if text != token}
         tokenizer.get_vocab = lambda known=known: known
         with pytest.raises(
             SettingError, match=rf"lacks {re.escape(repr(token))}.*'{family}' needs"
         ):
-            Processor(model.config, tokenizer)
+            Processor(model.model_config, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_each_token_that_the_tokenizer_lacks_is_named(family, small):
     ],
 )
 def test_settings_without_a_known_map_are_refused(family, change, message):
-    config = copy.deepcopy(small_model(family)[0].config.vlm)
+    config = copy.deepcopy(small_model(family)[0].model_config.vlm)
     config.config.update(change)
     with pytest.raises(SettingError, match=message):
         build_family(config)

@@ -15,6 +15,7 @@ from fo1_model.checkpoint import load_model, new_model, save_model
 from fo1_model.config import ModelConfig
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
+from fo1_model.pretrained.config import FO1Config
 from fo1_model.sizes import SIZES, debug
 from fo1_model.vlms import VLM_FAMILIES, VLMFamily
 from fo1_model.vlms.published import check_published, published_model
@@ -337,7 +338,7 @@ def test_drawing_both_towers_is_as_before(folders: dict[str, Path]) -> None:
     """Without parts the constructor draws, in the order that seeds of today's runs rest on."""
     model, _ = new_model(debug(), 0)
     torch.manual_seed(0)
-    again = FO1Model(debug(), model.token_ids)
+    again = FO1Model(FO1Config.of(debug(), model.token_ids))
     assert torch.equal(
         model.region_encoder.connector[0].weight, again.region_encoder.connector[0].weight
     )

@@ -182,7 +182,7 @@ def test_the_recipe_makes_the_same_file_twice_and_a_model_loads_it(tmp_path):
     assert first == second
     assert any("look-up: 3/3 steps" in line and "0s left" in line for line in lines)
     model, _ = new_model(SIZES["tiny"](), 0, base=load_file(tmp_path / "a" / FILE_NAME))
-    assert model.config == SIZES["tiny"]()
+    assert model.model_config == SIZES["tiny"]()
     metadata = read_metadata(tmp_path / "a" / FILE_NAME)
     assert metadata["recipe"]["lookup_steps"] == 3
     assert metadata["figures"] == metrics

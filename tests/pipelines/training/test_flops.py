@@ -35,7 +35,7 @@ def counted(model, batch) -> int:
 def masked(model, batch, lengths) -> float:
     """FLOPs of the decoder's attention between tokens that do not see each other, gradients
     included."""
-    text = model.config.vlm.config["text_config"]
+    text = model.model_config.vlm.config["text_config"]
     pairs = batch.input_ids.numel() * batch.input_ids.shape[1] - sum(
         n * (n + 1) // 2 for n in lengths
     )
