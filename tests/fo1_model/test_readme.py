@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import fo1_model
+from fo1_model import grammar
+from fo1_model.checkpoint import save_model
 from fo1_model.vlms import VLM_FAMILIES
+from tests.fo1_model.conftest import picture, some_boxes
 from tests.fo1_model.small_families import small_model
 
 ROOM = Path(fo1_model.__file__).parent
@@ -41,3 +44,14 @@ def test_every_module_is_in_the_table_of_rooms():
 def test_commands_name_modules_that_are_there():
     for module in re.findall(r"python -m (\S+)", README):
         assert (ROOM.parent / f"{module.replace('.', '/')}.py").is_file()
+
+
+def test_the_example_with_others_tools_runs(model, processor, tmp_path, capsys):
+    code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
+    save_model(model, processor, tmp_path)
+    messages = [{"role": "user", "content": f"{grammar.IMAGE}\n{grammar.region_prompt(2)}\nWhat?"}]
+    given = {"folder": tmp_path, "messages": messages, "image": picture(84, 56)}
+    found = {**given, "boxes": some_boxes(2, 84, 56)}
+    exec(code.replace("512", "4"), found)  # the README's own lines
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert found["loss"].ndim == 0

@@ -115,7 +115,7 @@ def test_another_type_keeps_the_files_but_not_their_sizes(released, tmp_path):
     written, kept = (json.loads((folder / INDEX).read_text()) for folder in (tmp_path, released))
     assert written["weight_map"] == kept["weight_map"]
     assert written["metadata"]["total_size"] == 2 * kept["metadata"]["total_size"]
-    assert load_release(tmp_path)[0].config.connector.num_layers == 2
+    assert load_release(tmp_path)[0].model_config.connector.num_layers == 2
 
 
 def test_a_config_that_has_changed_is_written_anew(released, tmp_path):
@@ -127,7 +127,7 @@ def test_a_config_that_has_changed_is_written_anew(released, tmp_path):
     flat, written = json.loads(before["config.json"]), json.loads(after["config.json"])
     assert written.pop("fo1")["shortest_edge"] == 1024
     assert written == flat
-    assert load_release(tmp_path)[0].config.shortest_edge == 1024
+    assert load_release(tmp_path)[0].model_config.shortest_edge == 1024
 
 
 def test_a_tokenizer_that_has_grown_is_written_anew(released, tmp_path):

@@ -52,7 +52,7 @@ def test_in_and_out(released, tmp_path, capsys):
 
 def test_a_name_that_the_released_loader_takes(released, tmp_path, capsys):
     assert main(["import-release", str(released), str(tmp_path / "own"), "shortest_edge=512"]) == 0
-    assert load_model(tmp_path / "own")[0].config.shortest_edge == 512
+    assert load_model(tmp_path / "own")[0].model_config.shortest_edge == 512
     out = tmp_path / "VLM-FO1_Qwen2.5-VL_mine"
     capsys.readouterr()
     assert main(["export", str(tmp_path / "own"), str(out), "layout=release"]) == 0
