@@ -120,7 +120,7 @@ def test_another_type_keeps_the_files_but_not_their_sizes(released, tmp_path):
 
 def test_a_config_that_has_changed_is_written_anew(released, tmp_path):
     model, processor = load_release(released, shortest_edge=1024)
-    assert model.config.shortest_edge == processor.config.shortest_edge == 1024
+    assert model.model_config.shortest_edge == processor.config.shortest_edge == 1024
     export_release(model, processor, tmp_path)
     before, after = contents(released), contents(tmp_path)
     assert [name for name in before if before[name] != after[name]] == ["config.json"]
