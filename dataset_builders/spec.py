@@ -1,7 +1,7 @@
 """What a dataset and an image source are: where their files lie, what they hold, who reads them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal, TypeVar
 
@@ -62,6 +62,9 @@ class BuildOptions:
     """Most descriptions, readings or attributes of regions that an image is asked for."""
     max_objects: int = PAPER_REGIONS
     """Most objects that one question may be about; an image that shows more is cut into windows."""
+    everything: bool = field(default=False, metadata={"added": True})
+    """Whether an image is also asked for every object with its label, in the release's words for
+    that, where annotation is exhaustive and nothing of the image is in doubt."""
 
     def __post_init__(self) -> None:
         for name in ("single_names", "counting", "region_names", "visual_prompts", "region_texts"):

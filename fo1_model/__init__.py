@@ -17,9 +17,11 @@ The model:
 In and out:
     grammar          how answers with regions are written and read
     processing       image, boxes and messages become ids, labels, positions and pixels
+    images           the size that the towers see an image in
     batch            one encoded sample, and samples side by side
 
 Training and files:
+    lora             low-rank adapters on the decoder, merged or alone
     stages           which parameters train in which stage
     acceleration     recomputed activations, compiled layers, the fastest attention
     checkpoint       model folders, read and written, and new models

@@ -7,6 +7,7 @@ A model is a folder:
     processor_config.json   names the processor, for ``AutoProcessor``
     tokenizer.json          the tokenizer, the region language's tokens included
     tokenizer_config.json   its settings
+    release/                files of the released folder that it was imported from, for the way back
 
 Weights are read from safetensors only. A tied head is not stored twice. transformers' auto classes
 read the folder too, once ``fo1_model.hub`` is imported.
@@ -195,11 +196,14 @@ def write_model(
 
 def write_processor(processor: Processor, folder: str | Path) -> None:
     """Write a processor's part of its folder: ``config.json``, and the tokenizer."""
+    from fo1_model.release.kept_files import SUBFOLDER, write_kept
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_config(folder, processor.config, processor.token_ids)
     write_json(folder / "processor_config.json", {"processor_class": PROCESSOR_CLASS})
     write_tokenizer(processor.tokenizer, folder)
+    write_kept(processor.release_files, folder / SUBFOLDER)
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -281,6 +285,8 @@ def load_stops(model: FO1Model, folder: Path) -> None:
 
 def load_processor(folder: str | Path) -> Processor:
     """Return the processor alone; errors as for `load_model`."""
+    from fo1_model.release.kept_files import SUBFOLDER, read_kept
+
     folder = Path(folder)
     if is_release(folder):
         from fo1_model.release import load_release_processor
@@ -295,6 +301,7 @@ def load_processor(folder: str | Path) -> Processor:
         raise SettingError(
             f"{folder}/tokenizer.json gives other ids to the model's tokens than config.json"
         )
+    processor.release_files = read_kept(folder / SUBFOLDER)
     return processor
 
 

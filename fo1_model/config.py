@@ -5,6 +5,7 @@ missing keys are errors.
 """
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
@@ -25,6 +26,10 @@ ADDED = {"added": True}
 
 While it has its default it is written nowhere and not hashed, so that older folders are read and
 fingerprints stay."""
+
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers that get adapters where nobody says which: attention and MLP, as QLoRA has it."""
 
 
 def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -159,6 +164,29 @@ class NewRowsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Which adapters a decoder gets (`fo1_model.lora`)."""
+
+    rank: int
+    """Rank of each adapter's two matrices."""
+    alpha: float
+    """Adapters are scaled by alpha / rank."""
+    targets: tuple[str, ...] = LORA_TARGETS
+    """Last parts of the names of the decoder's linear layers that get one."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise SettingError(f"lora_rank={self.rank} must be at least 1")
+        if not self.alpha > 0:
+            raise SettingError(f"lora_alpha={self.alpha} must be above 0")
+        if not self.targets or not all(re.fullmatch(r"[\w.]+", name) for name in self.targets):
+            raise SettingError(
+                f"lora_targets={','.join(self.targets)}: name linear layers of the decoder with "
+                f"commas between them, such as {','.join(LORA_TARGETS[:4])}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Everything that decides the shapes and the arithmetic of an ``FO1Model``."""
 
@@ -176,9 +204,16 @@ class ModelConfig:
     """Number of ``<regionN>`` tokens, the most boxes a sample may have (paper 3.2)."""
     max_long_side: int = 2048
     """Long side in pixels that longer images are scaled down to (release)."""
+    shortest_edge: int | None = field(default=None, metadata=ADDED)
+    """Short side in pixels that images are scaled to, up or down, before ``max_long_side`` caps the
+    long one (the release's later demo: 1024); None leaves them as they are (release)."""
     image_projector_layers: int = 0
     """Number of linear layers, GELU between them, on the image tokens (release:
     ``mm_projector_type``); 0 for none."""
+    image_gap: str = field(default="\n", metadata=ADDED)
+    """Text between an image and a plain question behind it, as the model was trained: a line break
+    (release); the family's own for a model on published weights. Regions always stand on a line of
+    their own."""
     release: dict[str, Any] | None = None
     """Config of the released checkpoint that the model was imported from, kept for the way back."""
 
@@ -186,6 +221,13 @@ class ModelConfig:
         _at_least("ModelConfig.image_projector_layers", self.image_projector_layers, 0)
         _at_least("ModelConfig.num_region_tokens", self.num_region_tokens, 1)
         _at_least("ModelConfig.max_long_side", self.max_long_side, 28)
+        if self.shortest_edge is not None:
+            _at_least("ModelConfig.shortest_edge", self.shortest_edge, 28)
+            if self.shortest_edge > self.max_long_side:
+                raise SettingError(
+                    f"ModelConfig.shortest_edge={self.shortest_edge} is over "
+                    f"max_long_side={self.max_long_side}, so that no image would reach it; lower it"
+                )
 
     @property
     def builds_auxiliary(self) -> bool:

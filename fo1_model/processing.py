@@ -20,13 +20,12 @@ from fo1_model.batch import IGNORE, Batch, Encoded, TokenIds
 from fo1_model.boxes import check_boxes
 from fo1_model.config import ModelConfig
 from fo1_model.errors import SettingError
+from fo1_model.images import check_image, fit_image
 from fo1_model.vlms import Grid, build_family
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
 
-_MIN_SIDE = 28
-"""Side in pixels that shorter image sides are stretched to (release)."""
 _STAND_INS = re.compile(f"({grammar.IMAGE}|{grammar.REGION_FEATURE})")
 
 
@@ -58,6 +57,8 @@ class Processor:
         self.tokenizer = tokenizer
         self.family = build_family(config.vlm)
         self.num_region_tokens = config.num_region_tokens
+        self.release_files: Mapping[str, bytes] = {}
+        """Files of the released folder that the model came from, see ``release.kept_files``."""
         extend_tokenizer(tokenizer, config.num_region_tokens)
         self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
         # Asked for here, so that a wrong tokenizer fails before the first image is read.
@@ -127,7 +128,7 @@ class Processor:
         """
         images = [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
         for one in images:
-            _check_image(one, sample_id)
+            check_image(one, sample_id)
         per_image = _boxes_per_image(image, boxes, len(images), sample_id)
         checked = [
             check_boxes(item, one.size, sample_id)
@@ -135,8 +136,9 @@ class Processor:
         ]
         # Before any work on pixels: slots and boxes that do not match have no meaning.
         self._check_messages(messages, len(images), sum(len(item) for item in checked), sample_id)
-        resized = [fit_image(one, self.config.max_long_side, sample_id) for one in images]
-        inputs = [self.family.preprocess(one) for one in resized]
+        limits = (self.config.max_long_side, self.config.shortest_edge)
+        resized = [fit_image(one, *limits, sample_id) for one in images]
+        inputs = self.family.preprocess_all(resized)
         grids = tuple(grid for _, grid in inputs)
         ids, labels, starts = self._walk(messages, grids, for_generation=for_generation)
         return Encoded(
@@ -202,7 +204,7 @@ class Processor:
             supervised = turn["role"] == "assistant" and not for_generation
             head, content = family.write_turn(turn["role"], turn["content"])
             emit(self._tokens(head))
-            for piece in _split(content):
+            for piece in self._with_gaps(_split(content)):
                 if piece == grammar.IMAGE:
                     emit([self.id_of(token) for token in family.image_start])
                     starts.append(len(ids))
@@ -218,6 +220,20 @@ class Processor:
         if for_generation:
             emit(self._tokens(family.write_turn("assistant", "")[0]))
         return ids, labels, starts
+
+    def _with_gaps(self, pieces: Sequence[str]) -> list[str]:
+        """Return the pieces of a turn with what stands between an image and what follows it.
+
+        A line break that is written out stays the only one: regions have theirs in the message.
+        """
+        found: list[str] = []
+        for place, piece in enumerate(pieces, 1):
+            after = pieces[place] if place < len(pieces) else ""
+            found.append(piece)
+            if piece == grammar.IMAGE and after and not after.startswith("\n"):
+                gap = self.family.images_gap if after == piece else self.config.image_gap
+                found += [gap] if gap else []
+        return found
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -283,9 +299,15 @@ class Processor:
 
         Raises:
             ValueError: For no samples.
+            SettingError: For a family whose decoder would mix them.
         """
         if not samples:
             raise ValueError("pack needs samples, got 0")
+        if not self.family.packs:
+            raise SettingError(
+                f"family {self.config.vlm.family!r} cannot be packed: the states of its decoder "
+                "run on from one sample of a row into the next; train it without packing"
+            )
         ids = torch.cat([sample.input_ids for sample in samples])[None]
         lengths = [len(sample.input_ids) for sample in samples]
         weights = torch.tensor([sample.loss_weight for sample in samples], dtype=torch.float32)
@@ -317,40 +339,6 @@ class Processor:
         from fo1_model.pretrained.inputs import model_inputs
 
         return model_inputs(self, *given, **options)
-
-
-def fit_image(image: Image.Image, max_long_side: int, sample_id: str = "") -> Image.Image:
-    """Return the image in RGB, both sides at least 28 px, the long side at most ``max_long_side``.
-
-    Sides are truncated to whole pixels, resizing is bicubic. Boxes are not touched: every map knows
-    its scale to the original.
-
-    Args:
-        image: Any mode and size.
-        max_long_side: Longest side of the result, pixels.
-        sample_id: Name of the sample in errors.
-
-    Raises:
-        SettingError: For an image without pixels.
-    """
-    _check_image(image, sample_id)
-    image = image.convert("RGB")
-    size = (max(image.width, _MIN_SIDE), max(image.height, _MIN_SIDE))
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    if max(size) > max_long_side:
-        ratio = max_long_side / max(size)
-        size = (max(int(size[0] * ratio), _MIN_SIDE), max(int(size[1] * ratio), _MIN_SIDE))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    return image
-
-
-def _check_image(image: Image.Image, sample_id: str) -> None:
-    if min(image.size) < 1:
-        raise SettingError(
-            f"sample {sample_id!r} has an image of {image.width}x{image.height} pixels; "
-            "each side needs one"
-        )
 
 
 def _boxes_per_image(

@@ -22,7 +22,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "new_rows": ("new_rows.", "new_output_rows."),
 }
 """Part -> prefixes of its parameter names; a parameter belongs to the part with the longest
-match.
+match. Adapters (`fo1_model.lora`) stand among the decoder's own and are a part of their own.
 
 ``{visual}`` stands for each of the VLM family's ``visual_prefixes``: vision tower and
 projector."""
@@ -43,10 +43,16 @@ STAGES: dict[str, Stage] = {
     "stage2_primary": Stage(
         parts=("primary", "language", "auxiliary", "region_encoder", "new_rows")
     ),
+    "stage2_lora": Stage(parts=("adapters", "auxiliary", "region_encoder", "new_rows")),
+    "stage2_primary_lora": Stage(
+        parts=("primary", "adapters", "auxiliary", "region_encoder", "new_rows")
+    ),
 }
 """Stages by name. The paper names "HFRE and connector" for stage 1 but unfreezes DaViT in stage
 2 only, hence ``stage1_auxiliary``; ``stage2_primary`` (ours) unfreezes the primary vision
-tower too."""
+tower too. With ``lora`` adapters train in the place of the decoder."""
+ADAPTER_NAME = ".lora_"
+"""What the names of the adapters' parameters hold, as peft names them."""
 
 
 def _expanded(patterns: tuple[str, ...], model: FO1Model) -> list[str]:
@@ -69,6 +75,8 @@ def part_of_parameters(model: FO1Model) -> dict[str, str]:
                     matches[part] = max(len(prefix), matches.get(part, 0))
         # The longest match wins: "vlm." is the language model's but for the visual prefixes.
         best = [part for part, length in matches.items() if length == max(matches.values())]
+        if ADAPTER_NAME in name:
+            best = ["adapters"]
         if len(best) != 1:
             raise ValueError(
                 f"parameter {name!r} belongs to {best or 'no part'}; PARTS must name exactly one"
@@ -119,6 +127,8 @@ def parameter_groups(
             f"learning_rates names {', '.join(unknown)}; {stage} trains {', '.join(trained)}"
         )
     owners = part_of_parameters(model)
+    if missing := sorted(set(trained) - set(owners.values())):
+        raise SettingError(f"{stage} trains {', '.join(missing)}, which this model has not")
     idle = tuple(f"vlm.{prefix}" for prefix in model.family.idle_prefixes)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -201,6 +201,7 @@ def write_weights(
     sizes: Mapping[str, int],
     *,
     max_file_bytes: int = MAX_FILE_BYTES,
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Write a folder's weights: ``model.safetensors``, or numbered files and an index.
 
@@ -211,35 +212,48 @@ def write_weights(
         tensors: Name -> function that gives the tensor, called when its file is written.
         sizes: Name -> bytes of the tensor.
         max_file_bytes: Size in bytes above which there are several files.
+        files: Name -> file of every tensor, for files as they were elsewhere; ``max_file_bytes``
+            is not looked at then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Files of an earlier save would be read along with the new ones.
     for old in folder.iterdir():
         if old.name in (FILE, INDEX) or _SHARD.fullmatch(old.name):
             old.unlink()
+    grouped = _by_size(sizes, max_file_bytes) if files is None else _by_file(files)
+    for file, names in grouped.items():
+        values = {name: tensors[name]().detach().cpu().contiguous() for name in names}
+        save_file(values, folder / file, metadata={"format": "pt"})
+    if files is not None or list(grouped) != [FILE]:
+        weight_map = {name: file for file, names in grouped.items() for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_json(folder / INDEX, index)
+
+
+def _by_size(sizes: Mapping[str, int], max_file_bytes: int) -> dict[str, list[str]]:
+    """Return file -> names of its tensors, each file filled up to a size in bytes."""
     groups: list[list[str]] = [[]]
     filled = 0
     # Sorted: files depend on the tensors alone, not on the order of the modules.
-    for name in sorted(tensors):
+    for name in sorted(sizes):
         if groups[-1] and filled + sizes[name] > max_file_bytes:
             groups.append([])
             filled = 0
         groups[-1].append(name)
         filled += sizes[name]
-    files = [
-        f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        for number in range(1, len(groups) + 1)
-    ]
-    files = [FILE] if len(groups) == 1 else files
-    for file, names in zip(files, groups, strict=True):
-        values = {name: tensors[name]().detach().cpu().contiguous() for name in names}
-        save_file(values, folder / file, metadata={"format": "pt"})
-    if len(groups) > 1:
-        weight_map = {
-            name: file for file, names in zip(files, groups, strict=True) for name in names
-        }
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        write_json(folder / INDEX, index)
+    if len(groups) == 1:
+        return {FILE: groups[0]}
+    numbers = range(1, len(groups) + 1)
+    files = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in numbers]
+    return dict(zip(files, groups, strict=True))
+
+
+def _by_file(files: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return file -> names of its tensors, of name -> file."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(files):
+        groups.setdefault(files[name], []).append(name)
+    return groups
 
 
 def read_json(path: Path) -> Any:

@@ -10,10 +10,9 @@
 - `benchmark_exclusion`: which benchmarks' images training shards leave out.
 - `detector_arguments`: detectors in words, ``detector=NAME:SOURCE,setting=value``.
 - `plan_budget`: what the mixes of a recipe amount to, in examples and tokens.
-- `checkpoints`: finished runs: evaluate one, ask it, follow it back to its detector.
+- `checkpoints`: runs and model folders: found, evaluated, asked, taken in and out.
 - `find_artifacts`: finished artifacts by the names that people give them.
 - `proposal_caches`: ``fo1 proposals``: list caches, compare two, make one from a file.
-- `import_export`: ``fo1 import-release`` and ``fo1 export``: model folders in and out.
 - `experiment`: ``fo1 experiment``: a recipe in several settings, in one table.
 - `reports`: pages and tables from artifacts that are done.
 - `submit`: ``fo1 submit``: the same words on a Ray cluster.

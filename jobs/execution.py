@@ -51,7 +51,7 @@ def train(words: list[str], flags: Namespace) -> None:
 
 def evaluate(words: list[str], flags: Namespace) -> None:
     """Let the recipe's runs, or one checkpoint, answer benchmarks; print and write the report."""
-    from jobs.checkpoints import evaluation_of_checkpoint
+    from jobs.checkpoints.evaluate import evaluation_of_checkpoint
     from jobs.reports import report
 
     runtime = runtime_of(flags)

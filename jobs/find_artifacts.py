@@ -1,7 +1,5 @@
 """Finished artifacts by the names that people give them."""
 
-from pathlib import Path
-
 import pyarrow.fs as pafs
 
 from jobs.command.suggestions import did_you_mean
@@ -12,19 +10,15 @@ from pipelines.storage import filesystem_of
 
 
 def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:
-    """Return a finished run by name, name and fingerprint, or folder.
+    """Return a finished run by name, or by name and fingerprint.
 
     Args:
-        checkpoint: ``stage2``, ``stage2/0123456789abcdef`` (or how that begins), or a folder.
+        checkpoint: ``stage2``, ``stage2/0123456789abcdef`` (or how that begins).
         runtime: Where the artifacts lie.
 
     Raises:
         SettingError: When there is none, or more than one, naming them.
     """
-    folder = Path(checkpoint)
-    if (folder / "manifest.json").is_file():
-        root, kind, name, key = folder.absolute().as_posix().rsplit("/", 3)
-        return Artifact(root=root, kind=kind, name=name, fingerprint=key)
     name, _, key = checkpoint.partition("/")
     found = [run for run in finished(runtime.root, "runs", name) if run.fingerprint.startswith(key)]
     if len(found) == 1:
@@ -36,8 +30,8 @@ def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:
         there = list(dict.fromkeys(run.name for run in runs))
         hint = did_you_mean(name, there) or f"there is {', '.join(there) or 'none'}"
         raise SettingError(
-            f"checkpoint={checkpoint}: no finished run of that name under {runtime.root}/runs; "
-            f"{hint}"
+            f"checkpoint={checkpoint}: no finished run of that name under {runtime.root}/runs, no "
+            f"model folder and no model of this machine's Hugging Face cache; {hint}"
         )
     known = ", ".join(f"{run.name}/{run.fingerprint}" for run in found)
     raise SettingError(

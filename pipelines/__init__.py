@@ -19,6 +19,8 @@ What every step stands on:
 - `schemas`: rows of proposals and predictions, and the region example.
 - `samples`: the step that runs a dataset builder.
 - `bucket_spill`: rows of one stream sorted into buckets on local disk.
+- `imported_models`: model folders of others, as runs.
+- `model_identity`: which model a run holds, imported or trained.
 - `input_digests`: identity of the files that artifacts are made from.
 - `boxes`: areas, overlaps and clipping.
 - `example_image`: what the model sees of an example's image.

@@ -5,7 +5,8 @@ What is made of one image, or of each window into a crowded one:
 | task          | questions                                                                        |
 | ------------- | -------------------------------------------------------------------------------- |
 | detection     | `single_names` questions for one present category each, then one for several at  |
-|               | once                                                                             |
+|               | once; with `everything` one for every object there is, label by label, where the |
+|               | regime is exhaustive and no label has an ignore region or a rejected box         |
 | counting      | `counting` questions for a present category that has no ignore region; with a    |
 |               | chance of `absent_counts` one for an absent category, which counts none          |
 | region_name   | `region_names` questions for the name of one region                              |
@@ -247,7 +248,25 @@ def image_samples(
         )
     if counted and absent_labels and rng.random() < options.absent_counts:
         ask("counting", rng.choice(absent_labels), counted_answer(0), wording="counting")
+    # last, so that it changes nothing in the other samples
+    if options.everything and lists_everything(facts, absent, present):
+        ask("detection", "", grounded_answer(list(present.items())), wording="everything")
     return numbered(facts, dataset, conversations, absent)
+
+
+def lists_everything(
+    facts: ImageFacts, absent: Mapping[str, Any], complete: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Return whether the boxes of an image are an answer to "every object in the image".
+
+    Args:
+        facts: What is known of the image or window.
+        absent: Its `absent_fields`.
+        complete: Label -> rows, of the labels whose objects are all boxed.
+    """
+    exhaustive = absent.get("absent_regime") == "exhaustive"
+    doubtful = facts.crowded() | facts.uncertain | (set(facts.present()) - set(complete))
+    return exhaustive and not doubtful and bool(complete)
 
 
 def numbered(

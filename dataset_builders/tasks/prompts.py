@@ -1,9 +1,9 @@
 """Questions as data: for each task the release's own wording, then paraphrases of ours.
 
-The first entry of each task is the string of the release's task_templates.py; `{}` is the argument.
-Tasks without counterpart there have only ours: the two `counting_*`, which carry a ready question,
-`layout_type`, `caption` and `caption_detail`, and `reasoning_steps`, which is the wording of the
-paper's figure 11.
+The first entry of each task is the string of the release's task_templates.py; `{}` is the argument
+(`everything` came with a later version of that file). Tasks without counterpart there have only
+ours: the two `counting_*`, which carry a ready question, `layout_type`, `caption` and
+`caption_detail`, and `reasoning_steps`, which is the wording of the paper's figure 11.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,15 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "Locate all of the following: {}. Respond with the indexes of the objects.",
         "Mark each {} you can see here, using object indexes.",
         "Look for {} in this photo and list the matching object indexes.",
+    ),
+    "everything": (
+        (
+            "Please identify every object in the image and provide their labels along with their "
+            "indexes.{}"
+        ),
+        "Name all objects that this picture shows, each with its object index.{}",
+        "What is in this image? List every object by its label and object indexes.{}",
+        "Go through the whole photo and give the label and the object indexes of all you see.{}",
     ),
     "referring": (
         "Please detect {} in this image. Answer the question with object indexes.",
@@ -148,8 +157,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "Point out the regions that you need for the answer before you give it. {}",
     ),
 }
-"""Wordings of each task. The release's strings come first, where it has any. For `grounding`,
-`caption` and `caption_detail` the argument is empty."""
+"""Wordings of each task. The release's strings come first, where it has any. For `everything`,
+`grounding`, `caption` and `caption_detail` the argument is empty."""
 
 
 def question(

@@ -7,14 +7,14 @@ from the second token on.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from fo1_model import grammar
 from fo1_model.batch import Encoded
+from fo1_model.config import ADDED
 from fo1_model.errors import SettingError
 from fo1_model.generation.answer_tokens import answer_vocabulary
 from fo1_model.generation.constraint import GrammarConstraint
@@ -43,6 +43,10 @@ class GenerationConfig:
     constrained: bool = False
     """Whether only answers are given that the grammar reads cleanly and that end within
     ``max_new_tokens`` (ours)."""
+    repetition_penalty: float = field(default=1.0, metadata=ADDED)
+    """What logits of tokens that the answer has said already are divided by, negative ones
+    multiplied; 1 for nothing (arXiv 1909.05858). The prompt's tokens do not count, as in the
+    release, which decodes from embeddings. ``release.generation_settings`` reads a checkpoint's."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -55,6 +59,11 @@ class GenerationConfig:
             )
         if not 0 < self.top_p <= 1:
             raise SettingError(f"GenerationConfig.top_p={self.top_p} must be in (0, 1]")
+        if not self.repetition_penalty > 0:
+            raise SettingError(
+                f"GenerationConfig.repetition_penalty={self.repetition_penalty} must be above 0; "
+                "1 leaves it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +113,14 @@ def generate(
     config = config or GenerationConfig()
     num_regions = [sum(len(boxes) for boxes in sample.boxes) for sample in samples]
     # Log-probabilities are taken before the hooks: what the model thinks, not what it may say.
-    hooks = [logits_hook] if logits_hook else []
+    hooks = [] if config.repetition_penalty == 1 else [_penalty(config.repetition_penalty)]
+    hooks += [logits_hook] if logits_hook else []
     hooks += _constraint(processor, config, num_regions, names)
     device = model.device
     batch = processor.collate(samples, pad="left").to(device)
     stop = torch.tensor(processor.stop_ids, device=device)
     generators = [_generator(config.seed, sample.sample_id) for sample in samples]
-    cache = DynamicCache()
+    cache = model.family.new_cache()
     mask = batch.attention_mask
     hidden = model.decode(model.embed(batch), mask, batch.positions, cache)
     position = batch.positions.amax(dim=(0, 2)) + 1
@@ -196,6 +206,16 @@ def _constraint(
     return [
         GrammarConstraint(vocabulary, num_regions=num_regions, max_new_tokens=limit, names=names)
     ]
+
+
+def _penalty(factor: float) -> LogitsHook:
+    """Return the hook that makes tokens said before less likely."""
+
+    def penalise(tokens: Tensor, logits: Tensor) -> Tensor:
+        said = logits.gather(1, tokens)
+        return logits.scatter(1, tokens, torch.where(said < 0, said * factor, said / factor))
+
+    return penalise
 
 
 def _generator(seed: int, sample_id: str) -> torch.Generator:

@@ -35,6 +35,8 @@ _VISION_KEYS = (
         "out_hidden_size",
     ),
 )
+_TOLD = ("vlm", "auxiliary", "region", "connector", "num_region_tokens", "image_projector_layers")
+"""Fields of ``ModelConfig`` that the release's keys and tensors tell."""
 
 
 def release_of_config(
@@ -70,9 +72,14 @@ def release_of_config(
     known = config.release or {}
     if known and says_it_all(known):
         return dict(known)
+    own = {OWN_KEY: {**config.to_dict(), "release": None}}
     kept = {key: value for key, value in known.items() if key != OWN_KEY}
+    if kept:
+        back = config_of_release(kept, shapes, config.num_region_tokens)
+        if all(getattr(back, part) == getattr(config, part) for part in _TOLD):
+            return {**kept, **own}
     flat = {**kept, **_base_keys(config, vocabulary), **_region_keys(config, shapes)}
-    return flat if says_it_all(flat) else {**flat, OWN_KEY: {**config.to_dict(), "release": None}}
+    return flat if says_it_all(flat) else {**flat, **own}
 
 
 def _base_keys(config: ModelConfig, vocabulary: Mapping[str, int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ from fo1_model.pretrained.config import FO1Config
 from fo1_model.processing import Processor
 from fo1_model.release.configs import MODEL_TYPE, bare_layers, config_of_release
 from fo1_model.release.flat_config import release_of_config
+from fo1_model.release.kept_files import (
+    as_it_came,
+    files_of_weights,
+    index_as_it_came,
+    read_kept,
+    tokenizer_files,
+)
 from fo1_model.release.names import (
     EMBEDDING,
     HEAD,
@@ -28,6 +36,7 @@ from fo1_model.release.names import (
     released_name,
 )
 from fo1_model.weights import (
+    INDEX,
     MAX_FILE_BYTES,
     StoredWeights,
     load_weights,
@@ -41,7 +50,11 @@ from fo1_model.weights import (
 
 
 def load_release(
-    path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    shortest_edge: int | None = None,
 ) -> tuple[FO1Model, Processor]:
     """Return the model of a released folder, in eval mode, and its processor.
 
@@ -53,6 +66,7 @@ def load_release(
         path: The folder.
         dtype: Type of the weights; None keeps each as it is stored.
         device: Where the model is put.
+        shortest_edge: ``ModelConfig.shortest_edge``, which no released config says.
 
     Raises:
         SettingError: For a folder that is none, a mode that the release cannot run, tensors that
@@ -62,7 +76,7 @@ def load_release(
     flat = _read_config(folder)
     stored = open_weights(folder)
     shapes = _without_tied_head(flat, stored)
-    processor = _processor(folder, flat, shapes)
+    processor = _processor(folder, flat, shapes, shortest_edge)
     with uninitialised():
         model = FO1Model(FO1Config.of(processor.config, processor.token_ids))
     own = weights_of(model)
@@ -97,7 +111,9 @@ def export_release(
     """Write a model as the release's code reads it: tensor names, flat config, slow tokenizer.
 
     New vocabulary rows are merged into the embedding, and into an untied head. An imported model
-    comes out as it went in, to the bit.
+    comes out as it went in, to the bit: tensors in the same files, the config as long as it says
+    what the model is, every other file of text (`kept_files`). Only a head that repeats a tied
+    embedding is left out.
 
     Args:
         model: The model, on any device.
@@ -132,17 +148,30 @@ def export_release(
         vocabulary,
     )
     bare = bare_layers(flat)
+    kept = processor.release_files
+    tensors = {released_name(name, bare): partial(whole, name) for name in own}
+    files = files_of_weights(kept, tensors)
     write_weights(
         folder,
-        {released_name(name, bare): partial(whole, name) for name in own},
+        tensors,
         {
             released_name(name, bare): math.prod(shapes[name]) * (dtype or value.dtype).itemsize
             for name, value in own.items()
         },
         max_file_bytes=max_file_bytes,
+        files=files,
     )
-    write_json(folder / "config.json", flat)
-    _write_processor_files(processor, folder)
+    if files and (content := index_as_it_came(kept, read_json(folder / INDEX))) is not None:
+        (folder / INDEX).write_bytes(content)
+    if (content := as_it_came(kept, "config.json", flat)) is not None:
+        (folder / "config.json").write_bytes(content)
+    else:
+        write_json(folder / "config.json", flat)
+    if kept:
+        _write_kept_files(processor, folder)
+    else:
+        _write_tokenizer(processor.tokenizer, folder)
+        _write_image_settings(processor, folder)
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -182,9 +211,23 @@ def _byte_tokenizer(tokens: Mapping[str, int]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
 
 
-def _write_processor_files(processor: Processor, folder: Path) -> None:
-    """Write what the release's code reads beside the model: slow tokenizer, image settings."""
-    tokenizer = processor.tokenizer
+def _write_kept_files(processor: Processor, folder: Path) -> None:
+    """Write what lies beside config and weights as it came; a tokenizer that has grown anew."""
+    kept = {
+        name: content
+        for name, content in processor.release_files.items()
+        if name not in ("config.json", INDEX)
+    }
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    if read_tokenizer(folder).get_vocab() != processor.tokenizer.get_vocab():
+        for name in tokenizer_files(kept):
+            (folder / name).unlink()
+        _write_tokenizer(processor.tokenizer, folder)
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the slow tokenizer that the release's code asks for, beside the fast one."""
     write_tokenizer(tokenizer, folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
     settings = read_json(folder / "tokenizer_config.json")
@@ -201,6 +244,10 @@ def _write_processor_files(processor: Processor, folder: Path) -> None:
         for index, token in tokenizer.added_tokens_decoder.items()
     }
     write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_image_settings(processor: Processor, folder: Path) -> None:
+    """Write the settings of the image processor that the release's code makes."""
     vision: Any = Qwen2_5_VLConfig(**processor.config.vlm.config).vision_config
     image = {
         "image_processor_type": "Qwen2VLImageProcessor",
@@ -230,12 +277,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _processor(
-    folder: Path, flat: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    folder: Path,
+    flat: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    shortest_edge: int | None = None,
 ) -> Processor:
     """Return the processor, whose config is the model's too."""
     tokenizer = read_tokenizer(folder)
     config = config_of_release(flat, shapes, _count_region_tokens(tokenizer, folder))
+    if shortest_edge is not None:
+        config = replace(config, shortest_edge=shortest_edge)
     processor = Processor(config, tokenizer)
+    processor.release_files = read_kept(folder)
     rows = shapes[EMBEDDING][0]
     if max(processor.token_ids.new) >= rows:
         raise SettingError(f"{folder}: the tokenizer goes beyond the {rows} rows of {EMBEDDING}")

@@ -6,9 +6,11 @@ question: a folder of ``model*.safetensors``, ``config.json``, ``tokens.json``, 
 ``load_release`` in float32, image and prompt through our own processor, and every tensor is taken
 where the model itself computes it.
 
-It prints one line a tensor: name, max |difference| / max |reference| or ``exact``, pass or fail.
-Numbers pass at 1e-4 (the loss too), ids, positions and greedy tokens only when they are equal. The
-exit status is 0 when all pass, 1 when one fails, 2 for a folder that is no case.
+It prints one line a tensor: name, max |difference| / max |reference| or ``exact``, and a verdict:
+``pass``, ``differs as intended: RULE`` where one rule of `intended` explains all of the difference,
+or ``FAIL``. Numbers pass at 1e-4 (the loss too), ids, positions and greedy tokens only when they
+are equal. What the rules say follows. The exit status is 0 when nothing fails, 1 when something
+does, 2 for a folder that is no case.
 """
 
 import re
@@ -29,9 +31,12 @@ from fo1_model import grammar
 from fo1_model.batch import IGNORE, Encoded
 from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig, generate
+from fo1_model.images import MIN_SIDE
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 from fo1_model.release import load_release
+from fo1_model.release.intended import Case, Difference, inverted, plain_positions, rule_for
+from fo1_model.weights import read_json
 
 TOLERANCE = 1e-4
 """Largest difference that passes, relative to the largest reference value."""
@@ -59,9 +64,17 @@ class Line:
     """The difference, as it is printed."""
     passed: bool
     """Whether the difference is small enough."""
+    rule: str | None = None
+    """Name of the rule of `intended` that explains a difference which is not."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is a difference that nothing explains."""
+        return not self.passed and self.rule is None
 
     def __str__(self) -> str:
-        return f"{self.name:<18} {self.figure:<22} {'pass' if self.passed else 'FAIL'}"
+        explained = "FAIL" if self.rule is None else f"differs as intended: {self.rule}"
+        return f"{self.name:<18} {self.figure:<22} {'pass' if self.passed else explained}"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -76,10 +89,13 @@ def main(arguments: Sequence[str]) -> int:
         except SettingError as error:
             print(f"fo1_model.release.parity: {error}", file=sys.stderr)
             return 2
-        failed = sum(not line.passed for line in lines)
+        passed = sum(line.passed for line in lines)
+        failed = sum(line.failed for line in lines)
+        as_intended = len(lines) - passed - failed
         print(argument)
         print("\n".join([*map(str, lines), *(f"note: {note}" for note in notes)]))
-        print(f"{len(lines) - failed} of {len(lines)} pass")
+        intended = f", {as_intended} as intended" if as_intended else ""
+        print(f"{passed} of {len(lines)} pass{intended}")
         status = max(status, int(failed > 0))
     return status
 
@@ -96,47 +112,70 @@ def compare_case(folder: Path) -> tuple[list[Line], list[str]]:
     inputs = load_file(folder / "inputs.safetensors")
     expected = load_file(folder / "outputs.safetensors")
     model, processor = load_release(folder, dtype=torch.float32)
-    with Image.open(folder / "image.png") as opened:
-        image = opened.convert("RGB")
-    notes = []
-    if min(image.size) < 28:
-        # The release stretches such an image and leaves its boxes where they were.
-        image = image.resize(
-            (max(image.width, 28), max(image.height, 28)), Image.Resampling.BICUBIC
-        )
-        notes.append(
-            "the image is stretched to 28 px; the release does not move the boxes along, ours would"
-        )
+    image, notes = _image(folder)
     prompt = (folder / "prompt.txt").read_text(encoding="utf-8")
-    own = processor.encode(
-        image,
-        inputs["boxes"].numpy(),
-        _messages(prompt),
-        for_generation=True,
-        sample_id=folder.name,
-    )
+    flat = read_json(folder / "config.json")
+    own = _encode(processor, image, inputs["boxes"], prompt, folder.name)
     encoded, given = _from_ids(own, inputs, processor)
-    computed = {
+    positions = encoded.positions[:, None]
+    if plain_positions(flat, expected["position_ids"]):
+        # The rule on left padding: all else must follow from the case's positions.
+        encoded = replace(encoded, positions=expected["position_ids"][:, 0])
+    computed: dict[str, Tensor | None] = {
         **_inputs(own),
         **_outputs(model, processor, encoded, inputs["input_ids"], expected),
+        "position_ids": positions,
+        "rope_deltas": (positions.max() + 1 - positions.shape[-1]).view(1, 1),
     }
-    if "<|im_start|>system" not in prompt:
-        tail = own.input_ids[-len(given) :]
-        computed["input_ids"] = tail
-        notes.append(
-            "the release leaves the default system turn out when the question says 'system'; "
-            "ours has it. Compared from the case's own ids"
-        )
-    references = (
-        {name: inputs[name] for name in computed if name in inputs}
-        | {"input_ids": given}
-        | expected
+    if inverted(inputs["boxes"]).any():
+        computed["boxes"] = None
+    references = {name: inputs[name] for name in computed if name in inputs}
+    references |= {"input_ids": given} | expected
+    del references["logits_columns"]
+    height, width = own.auxiliary[0].shape[1:]
+    case = Case(prompt=prompt, flat=flat, processor=processor, auxiliary_size=(width, height))
+    lines, rules = [], []
+    for name, reference in references.items():
+        line = compare(name, computed.get(name), reference)
+        rule = None
+        if not line.passed:
+            rule = rule_for(
+                Difference(name=name, own=computed.get(name), reference=reference, case=case)
+            )
+        lines.append(line if rule is None else replace(line, rule=rule.name))
+        rules += [rule] if rule is not None and rule not in rules else []
+    return lines, [*notes, *(f"{rule.name}: {rule.sentence}" for rule in rules)]
+
+
+def _image(folder: Path) -> tuple[Image.Image, list[str]]:
+    """Return a case's image, RGB, as the release sees it, and notes on what was done to it."""
+    with Image.open(folder / "image.png") as opened:
+        image = opened.convert("RGB")
+    if min(image.size) >= MIN_SIDE:
+        return image, []
+    # The release stretches such an image and leaves its boxes where they were.
+    size = (max(image.width, MIN_SIDE), max(image.height, MIN_SIDE))
+    note = (
+        f"the image is stretched to {MIN_SIDE} px; the release does not move the boxes along, "
+        "ours would"
     )
-    return [
-        compare(name, computed.get(name), reference)
-        for name, reference in references.items()
-        if name != "logits_columns"
-    ], notes
+    return image.resize(size, Image.Resampling.BICUBIC), [note]
+
+
+def _encode(
+    processor: Processor, image: Image.Image, boxes: Tensor, prompt: str, sample_id: str
+) -> Encoded:
+    """Return the case through our processor; inverted boxes, which it refuses, are put in after."""
+    upright = torch.cat(
+        [torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])],
+        dim=1,
+    )
+    own = processor.encode(
+        image, upright.numpy(), _messages(prompt), for_generation=True, sample_id=sample_id
+    )
+    if not inverted(boxes).any():
+        return own
+    return replace(own, boxes=(box_ops.clip(boxes, *image.size),))
 
 
 def compare(name: str, own: Tensor | None, reference: Tensor) -> Line:
@@ -239,8 +278,6 @@ def _outputs(
         "region_hybrid": seen["region_hybrid"],
         "region_tokens": seen["region_tokens"],
         "inputs_embeds": embeddings,
-        "position_ids": batch.positions,
-        "rope_deltas": (batch.positions.max() + 1 - batch.input_ids.shape[1]).view(1, 1),
         "final_hidden": hidden,
         "logits_last": model.logits(hidden[:, -1]),
         "logits_some": torch.cat([model.logits(piece)[:, columns] for piece in pieces])[None],

@@ -7,6 +7,7 @@
     smolvlm          SmolVLM
     tiny_tokenizer   the tokenizer of the tiny base that comes with the package
     published        new models on a base's and a DaViT's published weights
+    folder_config    the config of such a model, read from the folders
 
 A family is added by a file here and a line in `VLM_FAMILIES`.
 """

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from fo1_model.errors import SettingError
 
@@ -37,6 +37,10 @@ class VLMFamily(ABC):
     """Tokens before an image's tokens."""
     image_end: tuple[str, ...]
     """Tokens after an image's tokens."""
+    image_gap: str = ""
+    """Text between an image and a plain question behind it, in the base's chat template."""
+    images_gap: str = ""
+    """Text between two images of a turn, in the base's chat template."""
     region_slot: str
     """Token that holds the place of a region feature; known to the base tokenizer and never
     produced."""
@@ -71,6 +75,8 @@ class VLMFamily(ABC):
     """Number of levels that ``encode_images`` concatenates with ``all_levels``."""
     vocabulary_rows: int
     """Number of rows of the base embedding matrix."""
+    packs: bool = True
+    """Whether samples can share a row: False for a decoder whose states run on across them."""
     tied: bool
     """Whether input embedding and output head share one matrix."""
 
@@ -85,6 +91,13 @@ class VLMFamily(ABC):
         Returns:
             float32[P, D], a row a patch or a row a tile, and the grid.
         """
+
+    def preprocess_all(self, images: Sequence[Image.Image]) -> list[tuple[Tensor, Grid]]:
+        """Return `preprocess` of each image of one conversation.
+
+        A family whose tiles depend on how many images there are says so here.
+        """
+        return [self.preprocess(image) for image in images]
 
     @abstractmethod
     def blank(self) -> tuple[Tensor, Grid]:
@@ -125,6 +138,10 @@ class VLMFamily(ABC):
     @abstractmethod
     def language_model(self, vlm: Any) -> nn.Module:
         """Return the decoder, which takes ``decoder_inputs``, mask, cache and ``use_cache``."""
+
+    def new_cache(self) -> Cache:
+        """Return an empty cache of the decoder; its layers' kinds are those of the config."""
+        return DynamicCache(config=self.config.get_text_config(decoder=True))
 
     def positions(
         self,

@@ -25,6 +25,8 @@ class InternVL(VLMFamily):
     image_token = "<IMG_CONTEXT>"  # noqa: S105
     image_start = ("<img>",)
     image_end = ("</img>",)
+    image_gap = "\n"
+    images_gap = "\n"
     region_slot = "<|vision_pad|>"
     turn_end = "<|im_end|>"
     stop_tokens = ("<|im_end|>", "<|endoftext|>")

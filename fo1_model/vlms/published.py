@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fo1_model.auxiliary_tower import AuxiliaryTower
-from fo1_model.checkpoint import new_model
+from fo1_model.checkpoint import ASSETS, BASES, new_model
 from fo1_model.config import AuxiliaryConfig, ModelConfig
 from fo1_model.detectors.pretrained import load_part
 from fo1_model.errors import SettingError
@@ -72,16 +73,19 @@ def published_model(
     folders: Mapping[str, Path],
     *,
     dtype: torch.dtype = torch.float32,
+    base: str = "",
 ) -> tuple[FO1Model, Processor]:
     """Return a model on the VLM and the DaViT in folders, in eval mode, and its processor.
 
-    Region modules and new rows are fresh, the same for the same seed.
+    Region modules and new rows are fresh, the same for the same seed; so is an auxiliary tower that
+    no folder is given for, unless a base is named.
 
     Args:
         config: What the folders must hold.
         seed: Seed of what is fresh.
-        folders: ``vlm``, and ``auxiliary`` where the model has that tower.
+        folders: ``vlm``, and ``auxiliary`` where its DaViT is in a folder too.
         dtype: Type of the weights; published ones are bfloat16 or float16 mostly.
+        base: Name in ``checkpoint.BASES`` whose auxiliary tower is taken where no folder is given.
 
     Raises:
         SettingError: As `check_published`, and naming the first weights of the VLM that are
@@ -94,9 +98,7 @@ def published_model(
             seed,
             tokenizer=read_tokenizer(folders["vlm"]),
             vlm=_load_vlm(build_family(config.vlm), folders["vlm"], dtype),
-            auxiliary=_load_tower(config.auxiliary, folders["auxiliary"], dtype)
-            if config.builds_auxiliary
-            else None,
+            auxiliary=_auxiliary_tower(config, folders.get("auxiliary"), base, dtype),
         )
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -117,10 +119,10 @@ def check_published(config: ModelConfig, folders: Mapping[str, Path]) -> None:
         SettingError: Naming folder, value and fix.
     """
     _check_vlm(config, folders["vlm"])
-    if config.builds_auxiliary:
+    if config.builds_auxiliary and "auxiliary" in folders:
         path = folders["auxiliary"]
         _check_florence_config(config.auxiliary, path)
-        davit = _find_davit(path)
+        davit = find_davit(path)
         load_weights(
             davit.places(_empty_tower(config.auxiliary)), davit.shapes, (), what=davit.what
         )
@@ -184,8 +186,8 @@ def _load_vlm(family: VLMFamily, folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Davit:
-    """A DaViT that was found under one of the layouts."""
+class DavitFile:
+    """A DaViT in a file, under the names of one of the layouts."""
 
     what: str
     """Path and layout, for messages."""
@@ -198,18 +200,26 @@ class _Davit:
     read: Callable[[str], Tensor]
     """Function that reads one tensor in its stored type, by its name in the file."""
 
+    def name(self, timm_name: str) -> str:
+        """Return the name that a tensor of timm's has in the file."""
+        return self.prefix + self.rename(timm_name)
+
+    def shape(self, timm_name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor, by timm's name; SettingError where the file lacks it."""
+        if (name := self.name(timm_name)) not in self.shapes:
+            raise SettingError(f"{self.what}: the DaViT lacks {name}")
+        return self.shapes[name]
+
     def places(self, tower: AuxiliaryTower) -> dict[str, Tensor]:
         """Return our tensors by their names in the file."""
-        return {
-            self.prefix + self.rename(name): own for name, own in weights_of(tower.model).items()
-        }
+        return {self.name(name): own for name, own in weights_of(tower.model).items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Return every tensor of the tower, read when it is asked for."""
         return ((name, self.read(name)) for name in self.shapes)
 
 
-def _find_davit(path: Path) -> _Davit:
+def find_davit(path: Path) -> DavitFile:
     """Return the DaViT in a folder or a file, found by the name of its first convolution."""
     shapes, read = _open_tensors(path)
     for whose, (prefix, rename) in LAYOUTS.items():
@@ -220,7 +230,7 @@ def _find_davit(path: Path) -> _Davit:
                 # timm keeps a norm, and perhaps a classifier, behind the maps.
                 if name.startswith(prefix) and not name.startswith("head.")
             }
-            return _Davit(
+            return DavitFile(
                 what=f"auxiliary={path} ({whose})",
                 prefix=prefix,
                 rename=rename,
@@ -256,16 +266,41 @@ def _kind(path: Path) -> str:
 
 def _check_florence_config(config: AuxiliaryConfig, path: Path) -> None:
     """Refuse what shapes do not tell, where Florence-2's config.json lies beside its weights."""
-    if not (path / "config.json").is_file():
-        return
-    vision = read_json(path / "config.json").get("vision_config", {})
+    vision = florence_vision(path)
     for theirs, ours in _FLORENCE_FIELDS.items():
         wanted = config.kwargs[ours]
-        if "dim_embed" in vision and vision.get(theirs, wanted) != wanted:
+        if vision.get(theirs, wanted) != wanted:
             raise SettingError(
                 f"auxiliary={path}: config.json has vision_config.{theirs}={vision[theirs]}, the "
                 f"size asked for {wanted}; give the DaViT of that size, or ask for another size"
             )
+
+
+def florence_vision(path: Path) -> dict[str, Any]:
+    """Return ``vision_config`` of a Florence-2's config.json, empty where there is none."""
+    if not (path / "config.json").is_file():
+        return {}
+    vision = read_json(path / "config.json").get("vision_config", {})
+    return vision if "dim_embed" in vision else {}
+
+
+def _auxiliary_tower(
+    config: ModelConfig, path: Path | None, base: str, dtype: torch.dtype
+) -> AuxiliaryTower | None:
+    """Return the tower of a folder or a base; None where it is to be drawn, or there is none."""
+    if not config.builds_auxiliary:
+        return None
+    if path is not None:
+        return _load_tower(config.auxiliary, path, dtype)
+    if not base:
+        return None
+    tower, prefix = _empty_tower(config.auxiliary), "auxiliary."
+    stored = load_file(ASSETS / BASES[base])
+    own = {name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    what = f"the auxiliary tower of base {base!r}"
+    load_weights(weights_of(tower), shapes, own.items(), what=what, dtype=dtype)
+    return tower
 
 
 def _empty_tower(config: AuxiliaryConfig) -> AuxiliaryTower:
@@ -274,6 +309,6 @@ def _empty_tower(config: AuxiliaryConfig) -> AuxiliaryTower:
 
 
 def _load_tower(config: AuxiliaryConfig, path: Path, dtype: torch.dtype) -> AuxiliaryTower:
-    davit, tower = _find_davit(path), _empty_tower(config)
+    davit, tower = find_davit(path), _empty_tower(config)
     load_weights(davit.places(tower), davit.shapes, davit.tensors(), what=davit.what, dtype=dtype)
     return tower

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dataset_builders import DATASETS, DatasetSpec, ImageSource
 from fo1_model.detectors.configs import Leaf, leaves, name_of
 from jobs.benchmarks import BENCHMARKS
 from jobs.chain.chain import Chain, Step
-from jobs.find_artifacts import find_run
+from jobs.checkpoints.find import ModelFolder, checkpoint_step, find_checkpoint
 from jobs.mixes import datasets_of
 from jobs.recipes.recipe import Recipe
 from pipelines import samples
@@ -92,14 +91,12 @@ def _supply(chain: Chain, leaf: Leaf, named: str | None, truth: Step | None) -> 
                 "detector=opn: this recipe trains none; name a run of it: detector=opn:RUN"
             )
         return chain.detector_run
-    if leaf.needs == "run" and not (Path(str(named)) / "config.json").is_file():
-        return existing(find_run(str(named), chain.runtime))
+    if leaf.needs == "run":
+        found = find_checkpoint(str(named), chain.runtime, "detector=opn", kind="opn")
+        if isinstance(found, ModelFolder) and "://" not in found.uri:
+            return found.uri
+        return checkpoint_step(chain, found)
     return find_weights(named) if leaf.needs == "weights" and named else named
-
-
-def existing(run: Artifact) -> Step:
-    """Return a finished run as a step with nothing to do."""
-    return Step(verb="train", artifact=run, inputs=(), execute=lambda _: run.manifest())
 
 
 def _truth_of(recipe: Recipe, source: ImageSource, spec: DatasetSpec) -> DatasetSpec:

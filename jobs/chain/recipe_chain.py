@@ -11,6 +11,7 @@ from jobs.chain.checks import check_drawn_world, check_names
 from jobs.chain.data_steps import box_shards, region_shards
 from jobs.chain.evaluation_steps import evaluation_steps
 from jobs.chain.training_steps import training_step
+from jobs.checkpoints.find import checkpoint_step, find_checkpoint
 from jobs.mixes import datasets_of
 from jobs.recipes.recipe import Recipe
 from pipelines.cluster import RuntimeConfig
@@ -39,6 +40,10 @@ def recipe_chain(recipe: Recipe, runtime: RuntimeConfig) -> Chain:
             )
             for source in training.validation
         }
+        if training.start is not None:
+            found = find_checkpoint(training.start, runtime, "start")
+            previous = checkpoint_step(chain, found)
+            chain.runs.append(previous)  # asked too: the first row of the table
         previous = training_step(chain, training, chain.train_shards, held_out, previous)
         chain.runs.append(previous)
     for name in recipe.benchmarks:

@@ -112,7 +112,7 @@ _VERBS = (
         flags=(*PLACES, *WORKERS, "force"),
         examples=(
             "fo1 propose stage1 detector=ground_truth_jitter",
-            "fo1 propose stage1 size=qwen2_5_vl_3b mix=stage1 detector=upn:upn_large.pth",
+            "fo1 propose stage1 size=paper mix=stage1 detector=upn:upn_large.pth",
         ),
         sent=True,
     ),
@@ -162,10 +162,10 @@ _VERBS = (
         forms=(
             _recipe_form("every run of a recipe on its benchmarks"),
             Form(
-                words="BENCHMARK checkpoint=RUN [name=value ...]",
-                summary="one finished run on one benchmark",
+                words="BENCHMARK checkpoint=CHECKPOINT [name=value ...]",
+                summary="one run, model folder or released checkpoint on one benchmark",
                 first="jobs.benchmarks:BENCHMARKS",
-                arguments="jobs.checkpoints:EvaluateArguments",
+                arguments="jobs.checkpoints.evaluate:EvaluateArguments",
             ),
         ),
         run="jobs.execution:evaluate",
@@ -173,22 +173,29 @@ _VERBS = (
         examples=(
             "fo1 evaluate stage2",
             "fo1 evaluate drawn_val checkpoint=stage2 detector=rt_detr_untrained",
+            "fo1 evaluate coco_val checkpoint=VLM-FO1_Qwen2.5-VL-3B-v01 detector=upn:upn_large.pth",
         ),
         sent=True,
     ),
     Verb(
         name="predict",
-        summary="the answer of a run about one image, and the annotated image",
+        summary="the answer of a checkpoint about one image, and the annotated image",
         forms=(
             Form(
-                words="checkpoint=RUN image=a.jpg query='red cup' [name=value ...]",
+                words="checkpoint=CHECKPOINT image=a.jpg query='red cup' [name=value ...]",
                 summary="ask one question",
-                arguments="jobs.checkpoints:PredictArguments",
+                arguments="jobs.checkpoints.predict:PredictArguments",
             ),
         ),
-        run="jobs.checkpoints:predict",
+        run="jobs.checkpoints.predict:predict",
         flags=PLACES[:1],
-        examples=("fo1 predict checkpoint=stage2 image=a.jpg query='red circle; blue square'",),
+        examples=(
+            "fo1 predict checkpoint=stage2 image=a.jpg query='red circle; blue square'",
+            "fo1 predict checkpoint=FOLDER image=a.jpg query=dog boxes=10,20,110,220",
+        ),
+        more="A checkpoint is a run (its name, NAME/FINGERPRINT or folder), or a model in a "
+        "folder, at a URI or in the Hugging Face cache, in our layout or as the authors released "
+        "it. A run knows its detector; for a model folder say detector= or boxes=.",
     ),
     Verb(
         name="run",
@@ -248,23 +255,23 @@ _VERBS = (
             Form(
                 words="PATH OUT [name=value ...]",
                 summary="read the folder PATH, write the new folder OUT",
-                arguments="jobs.import_export:ImportArguments",
+                arguments="jobs.checkpoints.import_export:ImportArguments",
             ),
         ),
-        run="jobs.import_export:import_release",
-        examples=("fo1 import-release VLM-FO1_Qwen2.5-VL-3B-v01 fo1_3b dtype=bfloat16",),
+        run="jobs.checkpoints.import_export:import_release",
+        examples=("fo1 import-release VLM-FO1-3B-v01 fo1_3b dtype=bfloat16",),
     ),
     Verb(
         name="export",
         summary="a model in a folder of its own",
         forms=(
             Form(
-                words="RUN_OR_FOLDER OUT [name=value ...]",
-                summary="write the model of a run, or of a model folder, into the new folder OUT",
-                arguments="jobs.import_export:ExportArguments",
+                words="CHECKPOINT OUT [name=value ...]",
+                summary="write the model of a run or a model folder into the new folder OUT",
+                arguments="jobs.checkpoints.import_export:ExportArguments",
             ),
         ),
-        run="jobs.import_export:export",
+        run="jobs.checkpoints.import_export:export",
         flags=PLACES[:1],
         examples=("fo1 export stage2 my_model", "fo1 export stage2 my_model layout=release"),
     ),

@@ -24,6 +24,11 @@ class Training:
     """Sources of its samples."""
     config: TrainConfig
     """How long and how fast it trains."""
+    start: str | None = None
+    """Checkpoint that a learner which ``continues`` goes on from, as the user named it.
+
+    None: the training before it. Hashed by content.
+    """
     weights: Mapping[str, str] = field(default_factory=dict)
     """Weights of others that parts of it start from: a folder or hub name each.
 

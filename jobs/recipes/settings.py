@@ -18,7 +18,7 @@ from jobs.recipes.arguments import format_value
 from pipelines.shards.rejection import RejectionConfig
 from pipelines.train_config import TrainConfig
 
-Size = Literal["debug", "tiny", "qwen2_5_vl_3b"]
+Size = Literal["debug", "tiny", "paper"]
 OPNSize = Literal["tiny", "swin_tiny", "large"]
 
 
@@ -173,9 +173,10 @@ SETTINGS: dict[str, SizeSettings] = {
             language_rate=0.2,
         ),
     ),
-    "qwen2_5_vl_3b": SizeSettings(
-        # release: the sizes. ours: auxiliary images are squashed to 768 x 768, so that they batch.
-        model=lambda: _squashed(SIZES["qwen2_5_vl_3b"]()),
+    "paper": SizeSettings(
+        # release: the sizes, where no vlm is named. ours: auxiliary images are squashed to
+        # 768 x 768, so that they batch; plain questions have the base's form.
+        model=lambda: _on_the_base(SIZES["qwen2_5_vl_3b"]()),
         weights={
             "vlm": "Qwen/Qwen2.5-VL-3B-Instruct",  # paper 4.1
             "auxiliary": "microsoft/Florence-2-large",  # paper 3.1, as the release's names say
@@ -307,5 +308,5 @@ def _changed(config: TrainConfig) -> str:
     return " ".join(f"{n}={format_value(value)}" for n, value in own.items() if value != usual[n])
 
 
-def _squashed(model: ModelConfig) -> ModelConfig:
-    return replace(model, auxiliary=replace(model.auxiliary, resize="squash"))
+def _on_the_base(model: ModelConfig) -> ModelConfig:
+    return replace(model, auxiliary=replace(model.auxiliary, resize="squash"), image_gap="")

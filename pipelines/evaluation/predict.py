@@ -19,6 +19,7 @@ from pipelines.artifacts import Artifact, parquet_bytes, prepare
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
 from pipelines.example_image import view
+from pipelines.model_identity import run_key
 from pipelines.row_accounting import entry
 from pipelines.schemas import PREDICTION_SCHEMA, RegionExample
 from pipelines.shards.tar_format import ShardSet, decode_member
@@ -87,7 +88,7 @@ class PredictConfig:
 
 def predict_inputs(shards: Artifact, run: Artifact) -> dict[str, str]:
     """Return the fingerprints of what predictions are made from, by kind and name."""
-    return {f"shards/{shards.name}": shards.fingerprint, f"runs/{run.name}": run.fingerprint}
+    return {f"shards/{shards.name}": shards.fingerprint, run_key(run): run.fingerprint}
 
 
 def predict(
@@ -240,6 +241,8 @@ def asked_names(example: RegionExample) -> tuple[str, ...] | None:
     if example.task not in LISTING_TASKS:
         return None
     question = [message["content"] for message in example.messages if message["role"] == "user"][-1]
+    if any(question.endswith(wording.format("")) for wording in TEMPLATES["everything"]):
+        return None
     for wording in TEMPLATES["detection"]:
         before, after = wording.split("{}")
         listed = re.search(rf"(?:^|\n){re.escape(before)}(.+){re.escape(after)}\Z", question)

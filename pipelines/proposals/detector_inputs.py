@@ -16,6 +16,7 @@ from fo1_model.detectors import DetectorConfig, Leaf, leaves
 from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
 from pipelines.fingerprints import file_digest
+from pipelines.model_identity import run_key
 
 Supply = Artifact | str | None
 """Samples or a run; path of weights or of a box file; None for a detector that needs nothing."""
@@ -68,7 +69,7 @@ def supplied_inputs(
     inputs = {}
     for number, (leaf, supply) in enumerate(zip(leaves(detector), supplies, strict=True)):
         if isinstance(supply, Artifact):
-            key = f"{supply.kind}/{supply.name}"
+            key = run_key(supply) if supply.kind == "runs" else f"{supply.kind}/{supply.name}"
             inputs[f"{key}.{number}" if key in inputs else key] = supply.fingerprint
         elif supply is not None:
             key = leaf.needs if len(supplies) == 1 else f"{leaf.needs}.{number}"

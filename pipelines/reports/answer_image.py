@@ -72,8 +72,8 @@ def predict_image(
             values[: processor.num_region_tokens] for values in (found.boxes, found.scores)
         )
     regions = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    lines = [grammar.IMAGE, grammar.region_prompt(len(regions)), question]
-    content = "\n".join(line for line in lines if line)
+    line = f"\n{grammar.region_prompt(len(regions))}\n" if len(regions) else ""
+    content = f"{grammar.IMAGE}{line}{question}"
     encoded = processor.encode(
         image,
         regions,
@@ -93,8 +93,12 @@ def predict_image(
     )
 
 
-def question_for(names: Sequence[str]) -> str:
-    """Return the release's detection question for some names.
+def question_for(names: Sequence[str], wording: str = TEMPLATES["detection"][0]) -> str:
+    """Return the question for some names, in the release's wording of detection or another.
+
+    Args:
+        names: What is asked for.
+        wording: Question with ``{}`` in the place of the names.
 
     Raises:
         SettingError: There are no names, or one is empty or holds a tag of the region language.
@@ -103,7 +107,7 @@ def question_for(names: Sequence[str]) -> str:
         raise SettingError(
             f"names={list(names)!r}: give at least one name, none empty or with a region tag in it"
         )
-    return TEMPLATES["detection"][0].format(JOINER.join(name.strip() for name in names))
+    return wording.replace("{}", JOINER.join(name.strip() for name in names))
 
 
 def draw_answer(image: Image.Image, boxes: np.ndarray, parsed: grammar.ParsedAnswer) -> Image.Image:

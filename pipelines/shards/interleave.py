@@ -1,8 +1,9 @@
 """From a sample and its regions to messages with region indices. Pure.
 
 The first user message becomes ``<image>``, a newline, a line of ``<regionN><regionfeat>`` for every
-region (left out when there are none), and the question, as the release builds it
-(mm_utils.make_message_context). A sample without image is its conversation alone.
+region, and the question, as the release builds it (mm_utils.make_message_context). Without regions
+the question follows ``<image>`` at once: what stands between them belongs to the model that reads
+it (``ModelConfig.image_gap``). A sample without image is its conversation alone.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ def interleave(sample: Sample, assignment: Assignment, *, answer: bool = True) -
         if turn.role == "assistant":
             _check_reads_back(sample.sample_id, text, turn, assignment)
         if position == 0:
-            line = f"{grammar.region_prompt(num_regions)}\n" if num_regions else ""
-            text = f"{grammar.IMAGE}\n{line}{text}" if sample.image_uri else text
+            line = f"\n{grammar.region_prompt(num_regions)}\n" if num_regions else ""
+            text = f"{grammar.IMAGE}{line}{text}" if sample.image_uri else text
         messages.append({"role": turn.role, "content": text})
     return RegionExample(
         sample_id=sample.sample_id,

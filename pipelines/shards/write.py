@@ -35,7 +35,7 @@ from pipelines.shards.config import ShardsConfig
 from pipelines.shards.worker import ShardWorker
 from pipelines.worker_pools import map_buckets
 
-VERSION = 4
+VERSION = 5
 """Version of this step; it is raised when the same inputs would give other shards."""
 
 

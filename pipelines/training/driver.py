@@ -217,6 +217,8 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> SamplePla
             )
     if job.weights:
         job.learner.check_weights(job.weight_paths)
+    if job.parent is not None:
+        job.learner.check_parent(json.loads(job.parent.read_bytes("export/config.json")))
     if runtime.workers == 0 and "://" in output.root:
         raise SettingError(
             f"root={output.root!r} needs workers: training without Ray writes to local folders"

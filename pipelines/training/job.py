@@ -13,6 +13,7 @@ from pipelines.evaluation.predict import VERSION as PREDICT_VERSION
 from pipelines.evaluation.predict import PredictConfig
 from pipelines.fingerprints import canonical, fingerprint
 from pipelines.loading.sample_plan import check_weights
+from pipelines.model_identity import run_key
 from pipelines.train_config import VALIDATION, TrainConfig, best_rule
 from pipelines.training.learners import Learner
 
@@ -182,7 +183,7 @@ class TrainJob:
         for part, weights in self.weights.items():
             inputs[f"weights/{part}"] = weights.digest
         if self.parent is not None:
-            inputs[f"runs/{self.parent.name}"] = self.parent.fingerprint
+            inputs[run_key(self.parent)] = self.parent.fingerprint
         return inputs | dict(self.learner.inputs())
 
     def description(self) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 import fo1_model
-from fo1_model.config import TOWERS, ModelConfig
+from fo1_model.config import ADDED, TOWERS, LoraSettings, ModelConfig
 from fo1_model.opn.config import AugmentationConfig, OPNConfig, OPNCriterionConfig
 from fo1_model.sizes import SIZES
 from pipelines.errors import SettingError
@@ -67,6 +67,16 @@ class Learner(Protocol):
 
         Raises:
             SettingError: Or that of `fo1_model.errors`, for another family, size or a missing file.
+        """
+
+    def check_parent(self, config: Mapping[str, Any]) -> None:
+        """Refuse a parent run whose model does not fit the description.
+
+        Args:
+            config: The ``config.json`` of its model folder.
+
+        Raises:
+            SettingError: It does not.
         """
 
     def build(
@@ -132,6 +142,9 @@ class OPNLearner:
                 f"{weights['omdet']} has other sizes than the run: {found}, not {self.network}"
             )
 
+    def check_parent(self, config: Mapping[str, Any]) -> None:
+        """Refuse nothing: there is no parent."""
+
     def build(
         self,
         parent: Path | None,
@@ -183,6 +196,8 @@ class FO1Learner:
     Each attends to itself alone (``Processor.pack``). Worth it with FlashAttention and a token
     budget.
     """
+    lora: LoraSettings | None = field(default=None, metadata=ADDED)
+    """Adapters that train in the place of the decoder, in the stages that are named for them."""
     towers: ClassVar[tuple[str, ...]] = TOWERS
     answers: ClassVar[bool] = True
 
@@ -203,7 +218,7 @@ class FO1Learner:
     def check(self, *, has_parent: bool, weights: Collection[str] = ()) -> None:
         """Refuse ``model``, ``base``, a parent run and weights of others that do not fit together.
 
-        A new model takes both of its towers from others, or neither.
+        A new model takes its VLM from others, or both towers, or neither.
         """
         if has_parent and self.model is not None:
             raise SettingError(
@@ -215,11 +230,29 @@ class FO1Learner:
             raise SettingError(
                 f"{self.stage}, base={self.base!r}: needs `model`; one of {', '.join(SIZES)}"
             )
-        if self.base and weights:
+        if (self.lora is not None) != self.stage.endswith("_lora"):
+            raise SettingError(
+                f"{self.stage}: adapters train in the stages stage2_lora and stage2_primary_lora, "
+                "which need settings for them"
+            )
+        if self.packs and self.model is not None:
+            self._check_packs(self.model)
+        if self.base and "auxiliary" in weights:
             raise SettingError(
                 f"{self.stage}, base={self.base!r}: leave it out, or the weights of others"
             )
-        _check_parts(self.stage, weights, self._towers())
+        # The auxiliary tower alone can be the base's, or drawn: it reads no words.
+        _check_parts(self.stage, weights, self._towers(), optional=("auxiliary",))
+
+    def _check_packs(self, model: ModelConfig) -> None:
+        """Refuse to pack for a decoder whose states run on from one sample into the next."""
+        from fo1_model.vlms import build_family
+
+        if not build_family(model.vlm).packs:
+            raise SettingError(
+                f"{self.stage}, packs=True: the decoder of {model.vlm.family!r} would mix the "
+                "samples of a row; leave it out"
+            )
 
     def _towers(self) -> tuple[str, ...]:
         """Return the parts of a new model that weights of others are for."""
@@ -233,6 +266,14 @@ class FO1Learner:
 
         if weights:
             check_published(cast("ModelConfig", self.model), weights)
+
+    def check_parent(self, config: Mapping[str, Any]) -> None:
+        """Refuse adapters of layers that the parent's decoder has not."""
+        if self.lora is None:
+            return
+        from fo1_model.lora import check_targets
+
+        check_targets(ModelConfig.from_dict(config["model"]).vlm, self.lora)
 
     def build(
         self,
@@ -258,11 +299,16 @@ class FO1Learner:
         if parent is not None:
             made = checkpoint.load_model(parent, dtype=dtype)
         elif weights:
-            made = published_model(cast("ModelConfig", self.model), seed, weights, dtype=dtype)
+            config = cast("ModelConfig", self.model)
+            made = published_model(config, seed, weights, dtype=dtype, base=self.base)
         elif self.base:
             made = checkpoint.load_base(self.base, seed, config=self.model)
         else:
             made = checkpoint.new_model(cast("ModelConfig", self.model), seed)
+        if self.lora is not None:
+            from fo1_model.lora import add_adapters
+
+            add_adapters(made[0], self.lora, seed)
         return FO1Trainee(*made, self)
 
     def evaluator(self, folder: Path, device: str) -> Evaluator:
@@ -273,12 +319,14 @@ class FO1Learner:
         return FO1Evaluator(*load_model(folder, device=device), device)
 
 
-def _check_parts(what: str, given: Collection[str], parts: tuple[str, ...]) -> None:
-    """Refuse weights that are given, but not for just these parts."""
+def _check_parts(
+    what: str, given: Collection[str], parts: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> None:
+    """Refuse weights that are given, but not for just these parts; optional ones may be left."""
     if unknown := sorted(set(given) - set(parts)):
         named = f"it takes them for {', '.join(parts)}" if parts else "it takes none"
         raise SettingError(f"{what}: weights of others are given for {', '.join(unknown)}; {named}")
-    if given and (missing := [part for part in parts if part not in given]):
+    if given and (missing := [part for part in parts if part not in (*given, *optional)]):
         raise SettingError(
             f"{what}: weights of others are given for {', '.join(given)}; give "
             f"{', '.join(missing)} too"

@@ -152,13 +152,19 @@ class FO1Trainee:
         return BatchLoss(total=output.loss_sum, by_example=output.by_sample)
 
     def flops(self, batch: Batch) -> float | None:
-        """Return the FLOPs of a forward and backward pass."""
+        """Return the FLOPs of a forward and backward pass; None with adapters."""
+        if self._learner.lora is not None:
+            return None
         from pipelines.training.flops import train_flops
 
         return train_flops(self.module, batch)
 
     def export(self, folder: Path) -> None:
-        """Write the model folder."""
+        """Write the model folder, adapters merged in, and beside the model the adapters alone."""
         from fo1_model.checkpoint import save_model
+        from fo1_model.lora import ADAPTER, has_adapters, merged, write_adapter
 
-        save_model(self.module, self._processor, folder)
+        with merged(self.module) as whole:
+            save_model(whole, self._processor, folder)
+        if has_adapters(self.module):
+            write_adapter(self.module, folder / ADAPTER)

@@ -26,6 +26,7 @@ from fo1_model.config import ModelConfig, VLMConfig
 from fo1_model.model import FO1Model
 from fo1_model.processing import Processor
 from fo1_model.sizes import debug
+from fo1_model.vlms import build_family
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
 SPECIAL_TOKENS = {  # beyond the tiny tokenizer's, which are Qwen2.5-VL's
@@ -159,7 +160,11 @@ def small_model(family: str, side: int = SIDE) -> tuple[FO1Model, Processor]:
     """Weights lively enough that answers vary and every position of an image matters."""
     tokenizer = small_tokenizer(family)
     vlm = small_vlm(family, tokenizer, side)
-    config = ModelConfig(vlm=vlm, auxiliary=debug().auxiliary, region=debug().region)
+    gap = build_family(vlm).image_gap
+    debugged = debug()
+    config = ModelConfig(
+        vlm=vlm, auxiliary=debugged.auxiliary, region=debugged.region, image_gap=gap
+    )
     model, processor = new_model(config, seed=0, tokenizer=tokenizer)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -168,27 +173,41 @@ def small_model(family: str, side: int = SIDE) -> tuple[FO1Model, Processor]:
     return model, processor
 
 
-def prompt(family: str, text: str, *, image: bool = True) -> str:
-    """What the base's chat template makes of a user's turn, the image's place one token."""
-    line = f"<|im_start|>user\n{{}}{text}<|im_end|>\n<|im_start|>assistant\n"
-    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    qwen_image = "<|vision_start|><|image_pad|><|vision_end|>\n" if image else ""
-    plain_image = "<image>" if image else ""
-    blank = "\n" if image else " "
-    return {
-        "qwen2_vl": system + line.format(qwen_image),
-        "qwen2_5_vl": system + line.format(qwen_image),
-        "qwen3_vl": line.format(qwen_image),
-        "internvl": line.format("<IMG_CONTEXT>\n" if image else ""),
-        "llava_onevision": f"<|im_start|>user {plain_image}\n{text}<|im_end|>"
-        "<|im_start|>assistant\n",
-        "smolvlm": f"<|im_start|>User:{plain_image}{blank}{text}<end_of_utterance>\nAssistant:",
-    }[family]
+def prompt(family: str, text: str, *, images: int = 1) -> str:
+    """What the base's chat template makes of a user's turn, the place of an image one token."""
+    return conversation(family, [("user", images, text)])
+
+
+def conversation(family: str, turns: list[tuple[str, int, str]]) -> str:
+    """What the base's published chat template makes of turns (role, images before its text, text).
+
+    The answer is opened. ``image`` is what it writes for one image, ``text`` what comes before a
+    text behind ``n`` images.
+    """
+    if family == "smolvlm":
+        lines = [
+            f"{role.capitalize()}:{'<image>' * n or ' '}{text}<end_of_utterance>\n"
+            for role, n, text in turns
+        ]
+        return f"<|im_start|>{''.join(lines)}Assistant:"
+    if family == "llava_onevision":
+        lines = [f"<|im_start|>{role} {'<image>' * n}\n{text}<|im_end|>" for role, n, text in turns]
+        return f"{''.join(lines)}<|im_start|>assistant\n"
+    image = {"internvl": "<IMG_CONTEXT>\n"}.get(
+        family, "<|vision_start|><|image_pad|><|vision_end|>"
+    )
+    if family in ("qwen2_vl", "qwen2_5_vl") and turns[0][0] != "system":
+        turns = [("system", 0, "You are a helpful assistant."), *turns]
+    lines = [f"<|im_start|>{role}\n{image * n}{text}<|im_end|>\n" for role, n, text in turns]
+    return f"{''.join(lines)}<|im_start|>assistant\n"
 
 
 def base_inputs(family: str, text: str, image=None) -> dict[str, torch.Tensor]:
     """What the base's own processor gives the base model, in the settings that the family
-    documents."""
+    documents.
+
+    image: one, None, or a list of those of one conversation.
+    """
     tokenizer = small_tokenizer(family)
     if family == "smolvlm":
         return _smolvlm_inputs(tokenizer, text, image)
@@ -243,7 +262,9 @@ def base_inputs(family: str, text: str, image=None) -> dict[str, torch.Tensor]:
             vision_feature_select_strategy="full",
             vision_aspect_ratio="anyres_max_2",
         )
-        inputs = processor(images=image, text=[text], return_tensors="pt")
+        inputs = processor(
+            images=[image] if isinstance(image, list) else image, text=[text], return_tensors="pt"
+        )
     return dict(inputs)
 
 
@@ -257,7 +278,8 @@ def _smolvlm_inputs(tokenizer, text, image):
             max_image_size={"longest_edge": SIDE},
             do_image_splitting=False,
         )
-        inputs = dict(images(image, return_tensors="pt", return_row_col_info=True))
+        listed = image if isinstance(image, list) else [image]
+        inputs = dict(images([listed], return_tensors="pt", return_row_col_info=True))
         tile = get_image_prompt_string(
             inputs.pop("rows")[0][0],
             inputs.pop("cols")[0][0],

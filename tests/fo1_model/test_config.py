@@ -49,6 +49,8 @@ def test_to_dict_shares_nothing_with_the_config():
         (lambda: ConnectorConfig(num_layers=0), "ConnectorConfig.num_layers=0"),
         (lambda: replace(debug(), num_region_tokens=0), "num_region_tokens=0"),
         (lambda: replace(debug(), max_long_side=27), "max_long_side=27"),
+        (lambda: replace(debug(), shortest_edge=27), "shortest_edge=27 must be at least 28"),
+        (lambda: replace(debug(), shortest_edge=4096), "shortest_edge=4096 is over max_long_side"),
         (lambda: AuxiliaryConfig(kwargs={"embed_dims": [1, 2, 3]}), "embed_dims"),
         (lambda: replace(debug().auxiliary, resize="crop"), "AuxiliaryConfig.resize='crop'"),
         (lambda: replace(debug().auxiliary, drop_path=1.0), r"drop_path=1\.0"),

@@ -1,12 +1,15 @@
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from fo1_model import grammar
 from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig, generate, read_answer
+from fo1_model.generation.decoding import _penalty
 from tests.ties import Said, assert_same_tokens, greedy
 
 
@@ -54,6 +57,49 @@ def test_cached_batched_decoding_equals_recomputing_alone(model, processor, samp
         differing = set(expected.tokens)
         assert len(differing) > 3, "a model that repeats itself would hide wrong positions"
         assert_same_tokens(found.tokens, expected)
+
+
+def test_the_repetition_penalty_is_that_of_transformers(model, processor, samples):
+    """On the answer's own tokens alone; some answers change with it."""
+    penalty, seen = 1.3, {}
+
+    def record(name):
+        def hook(tokens, logits):
+            seen.setdefault(name, []).append((tokens.clone(), logits.clone()))
+            return logits
+
+        return hook
+
+    config = GenerationConfig(max_new_tokens=12)
+    plain = generate(model, processor, samples, config, logits_hook=record("plain"))
+    other = generate(
+        model,
+        processor,
+        samples,
+        replace(config, repetition_penalty=penalty),
+        logits_hook=record("penalised"),
+    )
+    assert [answer.text for answer in plain] != [answer.text for answer in other]
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)
+    # The first tokens are the same with nothing said before; then one has been.
+    for step in (0, 1):
+        tokens, logits = seen["plain"][step]
+        expected = theirs(tokens, logits.clone()) if step else logits
+        assert torch.equal(seen["penalised"][step][0], tokens)
+        torch.testing.assert_close(seen["penalised"][step][1], expected)
+    changed = seen["plain"][1][1] != seen["penalised"][1][1]
+    assert changed.sum(dim=1).tolist() == [1] * len(samples)
+
+
+def test_the_penalty_of_negative_logits_and_of_tokens_said_twice():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 20, generator=generator)
+    tokens = torch.randint(20, (3, 9), generator=generator)
+    assert (logits.gather(1, tokens) < 0).any()
+    expected = RepetitionPenaltyLogitsProcessor(1.05)(tokens, logits.clone())
+    torch.testing.assert_close(_penalty(1.05)(tokens, logits), expected)
+    with pytest.raises(SettingError, match=r"repetition_penalty=0 must be above 0"):
+        GenerationConfig(repetition_penalty=0)
 
 
 def test_positions_matter_in_that_comparison(model, processor, samples, monkeypatch):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from fo1_model import grammar
 from fo1_model.batch import IGNORE
 from fo1_model.boxes import check_boxes
 from fo1_model.errors import SettingError
-from fo1_model.processing import Processor, fit_image
+from fo1_model.images import fit_image
+from fo1_model.processing import Processor
 from fo1_model.sizes import debug
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
@@ -201,13 +204,51 @@ def test_image_sizes(size, expected):
     assert fit_image(Image.new("RGB", size), 2048).size == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "shortest_edge", "expected"),
+    [
+        ((640, 480), 1024, (1365, 1024)),  # 640 * 1024 / 480 = 1365.33
+        ((480, 640), 1024, (1024, 1365)),
+        ((2000, 1500), 1024, (1365, 1024)),  # down as well
+        ((1024, 1024), 1024, (1024, 1024)),
+        ((1000, 400), 1024, (2048, 819)),  # 2560 x 1024, then 2048 / 2560
+        ((90, 6100), 1024, (30, 2048)),  # 1024 x 69404, then 1024 * 2048 / 69404 = 30.2
+        ((10, 20), 56, (56, 56)),  # 28 x 28 first
+        ((3000, 28), 28, (2048, 28)),
+    ],
+)
+def test_the_short_edge_is_scaled_and_the_long_side_capped(size, shortest_edge, expected):
+    """Worked by hand from the release's rule: truncated after the factor, and after the cap."""
+    assert fit_image(Image.new("RGB", size), 2048, shortest_edge).size == expected
+
+
+@pytest.mark.parametrize("width", [333, 481, 601, 777])
+def test_the_short_edge_is_truncated_as_the_release_truncates_it(width):
+    height = width + 100
+    factor = 1024 / width
+    fitted = fit_image(Image.new("RGB", (width, height)), 2048, 1024)
+    assert fitted.size == (int(width * factor), int(height * factor))
+
+
+def test_boxes_stay_in_original_pixels_when_the_short_edge_is_scaled(processor):
+    scaling = Processor(replace(processor.config, shortest_edge=112), processor.tokenizer)
+    plain, scaled = (
+        one.encode(picture(84, 56), BOXES, [user()], for_generation=True)
+        for one in (processor, scaling)
+    )
+    assert torch.equal(scaled.boxes[0], plain.boxes[0])
+    assert scaled.sizes == plain.sizes == ((84, 56),)
+    # 84x56 px and 168x112 px in patches of 14
+    assert (plain.grids[0], scaled.grids[0]) == ((4, 6), (8, 12))
+
+
 def test_image_becomes_rgb():
     assert fit_image(Image.new("L", (30, 30)), 2048).mode == "RGB"
 
 
 def test_empty_image_is_named():
     with pytest.raises(SettingError, match="'s7' has an image of 0x5"):
-        fit_image(Image.new("RGB", (0, 5)), 2048, "s7")
+        fit_image(Image.new("RGB", (0, 5)), 2048, sample_id="s7")
 
 
 @pytest.mark.parametrize("pad", ["right", "left"])

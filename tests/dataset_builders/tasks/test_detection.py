@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from dataset_builders import DATASETS, BuildOptions
 from dataset_builders.errors import SettingError
+from dataset_builders.image_annotations import ImageFacts
 from dataset_builders.readers.coco_images import list_coco
 from dataset_builders.records import ImageRef, Object, Reject
+from dataset_builders.tasks.detection import lists_everything
 from dataset_builders.validation import validate
 from tests import SHARED
 from tests.dataset_builders.conftest import (
@@ -98,6 +100,43 @@ def test_all_names_at_once_in_the_file_s_order(records: Any, coco_root: Any) -> 
             "Answer the question with object indexes."
         )
         assert text_of(sample.turns[1]) == answer
+
+
+def test_everything_is_asked_for_where_nothing_is_in_doubt(records: Any, coco_root: Any) -> None:
+    """Image 3 has a crowd, image 5 nothing; with a rejected box image 7 is left out too."""
+    without = build_coco(coco_root(records))
+    built = build_coco(coco_root(records), BuildOptions(everything=True))
+    (added,) = [s for s in built.samples if s not in without.samples]
+    assert [s for s in built.samples if s != added] == without.samples
+    assert (added.sample_id, added.task) == ("coco/7/detection/3", "detection")
+    assert text_of(added.turns[0]) == (
+        "Please identify every object in the image and provide their labels along with their "
+        "indexes."
+    )
+    assert text_of(added.turns[1]) == "cat[0,2]\ndog[1]"
+    assert (added.absent_labels, added.absent_regime) == (("toaster",), "exhaustive")
+
+    records["annotations"].append({**records["annotations"][2], "id": 9, "bbox": [5, 5, -3, 9]})
+    doubtful = build_coco(coco_root(records), BuildOptions(everything=True))
+    assert not any("every object" in text_of(s.turns[0]) for s in doubtful.samples)
+
+
+@pytest.mark.parametrize(
+    ("absent", "complete", "answered"),
+    [
+        ({"absent_regime": "exhaustive"}, {"cat": (0,), "dog": (1,)}, True),
+        ({"absent_regime": "federated"}, {"cat": (0,), "dog": (1,)}, False),
+        ({}, {"cat": (0,), "dog": (1,)}, False),
+        ({"absent_regime": "exhaustive"}, {"cat": (0,)}, False),  # not all dogs are boxed
+    ],
+)
+def test_only_exhaustive_annotation_lists_everything(
+    absent: Any, complete: Any, answered: bool
+) -> None:
+    ref = ImageRef(image_source="s", image_id="1", image_uri="s/1.jpg", width=40, height=40)
+    objects = tuple(Object(box=(0.0, 0.0, 9.0, 9.0), label=label) for label in ("cat", "dog"))
+    facts = ImageFacts(ref=ref, objects=objects, ids=(1, 2))
+    assert lists_everything(facts, absent, complete) is answered
 
 
 def test_options_choose_and_seeds_repeat(records: Any, coco_root: Any) -> None:

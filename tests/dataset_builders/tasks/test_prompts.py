@@ -28,6 +28,15 @@ def test_the_first_wording_is_the_release_s() -> None:
     )
 
 
+def test_the_question_for_everything_is_the_release_s() -> None:
+    assert question("everything", "") == (
+        Part(
+            "Please identify every object in the image and provide their labels along with their "
+            "indexes."
+        ),
+    )
+
+
 @pytest.mark.parametrize("task", sorted(TEMPLATES))
 def test_wordings_are_many_distinct_safe_and_take_one_argument(task: str) -> None:
     wordings = TEMPLATES[task]

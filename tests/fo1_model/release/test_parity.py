@@ -11,6 +11,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from fo1_model import grammar
 from fo1_model.checkpoint import new_model
+from fo1_model.config import ModelConfig
 from fo1_model.release import export_release, parity
 from fo1_model.release.parity import compare, compare_case, main
 from fo1_model.sizes import debug
@@ -38,9 +39,24 @@ def test_the_release(name):
     assert notes == []
 
 
-def write_case(folder: Path, question: str, *, system: bool) -> None:
-    """A case of a debug-size model; outputs that plain transformers gives are computed with it."""
-    model, processor = new_model(debug(), seed=0)
+DEFAULT = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+WRITTEN_OUT = {
+    "explicit": "<|im_start|>system\nAnswer in French.<|im_end|>\n",
+    "string": "<|im_start|>system\nAnswer in French.<|im_end|>\n"
+    "<|im_start|>user\nLook closely.<|im_end|>\n",
+    "none": "",
+}
+"""Turns before the one with the image that somebody wrote out."""
+
+
+def write_case(
+    folder: Path, question: str, *, turns: str | None = None, config: ModelConfig | None = None
+) -> None:
+    """A case of a debug-size model; outputs that plain transformers gives are computed with it.
+
+    As the release does it, the ids of turns that are written out lack the newline after their end.
+    """
+    model, processor = new_model(config or debug(), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -50,13 +66,15 @@ def write_case(folder: Path, question: str, *, system: bool) -> None:
     image, boxes = picture(90, 61), some_boxes(COUNT, 90, 61)
     image.save(folder / "image.png")
     regions = grammar.region_prompt(COUNT)
-    head = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" if system else ""
+    head = DEFAULT if turns is None else WRITTEN_OUT[turns]
     prompt = (
         f"{head}<|im_start|>user\n<|vision_start|><image><|vision_end|>\n{regions}\n"
         f"{question}<|im_end|>\n<|im_start|>assistant\n"
     )
     (folder / "prompt.txt").write_text(prompt)
     marked = prompt.replace("<image>", "<|image_pad|>").replace("<regionfeat>", "<|vision_pad|>")
+    if turns is not None:
+        marked = head.replace("<|im_end|>\n", "<|im_end|>") + marked.removeprefix(head)
     real = torch.tensor(processor.tokenizer.encode(marked))
     ids = torch.where(real == processor.token_ids.image, -200, real)
     ids = torch.where(real == processor.token_ids.region, -300, ids)[None]
@@ -99,7 +117,7 @@ def write_case(folder: Path, question: str, *, system: bool) -> None:
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")
-    write_case(folder, "Please detect red circle in this image.", system=True)
+    write_case(folder, "Please detect red circle in this image.")
     return folder
 
 
@@ -121,14 +139,6 @@ def test_a_case_made_with_plain_transformers(case):
         ],
         True,
     )
-
-
-def test_a_prompt_without_the_system_turn_is_compared_and_noted(tmp_path):
-    write_case(tmp_path, "Which system is it?", system=False)
-    lines, notes = compare_case(tmp_path)
-    assert all(line.passed for line in lines if line.name != "generated")
-    assert len(notes) == 1
-    assert "default system turn" in notes[0]
 
 
 @pytest.mark.parametrize("name", ["image_tokens", "position_ids", "pixel_values", "input_ids"])

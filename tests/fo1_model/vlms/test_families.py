@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from fo1_model import grammar
@@ -16,7 +15,13 @@ from fo1_model.processing import Processor, extend_tokenizer
 from fo1_model.stages import parameter_groups
 from fo1_model.vlms import VLM_FAMILIES, build_family
 from tests.fo1_model.conftest import picture, some_boxes
-from tests.fo1_model.small_families import base_inputs, prompt, small_model, small_tokenizer
+from tests.fo1_model.small_families import (
+    base_inputs,
+    conversation,
+    prompt,
+    small_model,
+    small_tokenizer,
+)
 from tests.ties import assert_same_tokens, greedy
 
 QUESTION = "How many red circle are there?"
@@ -40,8 +45,8 @@ def small(family):
 def ask(processor, image, boxes=None, answer=None):
     """A user's turn about an image (or none), in the wording of the pipelines."""
     count = 0 if boxes is None else len(boxes)
-    regions = grammar.region_prompt(count) + "\n" if count else ""
-    content = (f"{grammar.IMAGE}\n" if image is not None else "") + regions + QUESTION
+    regions = f"\n{grammar.region_prompt(count)}\n" if count else ""
+    content = (grammar.IMAGE if image is not None else "") + regions + QUESTION
     messages = [{"role": "user", "content": content}]
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
@@ -72,7 +77,7 @@ def test_prompt_and_pixels_are_the_base_processor_s(family, small, size):
     """Ids, so the number of image tokens, and preprocessing, for odd sizes and without an image."""
     _, processor = small
     image = picture(*size) if size else None
-    expected = base_inputs(family, prompt(family, QUESTION, image=image is not None), image)
+    expected = base_inputs(family, prompt(family, QUESTION, images=int(image is not None)), image)
     encoded = ask(processor, image)
     assert encoded.input_ids.tolist() == expected["input_ids"][0].tolist()
     if image is not None:
@@ -93,7 +98,7 @@ def test_without_boxes_logits_and_greedy_text_are_the_base_s_own(family, small, 
         model = after_stage_1(model, processor)
     assert (model.vlm is base) != trained
     for image in (picture(97, 131), picture(310, 83, seed=1), None):
-        inputs = base_inputs(family, prompt(family, QUESTION, image=image is not None), image)
+        inputs = base_inputs(family, prompt(family, QUESTION, images=int(image is not None)), image)
         one = ask(processor, image)
         batch = processor.collate([one])
         with torch.no_grad():
@@ -122,37 +127,83 @@ def test_without_boxes_logits_and_greedy_text_are_the_base_s_own(family, small, 
         assert len(set(said)) > 2, "a base that repeats itself would hide much"
 
 
+def several(processor, images, *, regions=False):
+    """Two questions about several images, the second plain; with regions, two of each image."""
+    lines = [
+        f"{grammar.IMAGE}\n{grammar.region_prompt(2, first=2 * i)}\n" for i in range(len(images))
+    ]
+    places = "".join(lines) if regions else grammar.IMAGE * len(images)
+    boxes = [some_boxes(2, *image.size) for image in images] if regions else None
+    messages = [
+        {"role": "user", "content": f"{places}{QUESTION}"},
+        {"role": "assistant", "content": "There are 3."},
+        {"role": "user", "content": QUESTION},
+    ]
+    return processor.encode(images, boxes, messages, for_generation=True, sample_id="several")
+
+
 def test_several_images_and_turns_are_the_base_s_own_too(family, small):
     """Two images and two questions in one sequence: order of images, positions after the first."""
     model, processor = small
     images = [picture(97, 131), picture(310, 83, seed=1)]
-    messages = [
-        {"role": "user", "content": f"{grammar.IMAGE}\n{grammar.IMAGE}\n{QUESTION}"},
-        {"role": "assistant", "content": "There are 3."},
-        {"role": "user", "content": QUESTION},
-    ]
-    one = processor.encode(images, None, messages, for_generation=True)
-    inputs = {
-        "input_ids": one.input_ids[None],
-        "attention_mask": torch.ones(1, len(one.input_ids)).long(),
-    }
-    alone = [base_inputs(family, prompt(family, QUESTION), image) for image in images]
-    axis = 1 if family == "smolvlm" else 0
-    if (
-        family == "llava_onevision"
-    ):  # as its processor does with a flat list of images: tiles filled up
-        most = max(each["pixel_values"].shape[1] for each in alone)
-        for each in alone:
-            missing = most - each["pixel_values"].shape[1]
-            each["pixel_values"] = F.pad(each["pixel_values"], (0, 0, 0, 0, 0, 0, 0, missing))
-    for name in alone[0].keys() - {"input_ids", "attention_mask", "mm_token_type_ids"}:
-        inputs[name] = torch.cat([each[name] for each in alone], dim=axis)
-    if family.startswith("qwen"):
+    one = several(processor, images)
+    inputs = base_inputs(family, prompt(family, QUESTION, images=2), images)
+    inputs["input_ids"] = one.input_ids[None]
+    inputs["attention_mask"] = torch.ones(1, len(one.input_ids)).long()
+    if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == processor.token_ids.image).int()
     with torch.no_grad():
         expected = model.vlm(**inputs).logits
         logits = all_logits(model, processor.collate([one]))
     assert torch.equal(logits[..., : expected.shape[-1]], expected.float())
+
+
+@pytest.mark.parametrize("pad", ["right", "left"])
+def test_padding_changes_no_logit(small, pad):
+    """Plain and regional turns, one image, two and none; beyond rounding nothing moves."""
+    model, processor = small
+    images = [picture(97, 131), picture(310, 83, seed=1)]
+    samples = [
+        ask(processor, images[0], some_boxes(3, 97, 131)),
+        ask(processor, images[1]),
+        several(processor, images),
+        several(processor, images, regions=True),
+        ask(processor, None),
+    ]
+    with torch.no_grad():
+        together = all_logits(model, processor.collate(samples, pad=pad))
+        for row, one in zip(together, samples, strict=True):
+            size = len(one.input_ids)
+            own = row[:size] if pad == "right" else row[-size:]
+            (alone,) = all_logits(model, processor.collate([one]))
+            torch.testing.assert_close(own, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_prompts_are_the_published_chat_template_s(family, small, images, system):
+    """To the id, also with a system turn; every image before the text, as the templates put it."""
+    _, processor = small
+    pictures = [picture(97, 131), picture(310, 83, seed=1)][:images]
+    turns = [("system", 0, "Answer briefly."), ("user", images, QUESTION)][not system :]
+    expected = base_inputs(family, conversation(family, turns), pictures or None)
+    messages = [{"role": role, "content": f"{grammar.IMAGE * n}{text}"} for role, n, text in turns]
+    encoded = processor.encode(pictures, None, messages, for_generation=True)
+    assert encoded.input_ids.tolist() == expected["input_ids"][0].tolist()
+    if images:
+        pixels = torch.cat([each.flatten() for each in encoded.pixels])
+        assert torch.equal(pixels, expected["pixel_values"].flatten())
+
+
+def test_regions_stand_on_lines_of_their_own_in_every_family(small):
+    _, processor = small
+    written = processor.tokenizer.decode(
+        several(processor, [picture(97, 131), picture(64, 64)], regions=True).input_ids
+    )
+    own = processor.family
+    end = (own.image_end or (own.image_token,))[-1]
+    assert f"{end}\n<region0>{own.region_slot}<region1>{own.region_slot}\n" in written
+    assert f"\n<region2>{own.region_slot}<region3>{own.region_slot}\n{QUESTION}" in written
 
 
 def test_map_is_in_image_order_and_at_its_place(small):

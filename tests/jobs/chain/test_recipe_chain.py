@@ -11,6 +11,7 @@ from jobs.chain.recipe_chain import recipe_chain
 from jobs.recipes.opn import opn
 from jobs.recipes.stages import stage2
 from pipelines.cluster import RuntimeConfig
+from tests.fo1_model.small_published import write_florence, write_vlm
 
 NAMES = {
     "samples/drawn_train",
@@ -134,9 +135,8 @@ def test_other_weights_touch_only_runs_and_answers(runtime):
 
 
 def test_published_weights_count_by_what_they_hold(runtime, tmp_path):
-    for part in ("vlm", "auxiliary"):
-        (tmp_path / part).mkdir()
-        (tmp_path / part / "model.safetensors").write_text(part)
+    write_vlm(tmp_path / "vlm")
+    write_florence(tmp_path / "auxiliary")
 
     def planned(vlm="vlm", auxiliary="auxiliary"):
         return plan(runtime, vlm=str(tmp_path / vlm), auxiliary=str(tmp_path / auxiliary))
@@ -144,7 +144,7 @@ def test_published_weights_count_by_what_they_hold(runtime, tmp_path):
     finish(planned())
     (tmp_path / "vlm").rename(tmp_path / "moved")
     assert unfinished(planned("moved")) == set()
-    (tmp_path / "moved" / "model.safetensors").write_text("another")
+    (tmp_path / "moved" / "generation_config.json").write_text("{}")
     reached = TRAINED | {"runs/start"}
     assert unfinished(planned("moved")) == reached
     with pytest.raises(ValueError, match=r"^auxiliary=.*gone: there is no such folder"):

@@ -5,10 +5,13 @@ import pytest
 from fo1_model.detectors.configs import name_of
 from fo1_model.sizes import SIZES
 from fo1_model.stages import STAGES
+from fo1_model.vlms import build_family
 from jobs.named_mixes import MIXES
 from jobs.recipes.opn import opn
 from jobs.recipes.settings import SETTINGS
 from jobs.recipes.stages import stage1, stage2
+from pipelines.errors import SettingError
+from tests.fo1_model.small_published import write_florence, write_vlm
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,7 @@ def test_ablations_reach_both_stages():
 
 def test_the_paper_s_setting():
     """What the paper states: rates, mixes, 100 proposals, a fifth of rejections (3.1, 4.1)."""
-    recipe = stage2(size="qwen2_5_vl_3b")
+    recipe = stage2(size="paper")
     first, second = recipe.trainings
     assert (first.config.learning_rate, second.config.learning_rate) == (1e-3, 1e-5)
     assert (first.mix, second.mix) == (MIXES["stage1"], MIXES["stage2"])
@@ -77,14 +80,35 @@ def test_every_size_is_one_of_the_model_and_takes_every_argument(size):
         assert (config.batch_size, config.max_tokens_per_micro_batch) == (3, 512)
         warmup = min(settings.warmup_steps, config.steps // 6)
         assert (config.zero_stage, config.seed, config.warmup_steps) == (1, 4, warmup)
-    assert first.learner.model.vlm == SIZES[size]().vlm
+    assert first.learner.model.vlm == SIZES[{"paper": "qwen2_5_vl_3b"}.get(size, size)]().vlm
     assert stage1(size=size).trainings[-1].config == SETTINGS[size].stage1.config
 
 
-def test_weights_of_one_s_own_replace_the_packaged_base():
-    training = stage1(size="tiny", vlm="/weights/vlm").trainings[-1]
-    assert training.weights == {"vlm": "/weights/vlm"}
+def test_weights_of_one_s_own_bring_their_sizes(tmp_path):
+    write_vlm(tmp_path / "vlm")
+    write_florence(tmp_path / "florence")
+    vlm, florence = str(tmp_path / "vlm"), str(tmp_path / "florence")
+    training = stage1(size="tiny", vlm=vlm, auxiliary=florence).trainings[-1]
+    assert training.weights == {"vlm": vlm, "auxiliary": florence}
     assert not training.learner.base
+    found, usual = training.learner.model, SIZES["debug"]()
+    assert build_family(found.vlm).config.to_dict() == build_family(usual.vlm).config.to_dict()
+    assert found.auxiliary.kwargs == usual.auxiliary.kwargs
+    assert found.region == SIZES["tiny"]().region, "what the folders do not say is the size's"
+    alone = stage1(size="tiny", vlm=vlm).trainings[-1]
+    assert alone.learner.base == "tiny", "the auxiliary tower stays the base's"
+    assert alone.learner.model.auxiliary == SIZES["tiny"]().auxiliary
+    with pytest.raises(SettingError, match="name the VLM that it stands beside"):
+        stage1(size="tiny", auxiliary=florence)
+
+
+def test_a_start_takes_the_place_of_stage_one():
+    recipe = stage2(size="debug", start="somewhere", steps=3)
+    (training,) = recipe.trainings
+    assert (training.start, training.config.steps) == ("somewhere", 3)
+    assert training.learner.continues
+    with pytest.raises(SettingError, match="leave out pyramid, stage1_steps, or start="):
+        stage2(start="somewhere", pyramid=False, stage1_steps=2)
 
 
 def test_the_start_is_the_model_of_stage_one_before_any_step():

@@ -245,6 +245,14 @@ def test_names_are_read_from_every_wording(parts, wording):
         asked_names(other)
 
 
+@pytest.mark.parametrize("wording", TEMPLATES["everything"])
+def test_the_question_for_everything_lists_no_names(parts, wording):
+    example = next(read_examples(parts[1], ["detection"]))[0]
+    content = "<image>\n<region0><regionfeat>\n" + wording.format("")
+    asked = dataclasses.replace(example, messages=({"role": "user", "content": content},))
+    assert asked_names(asked) is None
+
+
 def test_shuffled_regions_show_other_boxes_and_nothing_else(parts, model):
     processor = model[1]
     example, image = next(read_examples(parts[1], ["detection"]))

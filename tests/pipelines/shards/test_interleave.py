@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dataset_builders.records import BadRecord, Object, Part, Sample, Turn
+from dataset_builders.tasks.prompts import conversation, grounded_answer, question
 from fo1_model import grammar
 from pipelines.shards.assign import Assignment
 from pipelines.shards.interleave import interleave, join_samples, referenced_objects
@@ -69,6 +70,20 @@ def test_golden_messages_and_targets() -> None:
     assert parsed.phrases == tuple((t["text"], tuple(t["regions"])) for t in example.targets)
 
 
+def test_the_answer_to_every_object_reads_back_label_by_label() -> None:
+    turns = conversation(
+        question("everything", ""), grounded_answer([("cup", (0, 1)), ("plate", (2,))])
+    )
+    example = interleave(sample(*turns), assignment({0: 3, 1: 0, 2: 1}))
+    assert example.messages[0]["content"].endswith(
+        "\nPlease identify every object in the image and provide their labels along with their "
+        "indexes."
+    )
+    parsed = grammar.parse(example.messages[-1]["content"], 4)
+    assert parsed.phrases == (("cup", (0, 3)), ("plate", (1,)))
+    assert parsed.problem is None
+
+
 def test_evaluation_leaves_the_answer_out_and_keeps_every_annotated_box() -> None:
     example = interleave(sample(ASK, ANSWER), assignment({0: 3}), answer=False)
     assert [message["role"] for message in example.messages] == ["user"]
@@ -79,7 +94,7 @@ def test_evaluation_leaves_the_answer_out_and_keeps_every_annotated_box() -> Non
 def test_without_regions_there_is_no_region_line() -> None:
     none = Turn("assistant", (Part("None"),))
     example = interleave(sample(ASK, none), assignment({}, 0))
-    assert example.messages[0]["content"] == "<image>\nPlease detect cup; plate."
+    assert example.messages[0]["content"] == "<image>Please detect cup; plate."
     assert example.targets == ({"text": "None", "regions": [], "boxes": []},)
 
 

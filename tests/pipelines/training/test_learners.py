@@ -193,7 +193,7 @@ def test_stage_one_trains_its_parts_alone_and_weighs_tokens(tmp_path: Path) -> N
         ),
         (DEBUG, True, [], "leave out the parent"),
         (DEBUG, False, ["omdet", "vlm"], "given for omdet; it takes them for vlm, auxiliary"),
-        (DEBUG, False, ["vlm"], "given for vlm; give auxiliary too"),
+        (DEBUG, False, ["auxiliary"], "given for auxiliary; give vlm too"),
         (PRIMARY, False, ["vlm", "auxiliary"], "given for auxiliary; it takes them for vlm"),
         (FO1Learner(stage="stage2"), False, [], "name the run it continues"),
         (FO1Learner(stage="stage2"), True, ["vlm"], "given for vlm; it takes none"),

@@ -135,10 +135,11 @@ def test_weights_count_by_part_and_content(tmp_path: Path) -> None:
     ]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
+    assert job(vlm=("/a", "1")).inputs().keys() >= {"weights/vlm"}, "the other tower is drawn"
     with pytest.raises(
-        SettingError, match="stage1: weights of others are given for vlm; give auxiliary too"
+        SettingError, match="stage1: weights of others are given for auxiliary; give vlm too"
     ):
-        job(vlm=("/a", "1"))
+        job(auxiliary=("/a", "1"))
     with pytest.raises(SettingError, match="given for auxiliary, vlm; it takes none"):
         replace(
             one,

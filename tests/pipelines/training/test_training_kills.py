@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import ray.cloudpickle
 
-from fo1_model.config import TOWERS
+from fo1_model.config import TOWERS, LoraSettings
 from pipelines.artifacts import Artifact
 from pipelines.loading.collators import Example, FO1Collator
 from pipelines.train_config import TrainConfig
@@ -38,6 +38,10 @@ from tests.pipelines.training.test_training import mlflow_runs, run, steps_in_ml
 # Workers cannot import a module from the tests' folder; they get its code with the job.
 ray.cloudpickle.register_pickle_by_value(stub_learner)
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+LORA = replace(DEBUG, stage="stage2_lora", lora=LoraSettings(rank=4, alpha=8.0))
+"""Adapters on the debug model's decoder."""
 
 
 class NamingCollator(FO1Collator):
@@ -80,7 +84,7 @@ def stub_run(root: Path, name: str) -> TrainJob:
     return replace(stub_job(write_stub_shards(root), learner=learner), name=name)
 
 
-def real_run(root: Path, name: str, zero_stage: int) -> TrainJob:
+def real_run(root: Path, name: str, zero_stage: int, learner: FO1Learner) -> TrainJob:
     """The same numbers of steps and passes for stage 2 of the debug model."""
     config = TrainConfig(
         steps=12,
@@ -92,12 +96,9 @@ def real_run(root: Path, name: str, zero_stage: int) -> TrainJob:
         checkpoint_every=5,
         zero_stage=zero_stage,  # type: ignore[arg-type]
     )
-    learner = ControlledFO1(
-        inner=replace(DEBUG, stage="stage2"), control=str(root / f"control-{name}")
-    )
     return TrainJob(
         name=name,
-        learner=learner,
+        learner=ControlledFO1(inner=learner, control=str(root / f"control-{name}")),
         config=config,
         mix={"drawn/detection": 1.0},
         shards={"drawn": write_shards(root)},
@@ -105,7 +106,11 @@ def real_run(root: Path, name: str, zero_stage: int) -> TrainJob:
 
 
 def job_of(root: Path, name: str, kind: str) -> TrainJob:
-    return stub_run(root, name) if kind == "stub" else real_run(root, name, int(kind))
+    if kind == "stub":
+        return stub_run(root, name)
+    if kind == "lora":
+        return real_run(root, name, 2, LORA)
+    return real_run(root, name, int(kind), replace(DEBUG, stage="stage2"))
 
 
 def survives(root: Path, kind: str, kills: Sequence[str]) -> Artifact:
@@ -174,6 +179,13 @@ def test_killed_workers_and_killed_drivers_change_nothing(tmp_path: Path) -> Non
     assert [record["step"] for record in json.loads(output.read_bytes("history.json"))] == list(
         range(1, 13)
     )
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
+def test_adapters_survive_a_kill_too(tmp_path: Path) -> None:
+    output = survives(tmp_path, "lora", ["1 11 both"])
+    assert Path(output.path, "export", "adapter", "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.chaos

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs.checkpoints.find import find_checkpoint, model_uri
 from jobs.command.flags import runtime_of
-from jobs.find_artifacts import find_run
 from jobs.recipes.arguments import parse_arguments
+from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
+from pipelines.training.export import local_folder
 
 Dtype = Literal["stored", "float32", "bfloat16"]
 
@@ -19,6 +21,9 @@ class ImportArguments:
 
     dtype: Dtype = "stored"
     """Type of the weights that are written; stored: as the release has them."""
+    shortest_edge: int | None = None
+    """Short side in pixels that images are scaled to before the long one is capped at 2048, as the
+    release's later demo does with 1024; left out: images stay as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ class ExportArguments:
     layout: Literal["hf", "release"] = "hf"
     """Layout of the folder: Hugging Face's, as runs have it, or what the released code reads."""
     dtype: Dtype = "stored"
-    """Type of the weights that are written; layout=hf keeps them as they are stored."""
+    """Type of the weights that are written; stored: as the model has them."""
 
 
 def import_release(words: list[str], _: Namespace) -> None:
@@ -42,39 +47,39 @@ def import_release(words: list[str], _: Namespace) -> None:
 
     source, out, settings = _words("import-release PATH OUT [dtype=...]", words)
     given = ImportArguments(**parse_arguments(ImportArguments, settings))
-    model, processor = load_release(source, dtype=_torch_type(given.dtype))
+    model, processor = load_release(
+        source, dtype=_torch_type(given.dtype), shortest_edge=given.shortest_edge
+    )
     save_model(model, processor, out)
     print(_summary(model, out))
 
 
 def export(words: list[str], flags: Namespace) -> None:
-    """Write the model of a run, or of a model folder of ours, into a folder of its own.
+    """Write the model of a checkpoint into a folder of its own.
 
     Raises:
         SettingError: For a run that is not there, or an OUT that is there already.
     """
-    from fo1_model.checkpoint import load_model
+    from fo1_model.checkpoint import load_model, save_model
     from fo1_model.release import export_release
+    from fo1_model.release.folder_names import name_note
 
     source, out, settings = _words(
-        "export RUN_OR_FOLDER OUT [layout=hf or release] [dtype=...]", words
+        "export CHECKPOINT OUT [layout=hf or release] [dtype=...]", words
     )
     given = ExportArguments(**parse_arguments(ExportArguments, settings))
-    folder = (
-        source
-        if (Path(source) / "config.json").is_file()
-        else find_run(source, runtime_of(flags)).uri("export")
-    )
-    if given.layout == "hf":
-        if given.dtype != "stored":
-            raise SettingError(
-                f"dtype={given.dtype}: layout=hf keeps the weights as they are stored; leave it out"
-            )
-        _copy(folder, Path(out))
+    found = find_checkpoint(source, runtime_of(flags), "export")
+    uri = model_uri(found)
+    if given.layout == "hf" and given.dtype == "stored" and isinstance(found, Artifact):
+        _copy(uri, Path(out))
         return
-    model, processor = load_model(folder, dtype=_torch_type(given.dtype))
-    export_release(model, processor, out)
+    with local_folder(uri) as folder:
+        model, processor = load_model(folder, dtype=_torch_type(given.dtype))
+    write = export_release if given.layout == "release" else save_model
+    write(model, processor, out)
     print(_summary(model, out))
+    if given.layout == "release":
+        print(name_note(out))
 
 
 def _words(usage: str, words: list[str]) -> tuple[str, str, list[str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fo1_model.detectors.configs import GroundTruthConfig, OPNDetectorConfig, UnionConfig
-from jobs.checkpoints import lineage
+from jobs.checkpoints.lineage import lineage
 from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
 from pipelines.fingerprints import canonical

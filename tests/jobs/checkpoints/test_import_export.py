@@ -36,6 +36,7 @@ def test_in_and_out(released, tmp_path, capsys):
         torch.bfloat16
     }
     assert main(["export", str(own), str(out), "layout=release"]) == 0
+    assert "will not take out" in capsys.readouterr().out
     assert same_files(released, out)
     assert main(["import-release", str(released), str(tmp_path / "wide"), "dtype=float32"]) == 0
     words = [
@@ -47,6 +48,17 @@ def test_in_and_out(released, tmp_path, capsys):
     ]
     assert main(words) == 0
     assert same_files(released, tmp_path / "back")
+
+
+def test_a_name_that_the_released_loader_takes(released, tmp_path, capsys):
+    assert main(["import-release", str(released), str(tmp_path / "own"), "shortest_edge=512"]) == 0
+    assert load_model(tmp_path / "own")[0].model_config.shortest_edge == 512
+    out = tmp_path / "VLM-FO1_Qwen2.5-VL_mine"
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "own"), str(out), "layout=release"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert "VLM-FO1_Qwen2.5-VL_mine is one it takes" in said[1]
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +93,12 @@ def test_a_finished_run_in_both_layouts(root, released, tmp_path, capsys):
             "dtype=int8: choose one of stored",
         ),
         (["import-release", "{released}", "{tmp}/out", "type=float32"], "unknown argument 'type'"),
-        (["export", "stage2"], "write fo1 export RUN_OR_FOLDER OUT"),
+        (["export", "stage2"], "write fo1 export CHECKPOINT OUT"),
         (["export", "nothing", "{tmp}/out"], "no finished run of that name"),
         (["export", "stage2", "{released}"], "is there already; name a new folder"),
         (
             ["export", "stage2", "{tmp}/out", "layout=onnx"],
             "layout=onnx: choose one of hf, release",
-        ),
-        (
-            ["export", "stage2", "{tmp}/out", "dtype=float32"],
-            "layout=hf keeps the weights as they are",
         ),
         (["export", "stage2", "{tmp}/out", "step=3"], "unknown argument 'step'"),
     ],
