@@ -22,6 +22,11 @@ _NEWER = "vlm-fo1-3b"
 _PREFIX = "VLM-FO1_Qwen2.5-VL_"
 
 
+def other_names(name: str) -> tuple[str, ...]:
+    """Return the other hub names of the checkpoint; none for a name that is not the release's."""
+    return tuple(other for other in NAMES if other != name) if name in NAMES else ()
+
+
 def name_note(folder: str | Path) -> str:
     """Return one line on whether the released loader takes a folder of this name.
 

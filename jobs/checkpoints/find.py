@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +114,21 @@ def _folder_of(text: str, field: str) -> ModelFolder | None:
         return ModelFolder(name=where.rsplit("/", 1)[-1], uri=where)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         return None
-    return ModelFolder(name=text.partition("/")[2], uri=find_weights(text, field))
+    return ModelFolder(name=text.partition("/")[2], uri=_cached(text, field))
+
+
+def _cached(name: str, field: str) -> str:
+    """Return the folder in the cache of a hub name, or of another name of the same checkpoint."""
+    try:
+        return find_weights(name, field)
+    except SettingError:
+        # Here, because it brings torch along.
+        from fo1_model.release.folder_names import other_names
+
+        for other in other_names(name):
+            with suppress(SettingError):
+                return find_weights(other, field)
+        raise
 
 
 def _read_config(folder: ModelFolder, what: str) -> Mapping[str, Any]:

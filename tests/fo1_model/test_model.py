@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from fo1_model import grammar
 from fo1_model.checkpoint import new_model
+from fo1_model.config import LoraSettings
+from fo1_model.lora import add_adapters
 from fo1_model.sizes import debug
 from fo1_model.stages import STAGES, parameter_groups
 from tests.fo1_model.conftest import picture, some_boxes
@@ -143,6 +145,8 @@ def test_several_images_number_on(model, processor, sample):
 def test_every_trainable_parameter_gets_a_gradient_from_any_batch(
     model, processor, samples, stage, which
 ):
+    if "adapters" in STAGES[stage].parts:
+        add_adapters(model, LoraSettings(rank=2, alpha=2.0), seed=0)
     parameter_groups(model, stage, 1e-3)
     model.train()
     model(processor.collate([samples[index] for index in which])).loss_sum.backward()
