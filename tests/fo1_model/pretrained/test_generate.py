@@ -7,6 +7,7 @@ from transformers import StaticCache
 
 from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig, generate
+from fo1_model.vlms import VLM_FAMILIES
 from tests.fo1_model.pretrained.conftest import QUESTION, regional
 from tests.fo1_model.small_families import small_model
 from tests.ties import assert_same_tokens, greedy
@@ -15,9 +16,9 @@ STEPS = 10
 _MODELS: dict[str, tuple] = {}
 
 
-@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl", "llava_onevision", "smolvlm"])
+@pytest.fixture(params=sorted(VLM_FAMILIES))
 def small(request):
-    """Model and processor of a family, not to be changed: M-RoPE, deepstack, tiles, one axis."""
+    """Model and processor of a family, not to be changed."""
     if request.param not in _MODELS:
         _MODELS[request.param] = small_model(request.param)
     return _MODELS[request.param]
