@@ -117,6 +117,18 @@ def test_without_a_cache_the_tokens_are_the_same(small, samples):
     assert torch.equal(cached, model.generate(**inputs, max_new_tokens=5, use_cache=False))
 
 
+def test_a_conversation_goes_on_from_its_cache(small, samples):
+    """The cache holds the images; all ids, mask and grids tell the positions of what is new."""
+    model, processor = small
+    inputs = processor(*samples[0])
+    first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+    more = torch.cat([first.sequences, inputs["input_ids"][:, -4:]], dim=1)
+    longer = {**inputs, "input_ids": more, "attention_mask": torch.ones_like(more)}
+    again = model.generate(**longer, max_new_tokens=4)
+    rows = model.generate(**longer, max_new_tokens=4, past_key_values=first.past_key_values)
+    assert torch.equal(rows, again)
+
+
 def test_a_static_cache_gives_the_same_tokens(samples):
     model, processor = _MODELS.setdefault("qwen2_5_vl", small_model("qwen2_5_vl"))
     inputs = processor(*together(samples))
