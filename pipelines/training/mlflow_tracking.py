@@ -293,11 +293,8 @@ def local_uri(root: str) -> str:
             f"root={root!r} cannot hold a database: give tracking_uri, an MLflow server's address"
         )
     Path(root).mkdir(parents=True, exist_ok=True)
-    file = join(root, "mlflow.db")
-    if not re.search(r"[%?#]", file):
-        return f"sqlite:///{file}"
-    # SQLAlchemy ends the path at "?"; a file URI, which SQLite decodes itself, has no such sign.
-    return f"sqlite:///file:{quote(file)}?uri=true"
+    # SQLAlchemy ends a path at "?", and takes what is quoted back to what it was.
+    return f"sqlite:///{quote(join(root, 'mlflow.db'))}"
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:
