@@ -15,13 +15,9 @@ from fo1_model.processing import Processor, extend_tokenizer
 from fo1_model.stages import parameter_groups
 from fo1_model.vlms import VLM_FAMILIES, build_family
 from tests.fo1_model.conftest import picture, some_boxes
-from tests.fo1_model.small_families import (
-    base_inputs,
-    conversation,
-    prompt,
-    small_model,
-    small_tokenizer,
-)
+from tests.fo1_model.small_families import small_model, small_tokenizer
+from tests.fo1_model.vlms.base_processors import base_inputs
+from tests.fo1_model.vlms.chat_forms import conversation, prompt
 from tests.ties import assert_same_tokens, greedy
 
 QUESTION = "How many red circle are there?"
@@ -160,7 +156,12 @@ def test_several_images_and_turns_are_the_base_s_own_too(family, small):
 
 @pytest.mark.parametrize("pad", ["right", "left"])
 def test_padding_changes_no_logit(small, pad):
-    """Plain and regional turns, one image, two and none; beyond rounding nothing moves."""
+    """Plain and regional turns, one image, two and none; beyond rounding nothing moves.
+
+    A delta net computes in float32 whatever comes in, in chunks that padding moves: there rounding
+    is measured against the largest logit. (To the right, where chunks stay, float64 gives no
+    difference at all.)
+    """
     model, processor = small
     images = [picture(97, 131), picture(310, 83, seed=1)]
     samples = [
@@ -176,7 +177,8 @@ def test_padding_changes_no_logit(small, pad):
             size = len(one.input_ids)
             own = row[:size] if pad == "right" else row[-size:]
             (alone,) = all_logits(model, processor.collate([one]))
-            torch.testing.assert_close(own, alone, rtol=1e-4, atol=1e-4)
+            scale = 1.0 if model.family.packs else float(alone.abs().max())
+            torch.testing.assert_close(own, alone, rtol=1e-4, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("system", [False, True])
@@ -201,6 +203,8 @@ def test_regions_stand_on_lines_of_their_own_in_every_family(small):
         several(processor, [picture(97, 131), picture(64, 64)], regions=True).input_ids
     )
     own = processor.family
+    if own.joins_text:  # SentencePiece has a blank before every text between tokens
+        written = written.replace("> ", ">")
     end = (own.image_end or (own.image_token,))[-1]
     assert f"{end}\n<region0>{own.region_slot}<region1>{own.region_slot}\n" in written
     assert f"\n<region2>{own.region_slot}<region3>{own.region_slot}\n{QUESTION}" in written
@@ -213,7 +217,7 @@ def test_map_is_in_image_order_and_at_its_place(small):
     """
     model, _ = small
     family, vlm = model.family, copy.deepcopy(model.vlm)
-    written = 0
+    written = set()
     with torch.no_grad():
         for name, parameter in family.vision_tower(vlm).named_parameters():
             if any(
@@ -221,8 +225,8 @@ def test_map_is_in_image_order_and_at_its_place(small):
                 for part in ("attn.proj.", "attn.out_proj.", "attention.projection_layer.")
             ):
                 parameter.zero_()
-                written += 1
-        assert written >= 4
+                written.add(name.rpartition(".")[0])
+        assert len(written) == 2, "one a block"
 
         def mapped(image):
             pixels, grid = family.preprocess(image)
@@ -291,7 +295,11 @@ def test_the_map_knows_its_place_over_the_original_image(small):
     expected = {
         "qwen2_vl": (112 / 120, 84 / 90, 6),
         "qwen2_5_vl": (112 / 120, 84 / 90, 6),
-        "qwen3_vl": (320 / 120, 224 / 90, 14),  # scaled up to 256 x 256 px or more
+        "glm4v": (112 / 120, 84 / 90, 6),
+        # scaled up to 256 x 256 px or more
+        **dict.fromkeys(
+            ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"], (320 / 120, 224 / 90, 14)
+        ),
     }.get(processor.config.vlm.family, (60 / 120, 60 / 90, 4))
     assert (*seen[0].scale, rows) == pytest.approx(expected)
     assert seen[0].stride == family.patch_size
