@@ -6,7 +6,7 @@ from jobs.command.suggestions import did_you_mean
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
-from pipelines.storage import filesystem_of
+from pipelines.storage import filesystem_of, join
 
 
 def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:
@@ -41,7 +41,7 @@ def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:
 
 def finished(root: str, kind: str, name: str) -> list[Artifact]:
     """Return the finished artifacts of one kind and name, by fingerprint."""
-    filesystem, path = filesystem_of(f"{root}/{kind}/{name}")
+    filesystem, path = filesystem_of(join(root, kind, name))
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     keys = sorted(info.base_name for info in infos if len(info.base_name) == 16)
     artifacts = [Artifact(root=root, kind=kind, name=name, fingerprint=key) for key in keys]
@@ -50,6 +50,6 @@ def finished(root: str, kind: str, name: str) -> list[Artifact]:
 
 def _names(root: str) -> list[str]:
     """Return the names below ``runs/``, of finished and unfinished ones."""
-    filesystem, path = filesystem_of(f"{root}/runs")
+    filesystem, path = filesystem_of(join(root, "runs"))
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)

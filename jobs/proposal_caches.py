@@ -20,12 +20,11 @@ from jobs.execution import execute, waits
 from jobs.find_artifacts import finished
 from jobs.recipes.arguments import format_value, parse_arguments
 from jobs.recipes.recipe import Recipe
-from jobs.reports import write_file
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
 from pipelines.proposals.generate import ProposalsConfig
-from pipelines.storage import check_writable, filesystem_of
+from pipelines.storage import check_writable, filesystem_of, join, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +118,13 @@ def diff(words: list[str], runtime: RuntimeConfig) -> None:
             f"{first.name} and {second.name} are of different images: name two of one source"
         )
     labelled = find_labelled(source, runtime.root, given.dataset)
-    folders = DataFolders(runtime.data)
+    folders = DataFolders(runtime.data_folder)
     page = diff_page(first, second, labelled, folders=folders, num_images=given.images)
     if name == other_name:
         name, other_name = (
             f"{cache.name.split('/')[1]}-{cache.fingerprint[:8]}" for cache in (first, second)
         )
-    uri = f"{runtime.root}/pages/proposals-diff-{source}-{name}-{other_name}.html"
+    uri = join(runtime.root, "pages", f"proposals-diff-{source}-{name}-{other_name}.html")
     print(f"{page.text}\n\npage: {write_file(uri, page.html.encode())}")
 
 
@@ -248,8 +247,8 @@ def _caches(root: str) -> list[Artifact]:
     """Return every finished cache below a root, by name and fingerprint."""
     return [
         cache
-        for source in _folders(f"{root}/proposals")
-        for detector in _folders(f"{root}/proposals/{source}")
+        for source in _folders(join(root, "proposals"))
+        for detector in _folders(join(root, "proposals", source))
         for cache in finished(root, "proposals", f"{source}/{detector}")
     ]
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dataset_builders import DATASETS
@@ -11,7 +10,7 @@ from jobs.benchmarks import BENCHMARKS
 from jobs.chain.chain import Chain, Evaluated, Step
 from jobs.command.suggestions import unknown
 from pipelines.errors import SettingError
-from pipelines.storage import filesystem_of
+from pipelines.storage import join, write_file
 from pipelines.train_config import VALIDATION
 from pipelines.training.candidates import read_metrics
 from pipelines.training.job import SPEED_FILE
@@ -110,16 +109,7 @@ def inspect_pages(chain: Chain, dataset: str | None) -> None:
 
 def write_page(chain: Chain, name: str, html: str) -> str:
     """Write a page below ``<root>/pages`` and return where it is."""
-    return write_file(f"{chain.runtime.root}/pages/{name}", html.encode())
-
-
-def write_file(uri: str, data: bytes) -> str:
-    """Write a file to a path or URI, making its folder."""
-    filesystem, path = filesystem_of(uri)
-    filesystem.create_dir(str(Path(path).parent))
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(data)
-    return uri
+    return write_file(join(chain.runtime.root, "pages", name), html.encode())
 
 
 def facts_of(step: Step, *, name: str | None = None) -> Any:

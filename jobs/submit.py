@@ -32,6 +32,7 @@ from jobs.errors import ClusterError
 from jobs.experiment import EXPERIMENTS, recipe_of
 from jobs.recipes.catalogue import named_recipe
 from pipelines.errors import SettingError
+from pipelines.storage import is_uri, join
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -134,9 +135,9 @@ def check_words(sent: Sequence[str]) -> None:
     verb, words, flags = command.verb.name, command.words, command.flags
     if flags.address is not None:
         raise SettingError("submit: --address belongs before the --; the job finds its own cluster")
-    data = flags.data or f"{flags.root}/datasets"
+    data = flags.data or ("" if is_uri(flags.root) else join(flags.root, "datasets"))
     for flag, folder in (("--root", flags.root), ("--data", data)):
-        if "://" not in folder and not folder.startswith("/"):
+        if folder and not is_uri(folder) and not folder.startswith("/"):
             raise SettingError(
                 f"submit: {flag} {folder} would lie in the job's working directory, which is "
                 "deleted after it: give a URI, or the absolute path of a folder that all machines "

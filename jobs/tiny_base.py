@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from jobs.recipes.arguments import parse_arguments
 from pipelines.cluster import RuntimeConfig
-from pipelines.storage import check_writable
+from pipelines.storage import check_writable, join
 
 
 def train_base(words: list[str], runtime: RuntimeConfig) -> None:
@@ -24,7 +24,7 @@ def train_base(words: list[str], runtime: RuntimeConfig) -> None:
     for field in fields(config):
         print(f"{field.name}={getattr(config, field.name)}", end=" ")
     print()
-    folder = f"{runtime.root}/tiny_base"
+    folder = join(runtime.root, "tiny_base")
     metrics = train_tiny_base(config, folder)
     print(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     print(f"{folder}/{FILE_NAME}; the tiny recipes start from fo1_model/assets/{FILE_NAME}")

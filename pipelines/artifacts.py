@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import SettingError
 from pipelines.fingerprints import canonical, fingerprint, json_bytes
 from pipelines.row_accounting import add_ledgers, check_rejects, reconcile
-from pipelines.storage import absolute_root, check_writable, filesystem_of
+from pipelines.storage import absolute_root, check_writable, filesystem_of, join
 
 KINDS = ("samples", "proposals", "shards", "runs", "predictions")
 """Kinds of artifacts; each is made from those before it."""
@@ -87,11 +87,11 @@ class Artifact:
     @property
     def path(self) -> str:
         """Return the folder or URI of this artifact."""
-        return f"{self.root}/{self.kind}/{self.name}/{self.fingerprint}"
+        return join(self.root, self.kind, self.name, self.fingerprint)
 
     def uri(self, name: str) -> str:
         """Return the path or URI of the file or folder `name` inside the artifact."""
-        return f"{self.path}/{name}"
+        return join(self.path, name)
 
     def status(self) -> Status:
         """Return what is there.
@@ -108,7 +108,7 @@ class Artifact:
 
     def other_fingerprints(self) -> list[str]:
         """Return the sorted fingerprints of other finished artifacts of this kind and name."""
-        filesystem, path = filesystem_of(f"{self.root}/{self.kind}/{self.name}")
+        filesystem, path = filesystem_of(join(self.root, self.kind, self.name))
         selector = pafs.FileSelector(path, allow_not_found=True)
         names = [info.base_name for info in filesystem.get_file_info(selector)]
         candidates = sorted(n for n in names if _FINGERPRINT.fullmatch(n) and n != self.fingerprint)

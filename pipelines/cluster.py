@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.available_cpus import available_cpus
 from pipelines.errors import SettingError
-from pipelines.storage import absolute_root
+from pipelines.storage import absolute_root, is_uri
 
 logger = logging.getLogger("pipelines")
 
@@ -40,8 +40,8 @@ class RuntimeConfig:
 
     root: str
     """Folder or URI that holds the artifacts."""
-    data: str
-    """Folder that holds the datasets."""
+    data: str | None
+    """Folder that holds the datasets; None where none is named."""
     address: str | None = None
     """Address of a Ray cluster; None starts one on this machine, for this process alone."""
     workers: int | None = 2
@@ -73,7 +73,29 @@ class RuntimeConfig:
     in a thousand.
     """
 
+    @property
+    def data_folder(self) -> str:
+        """Return the local folder of the datasets.
+
+        Raises:
+            SettingError: None is named.
+        """
+        if self.data is None:
+            raise SettingError(
+                "data: no folder of datasets is named, and under a root in a store there is no "
+                "usual one: say --data FOLDER"
+            )
+        return self.data
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "root", absolute_root(self.root))
+        if self.data is not None:
+            object.__setattr__(self, "data", absolute_root(self.data, "data"))
+        if self.data is not None and is_uri(self.data):
+            raise SettingError(
+                f"data={self.data!r}: builders read local files; mount the store, or copy what "
+                "they need, and name the folder"
+            )
         if not 0.0 <= self.max_reject_fraction <= 1.0:
             raise SettingError(
                 f"max_reject_fraction={self.max_reject_fraction} is no share: use 0 to 1"
@@ -90,8 +112,6 @@ class RuntimeConfig:
             raise SettingError(
                 f"gpus_per_worker={self.gpus_per_worker}: use a share of a GPU, or 0 for none"
             )
-        object.__setattr__(self, "root", absolute_root(self.root))
-        object.__setattr__(self, "data", absolute_root(self.data, "data"))
 
 
 def connect(runtime: RuntimeConfig) -> None:

@@ -19,7 +19,8 @@ from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.fingerprints import json_bytes
 from pipelines.model_identity import VERSION
-from pipelines.training.export import OUTCOME, local_folder, write_export
+from pipelines.storage import local_folder
+from pipelines.training.export import OUTCOME, write_export
 from pipelines.training.job import SPEED_FILE
 from pipelines.training.lineage import code_state
 

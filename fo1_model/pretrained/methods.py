@@ -51,6 +51,7 @@ class FO1PreTrainedModel(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # Trainer asks before it passes num_items_in_batch
     _no_split_modules = ["AuxiliaryTower", "RegionEncoder", "NewTokenRows"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -222,7 +223,7 @@ class FO1PreTrainedModel(PreTrainedModel, GenerationMixin):
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the arguments of one step of ``generate``: images go in with the first alone."""
+        """Return the arguments of one step of ``generate``: images go in with their slots alone."""
         parent: Any = super()
         inputs = parent.prepare_inputs_for_generation(
             input_ids,
@@ -233,7 +234,11 @@ class FO1PreTrainedModel(PreTrainedModel, GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        if not is_first_iteration and kwargs.get("use_cache", True):
+        later = not is_first_iteration and kwargs.get("use_cache", True)
+        # A conversation that goes on from a cache has its images in there.
+        filled = past_key_values is not None and past_key_values.get_seq_length() > 0
+        ids = inputs.get("input_ids")
+        if later or (filled and ids is not None and not (ids == self.token_ids.image).any()):
             inputs = {name: value for name, value in inputs.items() if name not in IMAGE_INPUTS}
         return inputs
 

@@ -12,6 +12,7 @@ from jobs.mixes import datasets_of
 from jobs.recipes.recipe import Recipe
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
+from pipelines.storage import is_uri, join
 
 VERBS = ("build", "propose", "shard", "train", "evaluate")
 """Verbs that make artifacts, in the order of their steps."""
@@ -98,7 +99,7 @@ class Chain:
     @cached_property
     def folders(self) -> DataFolders:
         """Where the datasets lie on this machine."""
-        return DataFolders(self.runtime.data, dict(self.recipe.roots))
+        return DataFolders(self.runtime.data_folder, dict(self.recipe.roots))
 
     @cached_property
     def exclusion(self) -> Exclusion:
@@ -118,8 +119,6 @@ class Chain:
         """Local folder that remembers digests of annotation files."""
         root = self.runtime.root
         # A bucket is no place for it: a digest is looked up before every step.
-        return (
-            f"{root}/.digests"
-            if "://" not in root
-            else str(Path.home() / ".cache" / "fo1" / "digests")
-        )
+        if is_uri(root):
+            return str(Path.home() / ".cache" / "fo1" / "digests")
+        return join(root, ".digests")

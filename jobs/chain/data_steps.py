@@ -19,6 +19,7 @@ from pipelines.fingerprints import fingerprint
 from pipelines.proposals import generate
 from pipelines.proposals.detector_inputs import find_weights
 from pipelines.shards import write
+from pipelines.storage import is_uri
 
 
 def build_step(chain: Chain, spec: DatasetSpec) -> Step:
@@ -93,7 +94,7 @@ def _supply(chain: Chain, leaf: Leaf, named: str | None, truth: Step | None) -> 
         return chain.detector_run
     if leaf.needs == "run":
         found = find_checkpoint(str(named), chain.runtime, "detector=opn", kind="opn")
-        if isinstance(found, ModelFolder) and "://" not in found.uri:
+        if isinstance(found, ModelFolder) and not is_uri(found.uri):
             return found.uri
         return checkpoint_step(chain, found)
     return find_weights(named) if leaf.needs == "weights" and named else named

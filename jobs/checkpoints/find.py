@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.fs as pafs
-
 from fo1_model.config import MODEL_TYPE
 from jobs.chain.chain import Chain, Step
 from jobs.find_artifacts import find_run, finished
@@ -19,7 +17,7 @@ from pipelines.errors import SettingError
 from pipelines.imported_models import import_model, is_released
 from pipelines.model_identity import imported_run
 from pipelines.proposals.detector_inputs import content_digest, find_weights
-from pipelines.storage import absolute_root, filesystem_of
+from pipelines.storage import absolute_root, is_file, is_uri, join, read_file, split
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9_.=+-]+(/[0-9a-f]{0,16})?")
 
@@ -58,7 +56,7 @@ def find_checkpoint(
     Raises:
         SettingError: There is none, more than one, or what is there is no model of ours.
     """
-    if run := _run_at(text):
+    if run := _run_at(text, field):
         return run
     if _RUN_NAME.fullmatch(text) and finished(runtime.root, "runs", text.partition("/")[0]):
         return find_run(text, runtime)
@@ -77,7 +75,7 @@ def checkpoint_step(chain: Chain, found: Checkpoint) -> Step:
     """
     if isinstance(found, Artifact):
         return existing(found)
-    digest = content_digest(Path(found.uri), chain.digest_cache)
+    digest = content_digest(found.uri, chain.digest_cache)
     output = imported_run(chain.runtime.root, found.name, digest)
 
     def execute(runtime: RuntimeConfig) -> Mapping[str, Any]:
@@ -96,12 +94,15 @@ def model_uri(found: Checkpoint) -> str:
     return found.uri("export") if isinstance(found, Artifact) else found.uri
 
 
-def _run_at(text: str) -> Artifact | None:
+def _run_at(text: str, field: str) -> Artifact | None:
     """Return the finished run whose folder, or whose exported folder, this is."""
-    where = absolute_root(text) if text else ""
-    for folder in (where, where.removesuffix("/export")):
-        parts = folder.rsplit("/", 3)
-        if len(parts) == 4 and parts[1] == "runs" and _is_file(f"{folder}/manifest.json"):
+    if not text or not (is_uri(text) or Path(text).is_dir()):
+        return None
+    where = absolute_root(text, field)
+    export = split(where, 1)
+    for folder in (where, *(export[:1] if export[-1] == "export" else ())):
+        parts = split(folder, 3)
+        if len(parts) == 4 and parts[1] == "runs" and is_file(join(folder, "manifest.json")):
             root, kind, name, key = parts
             return Artifact(root=root, kind=kind, name=name, fingerprint=key)
     return None
@@ -109,9 +110,9 @@ def _run_at(text: str) -> Artifact | None:
 
 def _folder_of(text: str, field: str) -> ModelFolder | None:
     """Return the folder that a path, a URI or a hub name means; None where there is none."""
-    if "://" in text or Path(text).is_dir():
+    if is_uri(text) or Path(text).is_dir():
         where = absolute_root(text, field)
-        return ModelFolder(name=where.rsplit("/", 1)[-1], uri=where)
+        return ModelFolder(name=split(where, 1)[-1], uri=where)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         return None
     return ModelFolder(name=text.partition("/")[2], uri=_cached(text, field))
@@ -133,15 +134,13 @@ def _cached(name: str, field: str) -> str:
 
 def _read_config(folder: ModelFolder, what: str) -> Mapping[str, Any]:
     """Return the ``config.json`` of a folder, of which every model has one."""
-    uri = f"{folder.uri}/config.json"
-    if not _is_file(uri):
+    uri = join(folder.uri, "config.json")
+    if not is_file(uri):
         raise SettingError(f"{what}: {folder.uri} has no config.json, so it holds no model")
-    filesystem, path = filesystem_of(uri)
-    with filesystem.open_input_stream(path) as stream:
-        try:
-            config = json.loads(stream.read())
-        except ValueError as error:
-            raise SettingError(f"{what}: {uri} is no JSON ({error})") from error
+    try:
+        config = json.loads(read_file(uri))
+    except ValueError as error:
+        raise SettingError(f"{what}: {uri} is no JSON ({error})") from error
     if not isinstance(config, dict):
         raise SettingError(f"{what}: {uri} holds {type(config).__name__}, not an object of fields")
     return config
@@ -156,8 +155,3 @@ def _check_model(config: Mapping[str, Any], what: str) -> None:
             f"({MODEL_TYPE!r}) or the released layout. Training starts from a plain base with: "
             "fo1 train stage1 vlm=FOLDER"
         )
-
-
-def _is_file(uri: str) -> bool:
-    filesystem, path = filesystem_of(uri)
-    return filesystem.get_file_info(path).type == pafs.FileType.File

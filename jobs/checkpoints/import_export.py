@@ -10,7 +10,7 @@ from jobs.command.flags import runtime_of
 from jobs.recipes.arguments import parse_arguments
 from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
-from pipelines.training.export import local_folder
+from pipelines.storage import local_folder
 
 Dtype = Literal["stored", "float32", "bfloat16"]
 

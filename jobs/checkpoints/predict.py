@@ -12,8 +12,8 @@ from jobs.command.flags import runtime_of
 from jobs.recipes.arguments import parse_arguments
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
-from pipelines.proposals.detector_inputs import find_weights
-from pipelines.training.export import local_folder
+from pipelines.proposals.detector_inputs import find_weights, local_checkpoints
+from pipelines.storage import local_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +116,8 @@ def _detector(found: Checkpoint, given: PredictArguments, runtime: RuntimeConfig
             )
     pairs = zip(leaves(chosen.config), chosen.sources, strict=True)
     paths = tuple(_weights(leaf, source, runtime) for leaf, source in pairs)
-    return build_detector(chosen.config, paths[0] if len(paths) == 1 else paths)
+    with local_checkpoints(paths[0] if len(paths) == 1 else paths) as local:
+        return build_detector(chosen.config, local)
 
 
 def _weights(leaf: Leaf, source: str | None, runtime: RuntimeConfig) -> str | None:

@@ -143,10 +143,12 @@ SHOWN = ("verbose", "quiet")
 def runtime_of(flags: Namespace) -> "RuntimeConfig":
     """Return where and how wide a verb runs."""
     from pipelines.cluster import RuntimeConfig
+    from pipelines.storage import absolute_root, is_uri, join
 
+    root = absolute_root(flags.root)
     return RuntimeConfig(
-        root=flags.root,
-        data=flags.data or f"{flags.root.rstrip('/')}/datasets",
+        root=root,
+        data=flags.data or (None if is_uri(root) else join(root, "datasets")),
         address=flags.address,
         workers=flags.workers,
         gpus_per_worker=flags.gpus_per_worker,

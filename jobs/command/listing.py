@@ -91,7 +91,7 @@ def _list_exclude(flags: Namespace) -> None:
     print(
         "exclude (benchmarks whose images training leaves out, the files that list them; * found)"
     )
-    folders = DataFolders(runtime_of(flags).data)
+    folders = DataFolders(runtime_of(flags).data_folder)
     for name, item in benchmark_lists(folders).items():
         print(f"{' ' if item.missing(folders) else '*'} {name:<16}{', '.join(item.files)}")
 

@@ -24,6 +24,7 @@ from pipelines.row_accounting import entry
 from pipelines.schemas import PREDICTION_SCHEMA, RegionExample
 from pipelines.shards.tar_format import ShardSet, decode_member
 from pipelines.shuffled_regions import derangement
+from pipelines.storage import local_folder
 from pipelines.worker_pools import map_buckets
 
 if TYPE_CHECKING:  # the model is imported in the workers: `fo1 plan` reads only the config
@@ -164,7 +165,8 @@ class PredictWorker:
         torch.set_num_threads(1)
         self.config = config
         self.output = output
-        self.model, self.processor = load_model(model_folder)
+        with local_folder(model_folder) as folder:
+            self.model, self.processor = load_model(folder)
         self.sources = [ShardSet(shards, task) for task in config.tasks]
 
     def __call__(self, bucket: int) -> dict[str, Any]:

@@ -8,18 +8,23 @@ there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import pyarrow.fs as pafs
 
 from fo1_model.detectors import DetectorConfig, Leaf, leaves
 from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
 from pipelines.fingerprints import file_digest
 from pipelines.model_identity import run_key
+from pipelines.storage import filesystem_of, is_uri, local_folder, write_file
 
 Supply = Artifact | str | None
 """Samples or a run; path of weights or of a box file; None for a detector that needs nothing."""
+_BLOCK_BYTES = 8 * 1024**2
 _SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".pth", ".pt", ".bin"}
 """Suffixes of the files in a folder of weights that count: weights, configs, tokenizers."""
 
@@ -119,27 +124,78 @@ def find_weights(name: str, field: str = "weights") -> str:
         ) from error
 
 
-def content_digest(path: Path, digest_cache: str | Path) -> str:
+def content_digest(path: Path | str, digest_cache: str | Path) -> str:
     """Return 16 hexadecimal digits of what a file, or a folder of weights, holds.
 
     Args:
-        path: The file, or the folder; the names below it count, its own does not.
+        path: The file, or the folder, or the URI of a folder; the names below it count, its own
+            does not.
         digest_cache: Local folder that remembers file digests.
 
     Raises:
         SettingError: The folder holds no weights.
     """
-    if path.is_file():
+    if is_uri(str(path)):
+        digests = _stored_digests(str(path), digest_cache)
+    elif (path := Path(path)).is_file():
         return file_digest(path, digest_cache)[:16]
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in _SUFFIXES)
-    if not files:
+    else:
+        digests = {
+            file.relative_to(path).as_posix(): file_digest(file, digest_cache)
+            for file in path.rglob("*")
+            if file.is_file() and file.suffix in _SUFFIXES
+        }
+    if not digests:
         raise SettingError(f"{path}: the folder holds no weights ({', '.join(sorted(_SUFFIXES))})")
     whole = hashlib.sha256()
-    for file in files:
-        whole.update(
-            f"{file.relative_to(path).as_posix()}\0{file_digest(file, digest_cache)}\n".encode()
-        )
+    # In the order of their paths, part by part.
+    for name in sorted(digests, key=lambda name: PurePosixPath(name)):
+        whole.update(f"{name}\0{digests[name]}\n".encode())
     return whole.hexdigest()[:16]
+
+
+def _stored_digests(uri: str, digest_cache: str | Path) -> dict[str, str]:
+    """Return the sha256 of each file that counts below a URI, by its name there.
+
+    They are read once and remembered by URI, size and time, as `file_digest` does.
+    """
+    filesystem, top = filesystem_of(uri)
+    found = filesystem.get_file_info(pafs.FileSelector(top, allow_not_found=True, recursive=True))
+    digests = {}
+    for info in found:
+        if info.type != pafs.FileType.File or Path(info.path).suffix not in _SUFFIXES:
+            continue
+        name = info.path[len(top.rstrip("/")) + 1 :]
+        key = hashlib.sha256(f"{uri}|{name}|{info.size}|{info.mtime_ns}".encode()).hexdigest()
+        remembered = Path(digest_cache) / f"{key}.sha256"
+        if not remembered.exists():
+            with filesystem.open_input_stream(info.path) as stream:
+                content = hashlib.sha256()
+                while block := stream.read(_BLOCK_BYTES):
+                    content.update(block)
+            write_file(str(remembered), content.hexdigest().encode())
+        digests[name] = remembered.read_text().strip()
+    return digests
+
+
+@contextlib.contextmanager
+def local_checkpoints(
+    paths: str | tuple[str | None, ...] | None,
+) -> Iterator[str | tuple[str | None, ...] | None]:
+    """Yield what `checkpoints` gives with local paths, for the time of the block.
+
+    What lies in a store is copied; what is local stays where it is.
+    """
+    if paths is None:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        listed = (paths,) if isinstance(paths, str) else paths
+        local = tuple(
+            str(stack.enter_context(local_folder(path))) if path and is_uri(path) else path
+            for path in listed
+        )
+        yield local[0] if isinstance(paths, str) else local
 
 
 # By need of a leaf: what it may be given, as a kind of artifact or a type, and that in words.

@@ -28,6 +28,7 @@ from fo1_model.detectors import (
     preparation,
 )
 from pipelines.artifacts import Artifact
+from pipelines.proposals.detector_inputs import local_checkpoints
 from pipelines.schemas import PROPOSALS_SCHEMA
 
 SLICE = 16
@@ -96,7 +97,8 @@ class ImageLoader:
     """CPU stage: slices of buckets -> their images, read, decoded, upright and prepared."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._prepare = preparation(settings.detector, settings.checkpoint)
+        with local_checkpoints(settings.checkpoint) as checkpoint:
+            self._prepare = preparation(settings.detector, checkpoint)
         self._settings = settings
         self._listed: tuple[int, pa.Table] | None = None
 
@@ -171,7 +173,8 @@ class DetectorWorker:
 
         # The pool is the parallelism, and sums do not depend on a thread count.
         torch.set_num_threads(1)
-        self._detector = build_detector(settings.detector, settings.checkpoint, settings.device)
+        with local_checkpoints(settings.checkpoint) as checkpoint:
+            self._detector = build_detector(settings.detector, checkpoint, settings.device)
 
     def __call__(self, loaded: pa.Table) -> pa.Table:
         """Detect in the images that `ImageLoader` gives.

@@ -24,6 +24,7 @@ import pyarrow as pa
 from pipelines.artifacts import Artifact, parquet_bytes
 from pipelines.errors import SettingError
 from pipelines.schemas import RegionExample
+from pipelines.storage import is_uri
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -174,7 +175,7 @@ class ShardSet:
     @property
     def is_remote(self) -> bool:
         """Return whether the shards lie on object storage."""
-        return "://" in self.artifact.root
+        return is_uri(self.artifact.root)
 
     def read(self, shard: int | str, index: int) -> dict[str, bytes]:
         """Return the members of an example, contents by suffix.

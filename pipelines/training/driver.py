@@ -42,6 +42,7 @@ from pipelines.errors import SettingError
 from pipelines.fingerprints import json_bytes
 from pipelines.loading.loader import make_plan, open_sources
 from pipelines.loading.sample_plan import SamplePlan
+from pipelines.storage import is_uri
 from pipelines.train_config import TrainConfig
 from pipelines.training.candidates import Candidates
 from pipelines.training.export import OUTCOME, write_start
@@ -219,7 +220,7 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> SamplePla
         job.learner.check_weights(job.weight_paths)
     if job.parent is not None:
         job.learner.check_parent(json.loads(job.parent.read_bytes("export/config.json")))
-    if runtime.workers == 0 and "://" in output.root:
+    if runtime.workers == 0 and is_uri(output.root):
         raise SettingError(
             f"root={output.root!r} needs workers: training without Ray writes to local folders"
         )

@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 
 from pipelines.artifacts import Artifact
 from pipelines.fingerprints import json_bytes
-from pipelines.storage import filesystem_of
+from pipelines.storage import filesystem_of, local_folder
 from pipelines.training.job import TrainJob
 from pipelines.training.trainees import Trainee
 
@@ -27,18 +27,6 @@ def local_export(run: Artifact | None) -> Iterator[Path | None]:
         return
     with local_folder(run.uri("export")) as folder:
         yield folder
-
-
-@contextlib.contextmanager
-def local_folder(uri: str) -> Iterator[Path]:
-    """Yield the folder at `uri` itself where it is local, else a copy for the time of the block."""
-    filesystem, path = filesystem_of(uri)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        yield Path(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        pafs.copy_files(path, folder, source_filesystem=filesystem)
-        yield Path(folder)
 
 
 def write_export(export: Callable[[Path], None], uri: str) -> None:

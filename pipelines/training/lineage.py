@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from pipelines.artifacts import KINDS, Artifact
 
@@ -79,11 +78,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None  # no reason to fail a run for
     return said.stdout.strip()
-
-
-def public_uri(uri: str) -> str:
-    """Return a path or URI without what may be secret in one: user, password and query."""
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

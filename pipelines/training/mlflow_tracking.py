@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 # Read by MLflow at import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -33,8 +34,8 @@ from mlflow.exceptions import MlflowException
 from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
 from pipelines.fingerprints import json_bytes
+from pipelines.storage import is_uri, join, public_uri
 from pipelines.train_config import VALIDATION
-from pipelines.training.lineage import public_uri
 
 RUN_FILE = "mlflow_run.json"
 """File of a run with its id in MLflow."""
@@ -239,8 +240,8 @@ class Tracker:
             return existing.experiment_id
         # Without a location, artifacts would land in the working directory of who logs them first.
         location = (
-            f"{root}/mlflow-artifacts/{name}"
-            if "://" in root
+            join(root, "mlflow-artifacts", name)
+            if is_uri(root)
             else Path(root, "mlflow-artifacts", name).as_uri()
         )
         return self._client.create_experiment(name, artifact_location=location)
@@ -287,12 +288,16 @@ def local_uri(root: str) -> str:
     Raises:
         SettingError: The root is in an object store.
     """
-    if "://" in root:
+    if is_uri(root):
         raise SettingError(
             f"root={root!r} cannot hold a database: give tracking_uri, an MLflow server's address"
         )
     Path(root).mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{root}/mlflow.db"
+    file = join(root, "mlflow.db")
+    if not re.search(r"[%?#]", file):
+        return f"sqlite:///{file}"
+    # SQLAlchemy ends the path at "?"; a file URI, which SQLite decodes itself, has no such sign.
+    return f"sqlite:///file:{quote(file)}?uri=true"
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:

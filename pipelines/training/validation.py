@@ -23,6 +23,7 @@ from pipelines.errors import SettingError
 from pipelines.evaluation.score import evaluate_slice
 from pipelines.loading.collators import Example
 from pipelines.shards.tar_format import ShardSet, decode_member
+from pipelines.storage import local_folder
 from pipelines.train_config import VALIDATION, TrainConfig
 from pipelines.training.candidates import (
     Candidates,
@@ -31,7 +32,6 @@ from pipelines.training.candidates import (
     read_metrics,
     write_metrics,
 )
-from pipelines.training.export import local_folder
 from pipelines.training.job import Questions, TrainJob
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.artifacts import Artifact
+from pipelines.storage import is_uri
 
 LOCAL = "local"
 """Name of the folder of the checkpoints of a run without Ray."""
@@ -134,7 +135,7 @@ def checkpoint_name(step: int) -> str:
 
 def committed_here(output: Artifact) -> Path | None:
     """Return the newest checkpoint of a run without Ray, or None."""
-    if "://" in output.root:  # such a run is always on Ray
+    if is_uri(output.root):  # such a run is always on Ray
         return None
     return newest(list(Path(output.path, "train", LOCAL).glob("checkpoint_*")))
 

@@ -7,6 +7,7 @@ from transformers import StaticCache
 
 from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig, generate
+from fo1_model.vlms import VLM_FAMILIES
 from tests.fo1_model.pretrained.conftest import QUESTION, regional
 from tests.fo1_model.small_families import small_model
 from tests.ties import assert_same_tokens, greedy
@@ -15,9 +16,9 @@ STEPS = 10
 _MODELS: dict[str, tuple] = {}
 
 
-@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl", "llava_onevision", "smolvlm"])
+@pytest.fixture(params=sorted(VLM_FAMILIES))
 def small(request):
-    """Model and processor of a family, not to be changed: M-RoPE, deepstack, tiles, one axis."""
+    """Model and processor of a family, not to be changed."""
     if request.param not in _MODELS:
         _MODELS[request.param] = small_model(request.param)
     return _MODELS[request.param]
@@ -114,6 +115,18 @@ def test_without_a_cache_the_tokens_are_the_same(small, samples):
     inputs = processor(*samples[0])
     cached = model.generate(**inputs, max_new_tokens=5)
     assert torch.equal(cached, model.generate(**inputs, max_new_tokens=5, use_cache=False))
+
+
+def test_a_conversation_goes_on_from_its_cache(small, samples):
+    """The cache holds the images; all ids, mask and grids tell the positions of what is new."""
+    model, processor = small
+    inputs = processor(*samples[0])
+    first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+    more = torch.cat([first.sequences, inputs["input_ids"][:, -4:]], dim=1)
+    longer = {**inputs, "input_ids": more, "attention_mask": torch.ones_like(more)}
+    again = model.generate(**longer, max_new_tokens=4)
+    rows = model.generate(**longer, max_new_tokens=4, past_key_values=first.past_key_values)
+    assert torch.equal(rows, again)
 
 
 def test_a_static_cache_gives_the_same_tokens(samples):

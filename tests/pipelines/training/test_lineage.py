@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.artifacts import Artifact
-from pipelines.training.lineage import UNKNOWN, code_state, public_uri, upstream
+from pipelines.storage import public_uri
+from pipelines.training.lineage import UNKNOWN, code_state, upstream
 
 SAMPLES, OTHER, OPN, FOUND, SHARDS, STAGE = (f"{number:x}" * 16 for number in range(1, 7))
 

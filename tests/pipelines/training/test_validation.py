@@ -20,12 +20,11 @@ from pipelines.errors import SettingError
 from pipelines.evaluation.predict import VERSION, PredictConfig, predict, predict_inputs
 from pipelines.evaluation.score import evaluate
 from pipelines.fingerprints import fingerprint
-from pipelines.storage import filesystem_of
+from pipelines.storage import filesystem_of, local_folder
 from pipelines.train_config import TrainConfig
 from pipelines.training import validation
 from pipelines.training.candidates import Candidates, best_step, read_metrics, write_metrics
 from pipelines.training.driver import train
-from pipelines.training.export import local_folder
 from pipelines.training.job import Questions, TrainJob
 from pipelines.training.learners import FO1Learner
 from pipelines.training.validation import Validator, evaluate_candidate, make_validator

@@ -1,10 +1,11 @@
-"""Adapters of peft on our model, by peft and by transformers."""
+"""peft and transformers' Trainer on our model."""
 
 import copy
 
 import peft
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
 from fo1_model.model import FO1Model
 from tests.fo1_model.pretrained.conftest import regional
@@ -91,3 +92,42 @@ def test_adapters_of_transformers_are_stored_alone(model, processor, tmp_path):
     inputs = processor(*regional([(84, 56, 2)], "None"), for_generation=False)
     with torch.no_grad():
         assert torch.equal(plain(**inputs).loss, model(**inputs).loss)
+
+
+def test_a_trainer_of_transformers_trains_and_saves(model, processor, tmp_path):
+    """Accumulated over two batches of different length, the loss is the mean over all tokens."""
+    given = [regional([(84, 56, 2)], "There are 3."), regional([(60, 84, 1)], "None")]
+
+    def collate(rows):
+        (row,) = rows
+        return processor(*given[row["index"]], for_generation=False)
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        max_steps=1,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    both = processor(*(list(part) for part in zip(*given, strict=True)), for_generation=False)
+    with torch.no_grad():
+        expected = model.eval()(**both).loss
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        data_collator=collate,
+        train_dataset=[{"index": 0}, {"index": 1}],
+    )
+    result = trainer.train()
+    assert result.training_loss == pytest.approx(float(expected), rel=1e-4)
+    trainer.save_model(str(tmp_path / "saved"))
+    loaded = FO1Model.from_pretrained(tmp_path / "saved")
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
