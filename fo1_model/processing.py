@@ -189,7 +189,7 @@ class Processor:
         """
         family = self.family
         writer = TokenWriter(self._tokens, joins_text=family.joins_text)
-        starts: list[int] = []
+        remaining = iter(grids)
         turns = list(messages)
         if family.system is not None and (not turns or turns[0]["role"] != "system"):
             turns.insert(0, {"role": "system", "content": family.system})
@@ -201,9 +201,9 @@ class Processor:
             writer.text(head)
             for piece in self._with_gaps(_split(content)):
                 if piece == grammar.IMAGE:
-                    starts.append(self._write_image(writer, grids[len(starts)]))
+                    self._write_image(writer, next(remaining))
                 elif piece == grammar.REGION_FEATURE:
-                    writer.tokens([self.token_ids.region])
+                    writer.slots(family.region_slot, self.token_ids.region)
                 elif role == "assistant":
                     writer.answer(piece, supervised=supervised)
                 else:
@@ -216,17 +216,20 @@ class Processor:
         if for_generation:
             writer.text(family.write_turn("assistant", "")[0])
         writer.flush()
+        slots = [place for place, index in enumerate(writer.ids) if index == self.token_ids.image]
+        counts = [family.num_image_tokens(grid) for grid in grids]
+        starts = [slots[sum(counts[:image])] for image in range(len(counts))]
         return writer.ids, writer.labels, starts
 
-    def _write_image(self, writer: TokenWriter, grid: Grid) -> int:
-        """Write an image's tokens and what stands around them; return the place of the first."""
+    def _write_image(self, writer: TokenWriter, grid: Grid) -> None:
+        """Write an image's tokens and what stands around them."""
         family = self.family
-        writer.tokens([self.id_of(token) for token in family.image_start])
-        writer.tokens(self._tokens(family.image_mark))
-        start = len(writer.ids)
-        writer.tokens([self.token_ids.image] * family.num_image_tokens(grid))
-        writer.tokens([self.id_of(token) for token in family.image_end])
-        return start
+        for token in family.image_start:
+            writer.slots(token, self.id_of(token))
+        writer.text(family.image_mark)
+        writer.slots(family.image_token, self.token_ids.image, family.num_image_tokens(grid))
+        for token in family.image_end:
+            writer.slots(token, self.id_of(token))
 
     def _with_gaps(self, pieces: Sequence[str]) -> list[str]:
         """Return the pieces of a turn with what stands between an image and what follows it.

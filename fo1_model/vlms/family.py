@@ -51,8 +51,8 @@ class VLMFamily(ABC):
     turn_gap: str = "\n"
     """Text between the end of a turn and the next turn."""
     joins_text: bool = False
-    """Whether head, content and gap of turns are tokenised as one text between two images or
-    answers: a SentencePiece tokenizer puts a blank before every text."""
+    """Whether turns up to an answer are tokenised as one text, images and regions included: a
+    SentencePiece tokenizer puts a blank before every text, or before the first alone."""
     opening: str = ""
     """Text before the first turn."""
     system: str | None = None

@@ -10,8 +10,8 @@ class TokenWriter:
 
     Args:
         tokenize: Function that gives the ids of a text.
-        joins_text: Whether texts are tokenised as one until a token or an answer comes between
-            (``VLMFamily.joins_text``), instead of each on its own.
+        joins_text: Whether texts and the tokens between them are tokenised as one, up to an answer
+            (``VLMFamily.joins_text``), instead of each text on its own.
     """
 
     def __init__(self, tokenize: Callable[[str], list[int]], *, joins_text: bool) -> None:
@@ -27,12 +27,25 @@ class TokenWriter:
         if not self._joins_text:
             self.flush()
 
+    def slots(self, token: str, index: int, count: int = 1) -> None:
+        """Write a token of the vocabulary some times.
+
+        Args:
+            token: Its text.
+            index: Its id.
+            count: How often.
+        """
+        if self._joins_text:
+            self._waiting += token * count
+        else:
+            self.tokens([index] * count)
+
     def answer(self, text: str, *, supervised: bool) -> None:
         """Write text of an answer: begun anew behind its head, as generation has it."""
         self.tokens(self._tokenize(text), supervised=supervised)
 
     def tokens(self, ids: Sequence[int], *, supervised: bool = False) -> None:
-        """Write tokens behind all text so far."""
+        """Write ids behind all text so far."""
         self.flush()
         self._append(ids, supervised=supervised)
 

@@ -84,7 +84,7 @@ _SQUARE_VISION = {
 
 def small_tokenizer(family: str) -> PreTrainedTokenizerFast:
     if family in ("llava", "llava_next"):
-        return llama_tokenizer()
+        return llama_tokenizer(blanks="always" if family == "llava" else "first")
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(SPECIAL_TOKENS.get(family, []), special_tokens=True)
     return tokenizer

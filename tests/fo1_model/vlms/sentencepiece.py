@@ -1,6 +1,14 @@
-"""A small tokenizer that cuts text as Llama's SentencePiece does: a blank before every text."""
+"""A small tokenizer that cuts text as Llama's SentencePiece does: blanks come before words."""
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 from fo1_model.vlms.tiny_tokenizer import tiny_words
@@ -8,11 +16,13 @@ from fo1_model.vlms.tiny_tokenizer import tiny_words
 BLANK = "\u2581"
 
 
-def llama_tokenizer() -> PreTrainedTokenizerFast:
+def llama_tokenizer(*, blanks: str = "always") -> PreTrainedTokenizerFast:
     """Words with a blank are one token, other text is signs; what is neither falls back to bytes.
 
     As in the published ``tokenizer.json``: the blank is prepended and replaced before the model
     cuts, ``<s>`` comes from the post-processor, and decoding takes the first blank off again.
+    Before which texts between special tokens a blank stands is told by ``blanks``: "always", as in
+    older files, or "first" alone.
     """
     signs = [chr(code) for code in range(33, 127)]
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
@@ -21,9 +31,12 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
     words = dict.fromkeys(f"{BLANK}{word}" for word in tiny_words() if word.isascii())
     pieces += [(word, -6.0) for word in words]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)]
-    )
+    if blanks == "first":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)]
+        )
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(BLANK, " "),
