@@ -13,7 +13,7 @@ from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig
 from fo1_model.processing import Processor, extend_tokenizer
 from fo1_model.stages import parameter_groups
-from fo1_model.vlms import VLM_FAMILIES, build_family
+from fo1_model.vlms import VLM_FAMILIES
 from tests.fo1_model.conftest import picture, some_boxes
 from tests.fo1_model.small_families import small_model, small_tokenizer
 from tests.fo1_model.vlms.base_processors import base_inputs
@@ -292,14 +292,12 @@ def test_the_map_knows_its_place_over_the_original_image(small):
         model.embed(processor.collate([one]))
     handle.remove()
     family, rows = model.family, seen[0].values.shape[1]
+    of_any_size = (112 / 120, 84 / 90, 6)
+    # scaled up to 256 x 256 px or more
+    large = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
     expected = {
-        "qwen2_vl": (112 / 120, 84 / 90, 6),
-        "qwen2_5_vl": (112 / 120, 84 / 90, 6),
-        "glm4v": (112 / 120, 84 / 90, 6),
-        # scaled up to 256 x 256 px or more
-        **dict.fromkeys(
-            ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"], (320 / 120, 224 / 90, 14)
-        ),
+        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "glm4v"), of_any_size),
+        **dict.fromkeys(large, (320 / 120, 224 / 90, 14)),
     }.get(processor.config.vlm.family, (60 / 120, 60 / 90, 4))
     assert (*seen[0].scale, rows) == pytest.approx(expected)
     assert seen[0].stride == family.patch_size
@@ -354,6 +352,16 @@ def test_an_answer_is_read_as_it_was_written(small):
     assert supervised[-1] == processor.id_of(processor.family.turn_end)
 
 
+def test_a_grounded_answer_means_what_was_written(small):
+    """Also where a tokenizer puts blanks of its own between tags and phrases."""
+    _, processor = small
+    answer = f"{ANSWER}\n<ground>cup</ground><objects><region1><region2></objects>"
+    image = picture(70, 64)
+    whole = ask(processor, image, some_boxes(3, *image.size), answer=answer)
+    read = processor.decode(whole.labels[whole.labels != -100].tolist())
+    assert grammar.parse(read, 3) == grammar.parse(answer, 3)
+
+
 def test_blank_is_an_image_and_ties_the_tower_to_the_loss(small):
     model, processor = copy.deepcopy(small[0]), small[1]
     pixels, grid = model.family.blank()
@@ -379,24 +387,3 @@ def test_each_token_that_the_tokenizer_lacks_is_named(family, small):
             SettingError, match=rf"lacks {re.escape(repr(token))}.*'{family}' needs"
         ):
             Processor(model.model_config, tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("family", "change", "message"),
-    [
-        ("internvl", {"vision_feature_layer": -2}, "vision_feature_layer=-2"),
-        ("internvl", {"vision_config": {"image_size": [448, 224]}}, r"image_size.*must be square"),
-        ("llava_onevision", {"vision_feature_layer": [-1, -2]}, "vision_feature_layer"),
-        (
-            "llava_onevision",
-            {"image_grid_pinpoints": [[60, 90]]},
-            r"\[60, 90\].*multiples of .*=60",
-        ),
-        ("llava_onevision", {"vision_feature_select_strategy": "default"}, "'default'.*'full'"),
-    ],
-)
-def test_settings_without_a_known_map_are_refused(family, change, message):
-    config = copy.deepcopy(small_model(family)[0].model_config.vlm)
-    config.config.update(change)
-    with pytest.raises(SettingError, match=message):
-        build_family(config)
