@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
 
 from fo1_model.batch import IGNORE, Batch, TokenIds
 from fo1_model.config import ModelConfig
+from fo1_model.lora import has_adapters
 from fo1_model.model import FO1Model
 from fo1_model.pretrained.config import FO1Config
 from fo1_model.region_pooling import FeatureMap
@@ -129,7 +130,7 @@ def _uncounted(model: FO1Model) -> str:
         return f"layers of {', '.join(sorted(kinds))} are not a sum over pairs of tokens"
     if getattr(text, "num_experts", 0) or getattr(text, "num_local_experts", 0):
         return "torch does not count the grouped products of experts"
-    return ""
+    return "adapters stand beside its layers" if has_adapters(model) else ""
 
 
 @lru_cache(8)  # several runs in one process, tests above all, are of few models

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fo1_model import grammar
 from fo1_model.acceleration import recompute
 from fo1_model.checkpoint import new_model
-from fo1_model.config import TOWERS, RegionConfig
+from fo1_model.config import TOWERS, LoraSettings, RegionConfig
+from fo1_model.lora import add_adapters
 from fo1_model.sizes import SIZES, debug, tiny
 from fo1_model.stages import STAGES, parameter_groups
 from fo1_model.vlms import VLM_FAMILIES
@@ -59,7 +60,10 @@ def encoded(processor, width, height, count, answer="a red circle"):
     return processor.encode(picture(width, height), boxes, turns)
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES))
+PLAIN = sorted(stage for stage in STAGES if "adapters" not in STAGES[stage].parts)
+
+
+@pytest.mark.parametrize("stage", PLAIN)
 @pytest.mark.parametrize("size", ["debug", "tiny"])
 def test_what_runs_is_what_is_counted(size: str, stage: str) -> None:
     model, processor = new_model(SIZES[size](), seed=0)
@@ -153,6 +157,14 @@ def test_every_family_is_counted(family: str, stage: str, caplog) -> None:
         return
     runs = counted(model, batch) - masked(model, batch, [len(sample.input_ids)])
     assert got == pytest.approx(runs, rel=1e-9)
+
+
+def test_a_model_with_adapters_is_not_counted(caplog) -> None:
+    model, processor = new_model(debug(), seed=0)
+    add_adapters(model, LoraSettings(rank=2, alpha=2.0), seed=0)
+    parameter_groups(model, "stage2_lora", 1e-3)
+    assert train_flops(model, processor.collate([encoded(processor, 70, 64, 1)])) is None
+    assert "adapters" in caplog.text
 
 
 def test_images_of_further_shapes_are_fitted_to_those_that_ran(monkeypatch) -> None:
