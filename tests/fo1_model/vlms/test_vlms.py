@@ -63,6 +63,20 @@ def test_other_families_count_tokens(name):
     assert plain["position_ids"].shape == (2, 5)
 
 
+def test_the_cache_has_the_layers_of_the_config(family):
+    """A layer with a sliding window keeps its window alone."""
+    assert [layer.is_sliding for layer in family.new_cache().layers] == [False, False]
+    config = debug().vlm.config
+    text = {
+        **config["text_config"],
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 1,
+    }
+    sliding = build_family(VLMConfig(family="qwen2_5_vl", config={**config, "text_config": text}))
+    assert [layer.is_sliding for layer in sliding.new_cache().layers] == [False, True]
+
+
 def test_positions_by_hand(family):
     # two text tokens, an image of 2 x 3 merge units, two text tokens
     positions = family.positions(10, [(2, (4, 6))])
