@@ -3,6 +3,7 @@
 from transformers import PreTrainedTokenizerFast
 
 from tests.fo1_model.small_families import small_tokenizer
+from tests.fo1_model.vlms.chat_templates import CHAT_TEMPLATES
 
 QWEN3_5 = """\
 {%- macro render_content(content, do_vision_count, is_system_content=false) %}
@@ -106,6 +107,7 @@ LLAVA_MISTRAL = (
 )
 """Of llava-hf/llava-v1.6-mistral-7b-hf."""
 TEMPLATES = {
+    **CHAT_TEMPLATES,
     "qwen3_5": QWEN3_5,
     "qwen3_5_moe": QWEN3_5,
     "glm4v": GLM4V,
@@ -113,7 +115,7 @@ TEMPLATES = {
     "llava": LLAVA,
     "llava_next": LLAVA_MISTRAL,
 }
-"""Family -> its template; `conversation` spells the others out."""
+"""Family -> its template."""
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, template: str, turns: list) -> str:
@@ -143,26 +145,8 @@ def prompt(family: str, text: str, *, images: int = 1) -> str:
 
 
 def conversation(family: str, turns: list[tuple[str, int, str]]) -> str:
-    """What the base's published chat template makes of turns (role, images before its text, text).
+    """What the base's chat template makes of turns (role, images before its text, text).
 
-    The answer is opened. ``image`` is what it writes for one image, ``text`` what comes before a
-    text behind ``n`` images.
+    The answer is opened.
     """
-    if family in TEMPLATES:
-        return rendered(small_tokenizer(family), TEMPLATES[family], turns)
-    if family == "smolvlm":
-        lines = [
-            f"{role.capitalize()}:{'<image>' * n or ' '}{text}<end_of_utterance>\n"
-            for role, n, text in turns
-        ]
-        return f"<|im_start|>{''.join(lines)}Assistant:"
-    if family == "llava_onevision":
-        lines = [f"<|im_start|>{role} {'<image>' * n}\n{text}<|im_end|>" for role, n, text in turns]
-        return f"{''.join(lines)}<|im_start|>assistant\n"
-    image = {"internvl": "<IMG_CONTEXT>\n"}.get(
-        family, "<|vision_start|><|image_pad|><|vision_end|>"
-    )
-    if family in ("qwen2_vl", "qwen2_5_vl") and turns[0][0] != "system":
-        turns = [("system", 0, "You are a helpful assistant."), *turns]
-    lines = [f"<|im_start|>{role}\n{image * n}{text}<|im_end|>\n" for role, n, text in turns]
-    return f"{''.join(lines)}<|im_start|>assistant\n"
+    return rendered(small_tokenizer(family), TEMPLATES[family], turns)

@@ -13,29 +13,14 @@ from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig
 from fo1_model.processing import Processor, extend_tokenizer
 from fo1_model.stages import parameter_groups
-from fo1_model.vlms import VLM_FAMILIES
 from tests.fo1_model.conftest import picture, some_boxes
 from tests.fo1_model.small_families import small_model, small_tokenizer
 from tests.fo1_model.vlms.base_processors import base_inputs
-from tests.fo1_model.vlms.chat_forms import conversation, prompt
+from tests.fo1_model.vlms.chat_forms import prompt
 from tests.ties import assert_same_tokens, greedy
 
 QUESTION = "How many red circle are there?"
 ANSWER = "<ground>red circle</ground><objects><region0></objects>"
-_MODELS: dict[str, tuple] = {}
-
-
-@pytest.fixture(params=sorted(VLM_FAMILIES))
-def family(request) -> str:
-    return request.param
-
-
-@pytest.fixture
-def small(family):
-    """Model and processor; the model is not to be changed."""
-    if family not in _MODELS:
-        _MODELS[family] = small_model(family)
-    return _MODELS[family]
 
 
 def ask(processor, image, boxes=None, answer=None):
@@ -179,22 +164,6 @@ def test_padding_changes_no_logit(small, pad):
             (alone,) = all_logits(model, processor.collate([one]))
             scale = 1.0 if model.family.packs else float(alone.abs().max())
             torch.testing.assert_close(own, alone, rtol=1e-4, atol=1e-4 * scale)
-
-
-@pytest.mark.parametrize("system", [False, True])
-@pytest.mark.parametrize("images", [0, 1, 2])
-def test_prompts_are_the_published_chat_template_s(family, small, images, system):
-    """To the id, also with a system turn; every image before the text, as the templates put it."""
-    _, processor = small
-    pictures = [picture(97, 131), picture(310, 83, seed=1)][:images]
-    turns = [("system", 0, "Answer briefly."), ("user", images, QUESTION)][not system :]
-    expected = base_inputs(family, conversation(family, turns), pictures or None)
-    messages = [{"role": role, "content": f"{grammar.IMAGE * n}{text}"} for role, n, text in turns]
-    encoded = processor.encode(pictures, None, messages, for_generation=True)
-    assert encoded.input_ids.tolist() == expected["input_ids"][0].tolist()
-    if images:
-        pixels = torch.cat([each.flatten() for each in encoded.pixels])
-        assert torch.equal(pixels, expected["pixel_values"].flatten())
 
 
 def test_regions_stand_on_lines_of_their_own_in_every_family(small):
