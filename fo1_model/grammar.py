@@ -85,6 +85,20 @@ def region_prompt(num_regions: int, first: int = 0) -> str:
     )
 
 
+def image_question(question: str, num_regions: int = 0) -> str:
+    """Return a user's turn about one image: regions on a line of their own, then the question.
+
+    Without regions nothing is written between image and question: what stands there belongs to the
+    model that reads it (``ModelConfig.image_gap``).
+
+    Args:
+        question: Text of the turn.
+        num_regions: How many regions the image has.
+    """
+    regions = f"\n{region_prompt(num_regions)}\n" if num_regions else ""
+    return f"{IMAGE}{regions}{question}"
+
+
 def reserved_text(text: str) -> bool:
     """Return whether free text holds what the region language or the chat markup reserves."""
     return _RESERVED.search(text) is not None

@@ -22,6 +22,7 @@ from fo1_model.config import ModelConfig
 from fo1_model.errors import SettingError
 from fo1_model.images import check_image, fit_image
 from fo1_model.vlms import Grid, build_family
+from fo1_model.vlms.token_writer import TokenWriter
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -183,43 +184,52 @@ class Processor:
     ) -> tuple[list[int], list[int], list[int]]:
         """Return ids, labels and the position of every image's first token, emitted together.
 
-        A turn's head, content and end are tokenised apart from each other, so training sees the
-        very ids that generation starts from.
+        An answer is tokenised apart from what is around it, so training sees the very ids that
+        generation starts from; so are heads, contents and ends unless the family joins them.
         """
-        ids: list[int] = []
-        labels: list[int] = []
-        starts: list[int] = []
         family = self.family
-
-        # The one place where ids and labels grow, so that they never differ in length.
-        def emit(new: Sequence[int], supervised: bool = False) -> None:
-            ids.extend(new)
-            labels.extend(new if supervised else [IGNORE] * len(new))
-
+        writer = TokenWriter(self._tokens, joins_text=family.joins_text)
+        remaining = iter(grids)
         turns = list(messages)
         if family.system is not None and (not turns or turns[0]["role"] != "system"):
             turns.insert(0, {"role": "system", "content": family.system})
-        emit(self._tokens(family.opening))
+        writer.tokens(self._tokens(family.opening))
         for turn in turns:
-            supervised = turn["role"] == "assistant" and not for_generation
-            head, content = family.write_turn(turn["role"], turn["content"])
-            emit(self._tokens(head))
+            role = turn["role"]
+            supervised = role == "assistant" and not for_generation
+            head, content = family.write_turn(role, turn["content"])
+            writer.text(head)
             for piece in self._with_gaps(_split(content)):
                 if piece == grammar.IMAGE:
-                    emit([self.id_of(token) for token in family.image_start])
-                    starts.append(len(ids))
-                    emit([self.token_ids.image] * family.num_image_tokens(grids[len(starts) - 1]))
-                    emit([self.id_of(token) for token in family.image_end])
+                    self._write_image(writer, next(remaining))
                 elif piece == grammar.REGION_FEATURE:
-                    emit([self.token_ids.region])
+                    writer.slots(family.region_slot, self.token_ids.region)
+                elif role == "assistant":
+                    writer.answer(piece, supervised=supervised)
                 else:
-                    emit(self._tokens(piece), supervised)
-            # The end of an answer is supervised, or the model would never stop.
-            emit([self.id_of(family.turn_end)], supervised)
-            emit(self._tokens(family.turn_gap))
+                    writer.text(piece)
+            end, gap = family.close_turn(role)
+            if end:
+                # The end of an answer is supervised, or the model would never stop.
+                writer.tokens([self.id_of(end)], supervised=supervised)
+            writer.text(gap)
         if for_generation:
-            emit(self._tokens(family.write_turn("assistant", "")[0]))
-        return ids, labels, starts
+            writer.text(family.write_turn("assistant", "")[0])
+        writer.flush()
+        slots = [place for place, index in enumerate(writer.ids) if index == self.token_ids.image]
+        counts = [family.num_image_tokens(grid) for grid in grids]
+        starts = [slots[sum(counts[:image])] for image in range(len(counts))]
+        return writer.ids, writer.labels, starts
+
+    def _write_image(self, writer: TokenWriter, grid: Grid) -> None:
+        """Write an image's tokens and what stands around them."""
+        family = self.family
+        for token in family.image_start:
+            writer.slots(token, self.id_of(token))
+        writer.text(family.image_mark)
+        writer.slots(family.image_token, self.token_ids.image, family.num_image_tokens(grid))
+        for token in family.image_end:
+            writer.slots(token, self.id_of(token))
 
     def _with_gaps(self, pieces: Sequence[str]) -> list[str]:
         """Return the pieces of a turn with what stands between an image and what follows it.

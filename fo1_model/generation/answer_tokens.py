@@ -172,7 +172,7 @@ def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
 
     Raises:
         SettingError: When the tokenizer is not a byte-level one, as those of all known families
-            are.
+            but LLaVA's on Vicuna and Mistral are.
     """
     decoder = tokenizer.backend_tokenizer.decoder
     if not isinstance(decoder, decoders.ByteLevel):

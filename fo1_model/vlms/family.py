@@ -35,6 +35,8 @@ class VLMFamily(ABC):
     """Token repeated once for every image token of the language model."""
     image_start: tuple[str, ...]
     """Tokens before an image's tokens."""
+    image_mark: str = ""
+    """Text between ``image_start`` and an image's tokens, where the base has no token for it."""
     image_end: tuple[str, ...]
     """Tokens after an image's tokens."""
     image_gap: str = ""
@@ -48,6 +50,9 @@ class VLMFamily(ABC):
     """Token that closes a turn: where an answer ends."""
     turn_gap: str = "\n"
     """Text between the end of a turn and the next turn."""
+    joins_text: bool = False
+    """Whether turns up to an answer are tokenised as one text, images and regions included: a
+    SentencePiece tokenizer puts a blank before every text, or before the first alone."""
     opening: str = ""
     """Text before the first turn."""
     system: str | None = None
@@ -180,6 +185,13 @@ class VLMFamily(ABC):
     def write_turn(self, role: str, content: str) -> tuple[str, str]:
         """Return head and content of one turn as the base's chat template has them; here ChatML."""
         return f"<|im_start|>{role}\n", content
+
+    def close_turn(self, role: str) -> tuple[str, str]:  # noqa: ARG002
+        """Return the token that closes a turn, empty for none, and the text behind it.
+
+        An answer always has a token.
+        """
+        return self.turn_end, self.turn_gap
 
 
 def square_side(size: int | Sequence[int], name: str) -> int:

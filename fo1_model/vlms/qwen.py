@@ -8,12 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
+    PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.vision_utils import get_vision_window_index
@@ -24,7 +27,7 @@ from fo1_model.vlms.family import Grid, VLMFamily
 
 
 class QwenVL(VLMFamily):
-    """What the three generations share; grids are (rows, columns) of patches."""
+    """What the generations share; grids are (rows, columns) of patches."""
 
     image_token = "<|image_pad|>"  # noqa: S105
     image_start = ("<|vision_start|>",)
@@ -36,6 +39,8 @@ class QwenVL(VLMFamily):
     visual_prefixes = ("model.visual.",)
     num_position_axes = 3
 
+    processor_class: ClassVar[Any] = Qwen2VLImageProcessorPil
+    """Class of the family's image processor in transformers, in its Pillow form."""
     processor_kwargs: ClassVar[dict[str, Any]] = {"min_pixels": 56 * 56, "max_pixels": 12_845_056}
     """Settings of the family's preprocessor_config; the upper limit is out of reach once the
     long side is at most 2048 (spec 5.3)."""
@@ -57,7 +62,7 @@ class QwenVL(VLMFamily):
                 "as they are"
             )
         self.num_levels = len(self.levels())
-        self._processor = Qwen2VLImageProcessorPil(
+        self._processor = self.processor_class(
             patch_size=vision.patch_size,
             temporal_patch_size=vision.temporal_patch_size,
             merge_size=self._merge,
@@ -134,15 +139,25 @@ class QwenVL(VLMFamily):
             states = torch.cat([output.hidden_states[block + 1] for block in self.levels()], dim=-1)
         # Regions are pooled by place, so the map must be in image order.
         units = self.natural_order(states.unflatten(0, (-1, self._merge**2)), grid_thw)
+        return self.image_tokens(output), self.maps(units.flatten(0, 1), grids)
+
+    def maps(self, states: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Return the map float[C, rows, columns] of each image.
+
+        Args:
+            states: float[sum of rows times columns, C]; patches of a merge unit stand together,
+                units row by row.
+            grids: Grid of each image.
+        """
         maps = []
         for image, (rows, columns) in zip(
-            units.split([self.num_image_tokens(grid) for grid in grids]), grids, strict=True
+            states.split([rows * columns for rows, columns in grids]), grids, strict=True
         ):
-            blocks = image.unflatten(1, (self._merge, self._merge)).unflatten(
-                0, (rows // self._merge, columns // self._merge)
+            blocks = image.unflatten(
+                0, (rows // self._merge, columns // self._merge, self._merge, self._merge)
             )
             maps.append(blocks.permute(4, 0, 2, 1, 3).reshape(-1, rows, columns))
-        return self.image_tokens(output), maps
+        return maps
 
     def natural_order(self, units: Tensor, grid_thw: Tensor) -> Tensor:  # noqa: ARG002
         """Return merge units float[U, 4, C] row by row; here they already are."""
@@ -206,7 +221,7 @@ class Qwen3VL(QwenVL):
     more for every such layer.
     """
 
-    model_class = Qwen3VLForConditionalGeneration
+    model_class: type[PreTrainedModel] = Qwen3VLForConditionalGeneration
     processor_kwargs: ClassVar[dict[str, Any]] = {
         "min_pixels": 65_536,
         "max_pixels": 16_777_216,
@@ -235,3 +250,13 @@ class Qwen3VL(QwenVL):
             inputs["visual_pos_masks"] = torch.ones_like(tokens[..., 0], dtype=torch.bool)
             inputs["deepstack_visual_embeds"] = [layer.flatten(0, 1) for layer in layers]
         return inputs
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """Qwen3-VL with a mixture of experts in its decoder."""
+
+    model_class = Qwen3VLMoeForConditionalGeneration
+
+    def parse(self, config: VLMConfig) -> Any:
+        """Return the transformers config."""
+        return Qwen3VLMoeConfig(**config.config)

@@ -1,12 +1,19 @@
-"""SmolVLM (the form of Idefics3): a square SigLIP tower, pixel shuffle, a Llama, its own chat."""
+"""SmolVLM and Idefics3: a square SigLIP tower, pixel shuffle, a Llama, a chat form of their own."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    PreTrainedModel,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from fo1_model import grammar
@@ -22,20 +29,25 @@ class SmolVLM(VLMFamily):
     that is not split.
     """
 
-    model_class = SmolVLMForConditionalGeneration
+    model_class: type[PreTrainedModel] = SmolVLMForConditionalGeneration
     image_token = "<image>"  # noqa: S105
-    image_start = ("<fake_token_around_image>", "<global-img>")
+    image_start: tuple[str, ...] = ("<fake_token_around_image>", "<global-img>")
     image_end = ("<fake_token_around_image>",)
     region_slot = "<row_1_col_1>"
     turn_end = "<end_of_utterance>"
     opening = "<|im_start|>"
     answer_lead = " "
-    stop_tokens = ("<end_of_utterance>",)
+    stop_tokens: tuple[str, ...] = ("<end_of_utterance>",)
     pad_token = "<|im_end|>"  # noqa: S105
     visual_prefixes = ("model.vision_model.", "model.connector.")
 
+    config_class: ClassVar[Any] = SmolVLMConfig
+    """Class of the transformers config."""
+    processor_class: ClassVar[Any] = SmolVLMImageProcessorPil
+    """Class of the base's image processor, in its Pillow form."""
+
     def __init__(self, config: VLMConfig) -> None:
-        self.config = SmolVLMConfig(**config.config)
+        self.config = self.config_class(**config.config)
         text: Any = self.config.text_config
         vision: Any = self.config.vision_config
         self.hidden_size = text.hidden_size
@@ -45,7 +57,7 @@ class SmolVLM(VLMFamily):
         self.patch_size = square_side(vision.patch_size, "vision_config.patch_size")
         self._side = square_side(vision.image_size, "vision_config.image_size")
         self._cells = self._side // self.patch_size
-        self._processor = SmolVLMImageProcessorPil(
+        self._processor = self.processor_class(
             # The base first scales the long side to four tiles, even when it does not cut any.
             size={"longest_edge": 4 * self._side},
             max_image_size={"longest_edge": self._side},
@@ -96,3 +108,25 @@ class SmolVLM(VLMFamily):
         """Return head and content: ``User: text``, or ``User:`` and the image."""
         lead = "" if content.startswith(grammar.IMAGE) else self.answer_lead
         return f"{role.capitalize()}:", lead + content
+
+
+class Idefics3(SmolVLM):
+    """Idefics3, from which SmolVLM comes: a Llama 3 whose tokenizer writes the tile's name as text.
+
+    The tile is SmolVLM's: the whole image, squashed.
+    """
+
+    model_class = Idefics3ForConditionalGeneration
+    config_class = Idefics3Config
+    processor_class = Idefics3ImageProcessorPil
+    image_start = ("<fake_token_around_image>",)
+    image_mark = "<global-img>"
+    region_slot = "<|reserved_special_token_1|>"
+    opening = "<|begin_of_text|>"
+    stop_tokens = ("<end_of_utterance>", "<|end_of_text|>")
+    pad_token = "<|reserved_special_token_0|>"  # noqa: S105
+
+    def blank(self) -> tuple[Tensor, Grid]:
+        """Return one black tile: one of zeros, which is grey, is padding to the base."""
+        pixels, grid = super().blank()
+        return pixels - 1, grid

@@ -88,7 +88,7 @@ def questions(processor: Processor, count: int, side: int, boxes: int) -> list[E
         "Please detect red circle; blue square in this image. "
         "Answer the question with object indexes."
     )
-    content = f"{grammar.IMAGE}\n{grammar.region_prompt(boxes)}\n{asked}"
+    content = grammar.image_question(asked, boxes)
     samples = []
     for index in range(count):
         rng = np.random.default_rng(index)

@@ -119,7 +119,7 @@ def samples(processor: Processor, count: int, side: int, boxes: int) -> list[Enc
         for name, named in zip(names, regions, strict=True)
     )
     messages = [
-        {"role": "user", "content": f"{grammar.IMAGE}\n{grammar.region_prompt(boxes)}\n{question}"},
+        {"role": "user", "content": grammar.image_question(question, boxes)},
         {"role": "assistant", "content": answer},
     ]
     made = []

@@ -80,6 +80,11 @@ def export(words: list[str], flags: Namespace) -> None:
     print(_summary(model, out))
     if given.layout == "release":
         print(name_note(out))
+        if (gap := processor.config.image_gap) != "\n":
+            print(
+                "the released code's examples have a line break between an image and a plain "
+                f"question; this model was trained with {gap!r} there"
+            )
 
 
 def _words(usage: str, words: list[str]) -> tuple[str, str, list[str]]:

@@ -72,8 +72,7 @@ def predict_image(
             values[: processor.num_region_tokens] for values in (found.boxes, found.scores)
         )
     regions = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    line = f"\n{grammar.region_prompt(len(regions))}\n" if len(regions) else ""
-    content = f"{grammar.IMAGE}{line}{question}"
+    content = grammar.image_question(question, len(regions))
     encoded = processor.encode(
         image,
         regions,

@@ -81,9 +81,8 @@ def interleave(sample: Sample, assignment: Assignment, *, answer: bool = True) -
         text = _render(sample.sample_id, turn, assignment.region_of)
         if turn.role == "assistant":
             _check_reads_back(sample.sample_id, text, turn, assignment)
-        if position == 0:
-            line = f"\n{grammar.region_prompt(num_regions)}\n" if num_regions else ""
-            text = f"{grammar.IMAGE}{line}{text}" if sample.image_uri else text
+        if position == 0 and sample.image_uri:
+            text = grammar.image_question(text, num_regions)
         messages.append({"role": turn.role, "content": text})
     return RegionExample(
         sample_id=sample.sample_id,

@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
 
 from fo1_model.batch import IGNORE, Batch, TokenIds
 from fo1_model.config import ModelConfig
+from fo1_model.lora import has_adapters
 from fo1_model.model import FO1Model
 from fo1_model.pretrained.config import FO1Config
 from fo1_model.region_pooling import FeatureMap
@@ -97,11 +98,16 @@ def train_flops(model: FO1Model, batch: Batch) -> float | None:
     waits.
 
     Returns:
-        None for a model whose code does not run without weights; the reason is logged, once.
+        None for a model whose code does not run without weights, and for a decoder whose FLOPs do
+        not add up as a sequence's here (`_uncounted`); the reason is logged, once.
     """
     trains = tuple(parameter.requires_grad for parameter in model.parameters())
     known = _COUNTERS.get(model)
-    if known is None or known[0] != trains:
+    changed = known is None or known[0] != trains
+    if changed and (reason := _uncounted(model)):
+        logger.warning("FLOPs are not counted, %s: %s", model.model_config.vlm.family, reason)
+        known = _COUNTERS[model] = trains, None
+    elif known is None or changed:
         given = json.dumps([model.model_config.to_dict(), asdict(model.token_ids)], sort_keys=True)
         known = _COUNTERS[model] = trains, _counter(given, trains)
     if known[1] is None:
@@ -113,6 +119,18 @@ def train_flops(model: FO1Model, batch: Batch) -> float | None:
         logger.warning("FLOPs are not counted, %s: %s", model.model_config.vlm.family, error)
         _COUNTERS[model] = trains, None
         return None
+
+
+def _uncounted(model: FO1Model) -> str:
+    """Return why a decoder's FLOPs would be counted wrong, empty where they are right."""
+    text = model.family.config.get_text_config(decoder=True)
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        # A delta net works in chunks of tokens, which the two short probes do not fill.
+        return f"layers of {', '.join(sorted(kinds))} are not a sum over pairs of tokens"
+    if getattr(text, "num_experts", 0) or getattr(text, "num_local_experts", 0):
+        return "torch does not count the grouped products of experts"
+    return "adapters stand beside its layers" if has_adapters(model) else ""
 
 
 @lru_cache(8)  # several runs in one process, tests above all, are of few models

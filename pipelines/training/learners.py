@@ -268,7 +268,9 @@ class FO1Learner:
             check_published(cast("ModelConfig", self.model), weights)
 
     def check_parent(self, config: Mapping[str, Any]) -> None:
-        """Refuse adapters of layers that the parent's decoder has not."""
+        """Refuse adapters of layers that the parent's decoder lacks, and packing where it leaks."""
+        if self.packs:
+            self._check_packs(ModelConfig.from_dict(config["model"]))
         if self.lora is None:
             return
         from fo1_model.lora import check_targets

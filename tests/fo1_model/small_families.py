@@ -1,25 +1,7 @@
-"""A small random model of every VLM family, and the base's own transformers processor beside it."""
+"""A small random model of every VLM family."""
 
 import torch
 from transformers import PreTrainedTokenizerFast
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.internvl.processing_internvl import InternVLProcessor
-from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-    LlavaOnevisionImageProcessorPil,
-)
-from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
-from transformers.models.llava_onevision.video_processing_llava_onevision import (
-    LlavaOnevisionVideoProcessor,
-)
-from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
-from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 from fo1_model.checkpoint import new_model
 from fo1_model.config import ModelConfig, VLMConfig
@@ -28,6 +10,7 @@ from fo1_model.processing import Processor
 from fo1_model.sizes import debug
 from fo1_model.vlms import build_family
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
+from tests.fo1_model.vlms.sentencepiece import llama_tokenizer
 
 SPECIAL_TOKENS = {  # beyond the tiny tokenizer's, which are Qwen2.5-VL's
     "internvl": ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
@@ -39,11 +22,26 @@ SPECIAL_TOKENS = {  # beyond the tiny tokenizer's, which are Qwen2.5-VL's
         "<row_1_col_1>",
         "<end_of_utterance>",
     ],
+    "idefics3": [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|reserved_special_token_0|>",
+        "<|reserved_special_token_1|>",
+        "<fake_token_around_image>",
+        "<image>",
+        "<end_of_utterance>",
+    ],
+    "qwen3_5": ["<think>", "</think>"],
+    "qwen3_5_moe": ["<think>", "</think>"],
+    "glm4v": [
+        *("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|image|>", "<|video|>"),
+        *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
+    ],
 }
 SIDE = 60
 """Of the square towers; 60 px hold four patches of 14 px and a rest, as SigLIP's 384 px do."""
 TILES = [(1, 1), (1, 2), (2, 1), (1, 3)]
-"""Rows and columns that LLaVA-OneVision may cut."""
+"""Rows and columns that LLaVA-NeXT and LLaVA-OneVision may cut."""
 HALF = [0.5, 0.5, 0.5]
 _TEXT = {
     "hidden_size": 32,
@@ -59,6 +57,22 @@ _TEXT = {
 _MROPE = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
 }
+_HYBRID = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 32,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _SQUARE_VISION = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -69,6 +83,8 @@ _SQUARE_VISION = {
 
 
 def small_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    if family in ("llava", "llava_next"):
+        return llama_tokenizer(blanks="always" if family == "llava" else "first")
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(SPECIAL_TOKENS.get(family, []), special_tokens=True)
     return tokenizer
@@ -83,9 +99,9 @@ def small_vlm(family: str, tokenizer: PreTrainedTokenizerFast, side: int = SIDE)
     ids = tokenizer.get_vocab()
     text = {**_TEXT, "vocab_size": len(tokenizer)}
     qwen = {
-        "image_token_id": ids["<|image_pad|>"],
-        "video_token_id": ids["<|video_pad|>"],
-        "vision_start_token_id": ids["<|vision_start|>"],
+        "image_token_id": ids.get("<|image_pad|>"),
+        "video_token_id": ids.get("<|video_pad|>"),
+        "vision_start_token_id": ids.get("<|vision_start|>"),
     }
     square = {**_SQUARE_VISION, "image_size": side}
     vision = {
@@ -95,6 +111,16 @@ def small_vlm(family: str, tokenizer: PreTrainedTokenizerFast, side: int = SIDE)
         "num_heads": 2,
         "patch_size": 14,
     }
+    resampled = {
+        **vision,
+        "patch_size": 16,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 64,
+    }
+    # One layer more than deepstack has: what the last one gives at an image's place nobody reads.
+    deep = {**text, **_MROPE, "head_dim": 16, "num_hidden_layers": 3}
+    deepstack = {**resampled, "deepstack_visual_indexes": [0, 1]}
+    clip = {"model_type": "clip_vision_model", "projection_dim": 32, **square}
     config = {
         "qwen2_vl": lambda: {
             **qwen,
@@ -114,17 +140,51 @@ def small_vlm(family: str, tokenizer: PreTrainedTokenizerFast, side: int = SIDE)
         },
         "qwen3_vl": lambda: {
             **qwen,
-            # One layer more than deepstack has: what the last one gives at an image's place nobody
-            # reads.
-            "text_config": {**text, **_MROPE, "head_dim": 16, "num_hidden_layers": 3},
-            "vision_config": {
-                **vision,
-                "patch_size": 16,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 64,
-                "deepstack_visual_indexes": [0, 1],
-            },
+            "text_config": deep,
+            "vision_config": deepstack,
             "tie_word_embeddings": True,
+        },
+        "qwen3_vl_moe": lambda: {
+            **qwen,
+            "text_config": {**deep, **_EXPERTS},
+            "vision_config": deepstack,
+            "tie_word_embeddings": False,
+        },
+        "qwen3_5": lambda: {
+            **qwen,
+            "text_config": {**text, **_HYBRID},
+            "vision_config": resampled,
+            "tie_word_embeddings": True,
+        },
+        "qwen3_5_moe": lambda: {
+            **qwen,
+            "text_config": {
+                **text,
+                **_HYBRID,
+                **_EXPERTS,
+                "shared_expert_intermediate_size": 24,
+            },
+            "vision_config": resampled,
+            "tie_word_embeddings": False,
+        },
+        "glm4v": lambda: {
+            "image_token_id": ids["<|image|>"],
+            "video_token_id": ids["<|video|>"],
+            "image_start_token_id": ids["<|begin_of_image|>"],
+            "image_end_token_id": ids["<|end_of_image|>"],
+            "video_start_token_id": ids["<|begin_of_video|>"],
+            "video_end_token_id": ids["<|end_of_video|>"],
+            "text_config": {
+                **text,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 0.5,
+                    "mrope_section": [2, 1, 1],
+                },
+            },
+            "vision_config": {**vision, "image_size": 56, "out_hidden_size": 32},
+            "tie_word_embeddings": False,
         },
         "internvl": lambda: {
             "image_token_id": ids["<IMG_CONTEXT>"],
@@ -143,6 +203,26 @@ def small_vlm(family: str, tokenizer: PreTrainedTokenizerFast, side: int = SIDE)
                 "vision_use_head": False,
                 **square,
             },
+            "tie_word_embeddings": False,
+        },
+        "llava": lambda: {
+            "image_token_index": ids["<image>"],
+            "text_config": {"model_type": "llama", **text},
+            "vision_config": clip,
+            "tie_word_embeddings": False,
+        },
+        "llava_next": lambda: {
+            "image_token_index": ids["<image>"],
+            "image_grid_pinpoints": pinpoints(side),
+            "text_config": {"model_type": "mistral", **text},
+            "vision_config": clip,
+            "tie_word_embeddings": False,
+        },
+        "idefics3": lambda: {
+            "image_token_id": ids["<image>"],
+            "scale_factor": 2,
+            "text_config": {"model_type": "llama", **text},
+            "vision_config": square,
             "tie_word_embeddings": False,
         },
         "smolvlm": lambda: {
@@ -171,122 +251,3 @@ def small_model(family: str, side: int = SIDE) -> tuple[FO1Model, Processor]:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     return model, processor
-
-
-def prompt(family: str, text: str, *, images: int = 1) -> str:
-    """What the base's chat template makes of a user's turn, the place of an image one token."""
-    return conversation(family, [("user", images, text)])
-
-
-def conversation(family: str, turns: list[tuple[str, int, str]]) -> str:
-    """What the base's published chat template makes of turns (role, images before its text, text).
-
-    The answer is opened. ``image`` is what it writes for one image, ``text`` what comes before a
-    text behind ``n`` images.
-    """
-    if family == "smolvlm":
-        lines = [
-            f"{role.capitalize()}:{'<image>' * n or ' '}{text}<end_of_utterance>\n"
-            for role, n, text in turns
-        ]
-        return f"<|im_start|>{''.join(lines)}Assistant:"
-    if family == "llava_onevision":
-        lines = [f"<|im_start|>{role} {'<image>' * n}\n{text}<|im_end|>" for role, n, text in turns]
-        return f"{''.join(lines)}<|im_start|>assistant\n"
-    image = {"internvl": "<IMG_CONTEXT>\n"}.get(
-        family, "<|vision_start|><|image_pad|><|vision_end|>"
-    )
-    if family in ("qwen2_vl", "qwen2_5_vl") and turns[0][0] != "system":
-        turns = [("system", 0, "You are a helpful assistant."), *turns]
-    lines = [f"<|im_start|>{role}\n{image * n}{text}<|im_end|>\n" for role, n, text in turns]
-    return f"{''.join(lines)}<|im_start|>assistant\n"
-
-
-def base_inputs(family: str, text: str, image=None) -> dict[str, torch.Tensor]:
-    """What the base's own processor gives the base model, in the settings that the family
-    documents.
-
-    image: one, None, or a list of those of one conversation.
-    """
-    tokenizer = small_tokenizer(family)
-    if family == "smolvlm":
-        return _smolvlm_inputs(tokenizer, text, image)
-    if family.startswith("qwen"):
-        names = {
-            "qwen2_vl": Qwen2VLProcessor,
-            "qwen2_5_vl": Qwen2_5_VLProcessor,
-            "qwen3_vl": Qwen3VLProcessor,
-        }
-        three = family == "qwen3_vl"
-        images = Qwen2VLImageProcessorPil(
-            size={"shortest_edge": 65536, "longest_edge": 16777216}
-            if three
-            else {"shortest_edge": 3136, "longest_edge": 12845056},
-            **({"patch_size": 16, "image_mean": HALF, "image_std": HALF} if three else {}),
-        )
-        videos = Qwen3VLVideoProcessor() if three else Qwen2VLVideoProcessor()
-        processor = names[family](images, tokenizer, videos)
-        inputs = processor(
-            images=image, text=[text], return_tensors="pt", return_mm_token_type_ids=True
-        )
-    elif family == "internvl":
-        for name, token in {
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        }.items():
-            setattr(tokenizer, name, token)
-            setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
-        images = GotOcr2ImageProcessorPil(
-            size={"height": SIDE, "width": SIDE},
-            image_mean=[0.485, 0.456, 0.406],
-            image_std=[0.229, 0.224, 0.225],
-        )
-        processor = InternVLProcessor(
-            images, tokenizer, InternVLVideoProcessor(), image_seq_length=4
-        )
-        inputs = processor(images=image, text=[text], return_tensors="pt", crop_to_patches=False)
-    else:
-        images = LlavaOnevisionImageProcessorPil(
-            size={"height": SIDE, "width": SIDE},
-            image_grid_pinpoints=pinpoints(SIDE),
-            image_mean=HALF,
-            image_std=HALF,
-        )
-        processor = LlavaOnevisionProcessor(
-            images,
-            tokenizer,
-            LlavaOnevisionVideoProcessor(),
-            num_image_tokens=16,
-            vision_feature_select_strategy="full",
-            vision_aspect_ratio="anyres_max_2",
-        )
-        inputs = processor(
-            images=[image] if isinstance(image, list) else image, text=[text], return_tensors="pt"
-        )
-    return dict(inputs)
-
-
-def _smolvlm_inputs(tokenizer, text, image):
-    """SmolVLMProcessor itself needs a package (num2words) for videos; these are its two steps for
-    images."""
-    inputs = {}
-    if image is not None:
-        images = SmolVLMImageProcessorPil(
-            size={"longest_edge": 4 * SIDE},
-            max_image_size={"longest_edge": SIDE},
-            do_image_splitting=False,
-        )
-        listed = image if isinstance(image, list) else [image]
-        inputs = dict(images([listed], return_tensors="pt", return_row_col_info=True))
-        tile = get_image_prompt_string(
-            inputs.pop("rows")[0][0],
-            inputs.pop("cols")[0][0],
-            4,
-            fake_token_around_image="<fake_token_around_image>",
-            image_token="<image>",
-            global_image_token="<global-img>",
-        )
-        text = text.replace("<image>", tile)
-    return {**tokenizer([text], return_tensors="pt", return_token_type_ids=False), **inputs}

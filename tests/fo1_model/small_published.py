@@ -14,6 +14,7 @@ from fo1_model.model import FO1Model
 from fo1_model.sizes import debug
 from fo1_model.vlms import build_family
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
+from tests.fo1_model.small_families import small_tokenizer, small_vlm
 
 
 def write_vlm(
@@ -36,6 +37,53 @@ def write_vlm(
     vlm.to(dtype).save_pretrained(folder, **options)
     (tokenizer or tiny_tokenizer()).save_pretrained(folder)
     return vlm
+
+
+def write_small_vlm(family: str, folder: Path) -> Any:
+    """Write a family's small folder under the names its makers published; return the model.
+
+    That is, config.json, one safetensors file, and tokenizer.json with the family's special tokens.
+    """
+    tokenizer = small_tokenizer(family)
+    vlm = write_vlm(folder, small_vlm(family, tokenizer), tokenizer)
+    file = folder / "model.safetensors"
+    save_file(makers_tensors(family, vlm), file, metadata={"format": "pt"})
+    return vlm
+
+
+def makers_tensors(family: str, vlm: Any) -> dict[str, Tensor]:
+    """A VLM's tensors as the family's published files have them."""
+    own = {name: value for name, value in vlm.state_dict().items() if value.numel()}
+    if vlm.config.tie_word_embeddings:
+        del own["lm_head.weight"]
+    if family in ("llava", "llava_next", "llava_onevision"):
+        own = {_llava_name(name): value for name, value in own.items()}
+    elif family in ("qwen2_vl", "qwen2_5_vl"):
+        starts = {"model.visual.": "visual.", "model.language_model.": "model."}
+        own = {_renamed(name, starts): value for name, value in own.items()}
+    elif family == "qwen3_vl_moe":
+        own = {name: value.mT if ".mlp.experts." in name else value for name, value in own.items()}
+    elif family in ("qwen3_5", "qwen3_5_moe"):
+        own["mtp.fc.weight"] = torch.ones(2, 2)  # of several tokens at once; nobody reads it
+    return {name: value.contiguous().clone() for name, value in own.items()}
+
+
+def _llava_name(name: str) -> str:
+    starts = {
+        "lm_head.": "language_model.lm_head.",
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.vision_model.": "vision_tower.vision_model.",
+        "model.vision_tower.": "vision_tower.vision_model.",
+        "model.": "",
+    }
+    return _renamed(name, starts)
+
+
+def _renamed(name: str, starts: dict[str, str]) -> str:
+    for ours, theirs in starts.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
 
 
 def florence_tensors(dims: list[int], *, mlp_ratio: int = 4) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from fo1_model.boxes import check_boxes
 from fo1_model.errors import SettingError
 from fo1_model.images import fit_image
 from fo1_model.processing import Processor
-from fo1_model.sizes import debug
+from fo1_model.sizes import SIZES, debug
 from fo1_model.vlms.tiny_tokenizer import tiny_tokenizer
 
 BOXES = np.array([[1, 2, 30, 40], [5, 5, 60, 50]], np.float32)
@@ -55,6 +55,33 @@ def test_ids_are_those_of_tokenising_the_whole_prompt_at_once(processor):
     encoded = processor.encode(picture(), BOXES, [user(), assistant("<region1> it is.")])
     text = processor.tokenizer.decode(encoded.input_ids.tolist(), skip_special_tokens=False)
     assert processor.tokenizer.encode(text, add_special_tokens=False) == encoded.input_ids.tolist()
+
+
+@pytest.mark.parametrize("size", ["tiny", "debug"])
+@pytest.mark.parametrize("question", [QUESTION, "2 of what?", " blank", "... and?", "é\n\nb"])
+def test_a_plain_question_has_the_ids_of_a_written_line_break(size, question):
+    """So those that our bases, and models of the release, were trained on.
+
+    Regions have one line break whatever the gap is.
+    """
+    processor = Processor(SIZES[size](), tiny_tokenizer())
+    talk = [assistant("It is."), {"role": "user", "content": question}, assistant("No.")]
+
+    def encoded(using, content, boxes=None):
+        messages = [{"role": "user", "content": content}, *talk]
+        sample = using.encode(picture(), boxes, messages)
+        return sample.input_ids.tolist(), sample.labels.tolist()
+
+    written = encoded(processor, f"<image>\n{question}")
+    assert encoded(processor, grammar.image_question(question)) == written
+    regional = grammar.image_question(question, 2)
+    assert regional == f"<image>\n<region0><regionfeat><region1><regionfeat>\n{question}"
+    without = Processor(replace(SIZES[size](), image_gap=""), tiny_tokenizer())
+    assert encoded(without, regional, BOXES) == encoded(processor, regional, BOXES)
+    ids, _ = encoded(without, grammar.image_question(question))
+    break_ = processor.tokenizer.encode("\n", add_special_tokens=False)
+    place = written[0].index(processor.id_of("<|vision_end|>")) + 1
+    assert ids == written[0][:place] + written[0][place + len(break_) :]
 
 
 def test_only_answers_are_supervised_with_their_end(processor):

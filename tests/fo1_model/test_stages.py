@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +35,11 @@ def train(model, processor, samples, stage, steps=10):
 def prepared(model, stage):
     """The model with adapters, where the stage trains some."""
     if "adapters" in STAGES[stage].parts:
-        add_adapters(model, LoraSettings(rank=2, alpha=2.0), seed=0)
+        settings = LoraSettings(rank=2, alpha=2.0)
+        if model.model_config.vlm.family in ("glm4v", "qwen3_vl_moe"):
+            # gate and up are one matrix, or those of experts
+            settings = replace(settings, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
+        add_adapters(model, settings, seed=0)
     return model
 
 

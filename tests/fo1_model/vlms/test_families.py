@@ -13,33 +13,14 @@ from fo1_model.errors import SettingError
 from fo1_model.generation import GenerationConfig
 from fo1_model.processing import Processor, extend_tokenizer
 from fo1_model.stages import parameter_groups
-from fo1_model.vlms import VLM_FAMILIES, build_family
 from tests.fo1_model.conftest import picture, some_boxes
-from tests.fo1_model.small_families import (
-    base_inputs,
-    conversation,
-    prompt,
-    small_model,
-    small_tokenizer,
-)
+from tests.fo1_model.small_families import small_model, small_tokenizer
+from tests.fo1_model.vlms.base_processors import base_inputs
+from tests.fo1_model.vlms.chat_forms import prompt
 from tests.ties import assert_same_tokens, greedy
 
 QUESTION = "How many red circle are there?"
 ANSWER = "<ground>red circle</ground><objects><region0></objects>"
-_MODELS: dict[str, tuple] = {}
-
-
-@pytest.fixture(params=sorted(VLM_FAMILIES))
-def family(request) -> str:
-    return request.param
-
-
-@pytest.fixture
-def small(family):
-    """Model and processor; the model is not to be changed."""
-    if family not in _MODELS:
-        _MODELS[family] = small_model(family)
-    return _MODELS[family]
 
 
 def ask(processor, image, boxes=None, answer=None):
@@ -160,7 +141,12 @@ def test_several_images_and_turns_are_the_base_s_own_too(family, small):
 
 @pytest.mark.parametrize("pad", ["right", "left"])
 def test_padding_changes_no_logit(small, pad):
-    """Plain and regional turns, one image, two and none; beyond rounding nothing moves."""
+    """Plain and regional turns, one image, two and none; beyond rounding nothing moves.
+
+    A delta net computes in float32 whatever comes in, in chunks that padding moves: there rounding
+    is measured against the largest logit. (To the right, where chunks stay, float64 gives no
+    difference at all.)
+    """
     model, processor = small
     images = [picture(97, 131), picture(310, 83, seed=1)]
     samples = [
@@ -176,23 +162,8 @@ def test_padding_changes_no_logit(small, pad):
             size = len(one.input_ids)
             own = row[:size] if pad == "right" else row[-size:]
             (alone,) = all_logits(model, processor.collate([one]))
-            torch.testing.assert_close(own, alone, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("system", [False, True])
-@pytest.mark.parametrize("images", [0, 1, 2])
-def test_prompts_are_the_published_chat_template_s(family, small, images, system):
-    """To the id, also with a system turn; every image before the text, as the templates put it."""
-    _, processor = small
-    pictures = [picture(97, 131), picture(310, 83, seed=1)][:images]
-    turns = [("system", 0, "Answer briefly."), ("user", images, QUESTION)][not system :]
-    expected = base_inputs(family, conversation(family, turns), pictures or None)
-    messages = [{"role": role, "content": f"{grammar.IMAGE * n}{text}"} for role, n, text in turns]
-    encoded = processor.encode(pictures, None, messages, for_generation=True)
-    assert encoded.input_ids.tolist() == expected["input_ids"][0].tolist()
-    if images:
-        pixels = torch.cat([each.flatten() for each in encoded.pixels])
-        assert torch.equal(pixels, expected["pixel_values"].flatten())
+            scale = 1.0 if model.family.packs else float(alone.abs().max())
+            torch.testing.assert_close(own, alone, rtol=1e-4, atol=1e-4 * scale)
 
 
 def test_regions_stand_on_lines_of_their_own_in_every_family(small):
@@ -201,6 +172,8 @@ def test_regions_stand_on_lines_of_their_own_in_every_family(small):
         several(processor, [picture(97, 131), picture(64, 64)], regions=True).input_ids
     )
     own = processor.family
+    if own.joins_text:  # SentencePiece has a blank before every text between tokens
+        written = written.replace("> ", ">")
     end = (own.image_end or (own.image_token,))[-1]
     assert f"{end}\n<region0>{own.region_slot}<region1>{own.region_slot}\n" in written
     assert f"\n<region2>{own.region_slot}<region3>{own.region_slot}\n{QUESTION}" in written
@@ -213,7 +186,7 @@ def test_map_is_in_image_order_and_at_its_place(small):
     """
     model, _ = small
     family, vlm = model.family, copy.deepcopy(model.vlm)
-    written = 0
+    written = set()
     with torch.no_grad():
         for name, parameter in family.vision_tower(vlm).named_parameters():
             if any(
@@ -221,8 +194,8 @@ def test_map_is_in_image_order_and_at_its_place(small):
                 for part in ("attn.proj.", "attn.out_proj.", "attention.projection_layer.")
             ):
                 parameter.zero_()
-                written += 1
-        assert written >= 4
+                written.add(name.rpartition(".")[0])
+        assert len(written) == 2, "one a block"
 
         def mapped(image):
             pixels, grid = family.preprocess(image)
@@ -288,10 +261,12 @@ def test_the_map_knows_its_place_over_the_original_image(small):
         model.embed(processor.collate([one]))
     handle.remove()
     family, rows = model.family, seen[0].values.shape[1]
+    of_any_size = (112 / 120, 84 / 90, 6)
+    # scaled up to 256 x 256 px or more
+    large = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
     expected = {
-        "qwen2_vl": (112 / 120, 84 / 90, 6),
-        "qwen2_5_vl": (112 / 120, 84 / 90, 6),
-        "qwen3_vl": (320 / 120, 224 / 90, 14),  # scaled up to 256 x 256 px or more
+        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "glm4v"), of_any_size),
+        **dict.fromkeys(large, (320 / 120, 224 / 90, 14)),
     }.get(processor.config.vlm.family, (60 / 120, 60 / 90, 4))
     assert (*seen[0].scale, rows) == pytest.approx(expected)
     assert seen[0].stride == family.patch_size
@@ -346,6 +321,16 @@ def test_an_answer_is_read_as_it_was_written(small):
     assert supervised[-1] == processor.id_of(processor.family.turn_end)
 
 
+def test_a_grounded_answer_means_what_was_written(small):
+    """Also where a tokenizer puts blanks of its own between tags and phrases."""
+    _, processor = small
+    answer = f"{ANSWER}\n<ground>cup</ground><objects><region1><region2></objects>"
+    image = picture(70, 64)
+    whole = ask(processor, image, some_boxes(3, *image.size), answer=answer)
+    read = processor.decode(whole.labels[whole.labels != -100].tolist())
+    assert grammar.parse(read, 3) == grammar.parse(answer, 3)
+
+
 def test_blank_is_an_image_and_ties_the_tower_to_the_loss(small):
     model, processor = copy.deepcopy(small[0]), small[1]
     pixels, grid = model.family.blank()
@@ -371,24 +356,3 @@ def test_each_token_that_the_tokenizer_lacks_is_named(family, small):
             SettingError, match=rf"lacks {re.escape(repr(token))}.*'{family}' needs"
         ):
             Processor(model.model_config, tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("family", "change", "message"),
-    [
-        ("internvl", {"vision_feature_layer": -2}, "vision_feature_layer=-2"),
-        ("internvl", {"vision_config": {"image_size": [448, 224]}}, r"image_size.*must be square"),
-        ("llava_onevision", {"vision_feature_layer": [-1, -2]}, "vision_feature_layer"),
-        (
-            "llava_onevision",
-            {"image_grid_pinpoints": [[60, 90]]},
-            r"\[60, 90\].*multiples of .*=60",
-        ),
-        ("llava_onevision", {"vision_feature_select_strategy": "default"}, "'default'.*'full'"),
-    ],
-)
-def test_settings_without_a_known_map_are_refused(family, change, message):
-    config = copy.deepcopy(small_model(family)[0].model_config.vlm)
-    config.config.update(change)
-    with pytest.raises(SettingError, match=message):
-        build_family(config)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fo1_model.errors import SettingError
 from fo1_model.vlms import VLM_FAMILIES
 from tests.fo1_model.conftest import picture, some_boxes
 from tests.fo1_model.small_families import small_model
@@ -31,6 +32,10 @@ def test_packed_samples_give_what_they_give_apart(family):
     model, processor = small_model(family)
     model.eval()
     samples = three(processor)
+    if not processor.family.packs:
+        with pytest.raises(SettingError, match=f"family '{family}' cannot be packed"):
+            processor.pack(samples)
+        return
     packed, padded = processor.pack(samples), processor.collate(samples)
     with torch.no_grad():
         together, apart = model(packed, return_logits=True), model(padded, return_logits=True)
@@ -43,6 +48,19 @@ def test_packed_samples_give_what_they_give_apart(family):
     with torch.no_grad():
         mixed = model(replace(packed, places=None), return_logits=True)
     assert (mixed.logits - apart.logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_what_is_refused_would_leak(family, monkeypatch):
+    """Else the refusal would cost time for nothing: the second sample's logits are others."""
+    model, processor = small_model(family)
+    model.eval()
+    samples = three(processor)
+    monkeypatch.setattr(type(processor.family), "packs", True)
+    with torch.no_grad():
+        together = model(processor.pack(samples), return_logits=True).logits
+        apart = model(processor.collate(samples), return_logits=True).logits
+    assert (together - apart).abs().max() > 0.1 * apart.abs().max()
 
 
 def test_the_loss_comes_apart_by_sample():

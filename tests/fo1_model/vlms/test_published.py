@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 from timm.models.davit import checkpoint_filter_fn
 
 from fo1_model.checkpoint import load_model, new_model, save_model
-from fo1_model.config import ModelConfig
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.pretrained.config import FO1Config
 from fo1_model.sizes import SIZES, debug
 from fo1_model.vlms import VLM_FAMILIES, VLMFamily
+from fo1_model.vlms.folder_config import folder_config
 from fo1_model.vlms.published import check_published, published_model
-from tests.fo1_model.small_families import small_tokenizer, small_vlm
-from tests.fo1_model.small_published import text_logits, write_florence, write_vlm
+from tests.fo1_model.small_families import small_tokenizer
+from tests.fo1_model.small_published import text_logits, write_florence, write_small_vlm, write_vlm
 
 QWEN_3B: dict[str, Any] = {  # config.json of Qwen/Qwen2.5-VL-3B-Instruct, the older, flat form
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -152,16 +152,17 @@ def test_half_precision_is_read_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", VLM_FAMILIES)
 def test_every_family_answers_text_as_its_folder_does(family: str, tmp_path: Path) -> None:
-    """Bit by bit, also after the model was saved as ours."""
-    tokenizer = small_tokenizer(family)
-    config = ModelConfig(
-        vlm=small_vlm(family, tokenizer), auxiliary=debug().auxiliary, region=debug().region
-    )
-    theirs = write_vlm(tmp_path / "vlm", config.vlm, tokenizer)
+    """Bit by bit, also after the model was saved as ours; names are those of the makers' files."""
+    theirs = write_small_vlm(family, tmp_path / "vlm")
     write_florence(tmp_path / "florence")
+    config = folder_config(tmp_path / "vlm", tmp_path / "florence", debug())
+    assert config.vlm.family == family
     model, processor = published_model(
         config, 0, {"vlm": tmp_path / "vlm", "auxiliary": tmp_path / "florence"}
     )
+    tokenizer = small_tokenizer(family)
+    assert processor.family.image_gap == config.image_gap
+    assert set(tokenizer.get_vocab()) <= set(processor.tokenizer.get_vocab())
     assert same(model.vlm.state_dict(), theirs.state_dict())
     ids = torch.tensor([tokenizer.encode("Please detect red circle in this image.<|im_end|>")])
     with torch.no_grad():

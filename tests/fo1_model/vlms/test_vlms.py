@@ -6,6 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
+from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
     LlavaOnevisionImageProcessorPil,
 )
@@ -28,7 +32,7 @@ def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"])
 @pytest.mark.parametrize("grids", [[(4, 6)], [(10, 4), (2, 2)], [(4, 4), (4, 4), (6, 2)], []])
 def test_positions_equal_transformers(name, grids):
     """``get_rope_index`` of transformers, which the model itself would use, is the reference."""
@@ -49,12 +53,28 @@ def test_positions_equal_transformers(name, grids):
     assert torch.equal(positions, expected[:, 0])
 
 
-@pytest.mark.parametrize("name", ["internvl", "llava_onevision", "smolvlm"])
+@pytest.mark.parametrize(
+    "name", ["internvl", "llava", "llava_next", "llava_onevision", "smolvlm", "idefics3"]
+)
 def test_other_families_count_tokens(name):
     family = build_family(small_vlm(name, small_tokenizer(name)))
     assert family.positions(5, [(1, (4, 4))]).tolist() == [[0, 1, 2, 3, 4]]
     plain = family.decoder_inputs(torch.zeros(2, 5, 32), torch.zeros(1, 2, 5, dtype=torch.int64))
     assert plain["position_ids"].shape == (2, 5)
+
+
+def test_the_cache_has_the_layers_of_the_config(family):
+    """A layer with a sliding window keeps its window alone."""
+    assert [layer.is_sliding for layer in family.new_cache().layers] == [False, False]
+    config = debug().vlm.config
+    text = {
+        **config["text_config"],
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 1,
+    }
+    sliding = build_family(VLMConfig(family="qwen2_5_vl", config={**config, "text_config": text}))
+    assert [layer.is_sliding for layer in sliding.new_cache().layers] == [False, True]
 
 
 def test_positions_by_hand(family):
@@ -121,6 +141,16 @@ def test_qwen3_preprocessing_rounds_sides_to_32_and_fills_at_least_256_px_square
     assert torch.equal(pixels[0, 512:], -torch.ones(1024))
 
 
+def test_glm_preprocessing_counts_two_frames_of_an_image():
+    family = build_family(small_vlm("glm4v", small_tokenizer("glm4v")))
+    # 60 x 60: 2 x 56 x 56 = 6272 is under 12544, so sides become sqrt(12544 / 7200) x 60 = 79.2,
+    # rounded up to 84
+    pixels, grid = family.preprocess(Image.new("RGB", (60, 60), (255, 0, 0)))
+    assert grid == (6, 6)
+    assert pixels.shape == (36, 3 * 2 * 14 * 14)
+    assert torch.allclose(pixels[0, :392], torch.tensor((1 - 0.48145466) / 0.26862954), atol=1e-5)
+
+
 def test_qwen3_gives_deeper_layers_their_own_columns():
     """An image token is as wide as the decoder's input and the layers behind which features are
     added."""
@@ -162,9 +192,26 @@ def test_llava_counts_tokens_as_its_processor_does(height, width):
     assert family.num_image_tokens((height, width)) == expected
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(28, 2048), st.integers(28, 2048))
+def test_llava_next_counts_tokens_as_its_processor_does(height, width):
+    """The released setting: 24 x 24 cells a tile, five arrangements of tiles."""
+    family = build_family(VLMConfig(family="llava_next", config={}))
+    processor = LlavaNextProcessor.__new__(LlavaNextProcessor)
+    processor.patch_size, processor.num_additional_image_tokens = 14, 1
+    processor.image_processor = LlavaNextImageProcessorPil()
+    expected = processor._get_number_of_features(height, width, 336, 336) - 1  # class token
+    assert family.num_image_tokens((height, width)) == expected
+
+
 def test_square_families_cost_what_their_released_sizes_are_known_for():
     internvl = build_family(VLMConfig(family="internvl", config={}))
     assert internvl.num_image_tokens(internvl.blank()[1]) == 256
+    llava = build_family(VLMConfig(family="llava", config={}))
+    assert llava.num_image_tokens(llava.blank()[1]) == 576
+    idefics = {"vision_config": {"image_size": 364, "patch_size": 14}}
+    idefics3 = build_family(VLMConfig(family="idefics3", config=idefics))
+    assert idefics3.num_image_tokens(idefics3.blank()[1]) == 169
     for side, patch, factor, tokens in [(512, 16, 4, 64), (384, 14, 3, 81)]:  # 256M and 2.2B
         config = {
             "vision_config": {"image_size": side, "patch_size": patch},
@@ -184,3 +231,28 @@ def test_widths_that_do_not_fit():
     config["vision_config"]["out_hidden_size"] = 48
     with pytest.raises(SettingError, match="out_hidden_size=48"):
         build_family(VLMConfig(config=config))
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("internvl", {"vision_feature_layer": -2}, "vision_feature_layer=-2"),
+        ("internvl", {"vision_config": {"image_size": [448, 224]}}, r"image_size.*must be square"),
+        ("llava_onevision", {"vision_feature_layer": [-1, -2]}, "vision_feature_layer"),
+        (
+            "llava_onevision",
+            {"image_grid_pinpoints": [[60, 90]]},
+            r"\[60, 90\].*multiples of .*=60",
+        ),
+        ("llava_onevision", {"vision_feature_select_strategy": "default"}, "'default'.*'full'"),
+        ("llava", {"text_config": {"model_type": "qwen2"}}, "'qwen2': the chat form.*mistral"),
+        ("llava", {"vision_config": {"model_type": "siglip_vision_model"}}, "clip_vision_model"),
+        ("llava", {"vision_feature_layer": -1}, "vision_feature_layer=-1"),
+        ("llava_next", {"image_grid_pinpoints": [[60, 90]]}, r"\[60, 90\].*multiples of .*=60"),
+    ],
+)
+def test_settings_without_a_known_map_are_refused(family, change, message):
+    config = small_vlm(family, small_tokenizer(family))
+    config.config.update(change)
+    with pytest.raises(SettingError, match=message):
+        build_family(config)

@@ -1,5 +1,7 @@
 """``fo1 import-release`` and ``fo1 export`` as a user meets them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,6 +61,14 @@ def test_a_name_that_the_released_loader_takes(released, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2
     assert "VLM-FO1_Qwen2.5-VL_mine is one it takes" in said[1]
+
+
+def test_another_chat_form_than_the_release_s_is_said_and_kept(tmp_path, capsys):
+    own, out = tmp_path / "own", tmp_path / "out"
+    save_model(*new_model(replace(debug(), image_gap=""), seed=0), own)
+    assert main(["export", str(own), str(out), "layout=release"]) == 0
+    assert "plain question; this model was trained with '' there" in capsys.readouterr().out
+    assert load_model(out)[1].config.image_gap == ""
 
 
 @pytest.fixture(scope="module")

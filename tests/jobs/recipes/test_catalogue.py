@@ -95,6 +95,7 @@ def test_weights_of_one_s_own_bring_their_sizes(tmp_path):
     assert build_family(found.vlm).config.to_dict() == build_family(usual.vlm).config.to_dict()
     assert found.auxiliary.kwargs == usual.auxiliary.kwargs
     assert found.region == SIZES["tiny"]().region, "what the folders do not say is the size's"
+    assert (found.image_gap, usual.image_gap) == ("", "\n"), "the base's own form, and the size's"
     alone = stage1(size="tiny", vlm=vlm).trainings[-1]
     assert alone.learner.base == "tiny", "the auxiliary tower stays the base's"
     assert alone.learner.model.auxiliary == SIZES["tiny"]().auxiliary

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fo1_model import grammar
 from fo1_model.acceleration import recompute
 from fo1_model.checkpoint import new_model
-from fo1_model.config import TOWERS, RegionConfig
+from fo1_model.config import TOWERS, LoraSettings, RegionConfig
+from fo1_model.lora import add_adapters
 from fo1_model.sizes import SIZES, debug, tiny
 from fo1_model.stages import STAGES, parameter_groups
 from fo1_model.vlms import VLM_FAMILIES
@@ -18,6 +19,13 @@ from pipelines.training.flops import PEAK_FLOPS, peak_flops, peak_of, train_flop
 from tests.fo1_model.conftest import picture, some_boxes
 from tests.fo1_model.small_families import small_model
 from tests.pipelines.training.qwen_flops import flops_by_hand
+
+UNCOUNTED = {
+    "qwen3_5": "layers of linear_attention",
+    "qwen3_5_moe": "layers of linear_attention",
+    "qwen3_vl_moe": "products of experts",
+}
+"""Family -> why its decoder is not counted."""
 
 
 def counted(model, batch) -> int:
@@ -52,7 +60,10 @@ def encoded(processor, width, height, count, answer="a red circle"):
     return processor.encode(picture(width, height), boxes, turns)
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES))
+PLAIN = sorted(stage for stage in STAGES if "adapters" not in STAGES[stage].parts)
+
+
+@pytest.mark.parametrize("stage", PLAIN)
 @pytest.mark.parametrize("size", ["debug", "tiny"])
 def test_what_runs_is_what_is_counted(size: str, stage: str) -> None:
     model, processor = new_model(SIZES[size](), seed=0)
@@ -131,14 +142,29 @@ def test_the_decoder_by_hand() -> None:
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2_primary"])
 @pytest.mark.parametrize("family", sorted(VLM_FAMILIES))
-def test_every_family_is_counted(family: str, stage: str) -> None:
+def test_every_family_is_counted(family: str, stage: str, caplog) -> None:
+    """To the FLOP, or not at all: never a wrong number."""
     model, processor = small_model(family)
     parameter_groups(model, stage, 1e-3)
     sample = encoded(processor, 90, 70, 3)
     batch = processor.collate([sample])
     got = train_flops(model, batch)
+    if family in UNCOUNTED:
+        assert got is None
+        assert UNCOUNTED[family] in caplog.text
+        assert train_flops(model, batch) is None
+        assert caplog.text.count("FLOPs are not counted") == 1
+        return
     runs = counted(model, batch) - masked(model, batch, [len(sample.input_ids)])
     assert got == pytest.approx(runs, rel=1e-9)
+
+
+def test_a_model_with_adapters_is_not_counted(caplog) -> None:
+    model, processor = new_model(debug(), seed=0)
+    add_adapters(model, LoraSettings(rank=2, alpha=2.0), seed=0)
+    parameter_groups(model, "stage2_lora", 1e-3)
+    assert train_flops(model, processor.collate([encoded(processor, 70, 64, 1)])) is None
+    assert "adapters" in caplog.text
 
 
 def test_images_of_further_shapes_are_fitted_to_those_that_ran(monkeypatch) -> None:

@@ -14,6 +14,7 @@ from fo1_model.config import RegionConfig
 from fo1_model.opn.config import OPN_SIZES, AugmentationConfig
 from fo1_model.opn.network import load_opn
 from fo1_model.sizes import SIZES
+from fo1_model.vlms.qwen import Qwen25VL
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
@@ -212,6 +213,21 @@ def test_contradictions_are_refused(
 ) -> None:
     with pytest.raises(SettingError, match=words):
         learner.check(has_parent=has_parent, weights=weights)
+
+
+def test_packing_is_refused_where_samples_would_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a new model and in a parent's, before anything starts."""
+    parent = {"model": SIZES["debug"]().to_dict()}
+    new, child = replace(DEBUG, packs=True), FO1Learner(stage="stage2", packs=True)
+    new.check(has_parent=False)
+    child.check_parent(parent)
+    monkeypatch.setattr(Qwen25VL, "packs", False)
+    DEBUG.check(has_parent=False)
+    FO1Learner(stage="stage2").check_parent(parent)
+    with pytest.raises(SettingError, match="packs=True: the decoder of 'qwen2_5_vl' would mix"):
+        new.check(has_parent=False)
+    with pytest.raises(SettingError, match="packs=True: the decoder of 'qwen2_5_vl' would mix"):
+        child.check_parent(parent)
 
 
 def test_the_base_is_an_input_by_its_content(tmp_path: Path) -> None:
