@@ -33,6 +33,7 @@ from pipelines.proposals.detector_inputs import (
     Supply,
     check_supplies,
     checkpoints,
+    local_checkpoints,
     supplied_inputs,
     supply_for,
 )
@@ -133,7 +134,8 @@ def propose(
     weights = checkpoints(config.detector, supplies)
     if any(leaf.needs in ("run", "weights") for leaf in leaves(config.detector)):
         # A folder of something else fails here, not in every worker.
-        preparation(config.detector, weights)
+        with local_checkpoints(weights) as local:
+            preparation(config.detector, local)
     waiting = sorted(set(range(source.num_buckets)) - set(output.finished()))
     if waiting:
         box_file = supply_for(config.detector, supplies, "boxes")

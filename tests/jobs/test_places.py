@@ -81,7 +81,8 @@ def test_the_chain_in_an_object_store_is_the_one_on_a_disk(
     root = f"{store}/some where/root"
     tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
     flags = ["--root", root, *data, "--mlflow", tracking]
-    assert main(["run", *WORDS, *flags, "--workers", "2"]) == 0
+    # One rank, as without Ray: of two the sums differ in their last bits.
+    assert main(["run", *WORDS, *flags, "--workers", "1"]) == 0
     there = contents(join(store, "some where", "root"))
     assert there.keys() == contents(str(local)).keys()
     assert there == contents(str(local))
