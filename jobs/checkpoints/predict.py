@@ -112,7 +112,7 @@ def _detector(found: Checkpoint, given: PredictArguments, runtime: RuntimeConfig
         if leaf.needs in ("objects", "boxes"):
             raise SettingError(
                 f"checkpoint={given.checkpoint}: {name_of(leaf)} knows the boxes of its own images "
-                "alone; say detector=NAME, or boxes=x1,y1,x2,y2;..."
+                "alone; say detector=NAME, or give boxes=x1,y1,x2,y2;..."
             )
     pairs = zip(leaves(chosen.config), chosen.sources, strict=True)
     paths = tuple(_weights(leaf, source, runtime) for leaf, source in pairs)

@@ -104,7 +104,8 @@ def test_the_chain_in_an_object_store_is_the_one_on_a_disk(
     run = next(name for name in exported if name.startswith("runs/stage1/"))
     uri = f"{root}/{run}/export"
     assert main(["predict", f"checkpoint={uri}", *asked, "--root", str(tmp_path / "other")]) == 0
-    shared = ["--root", str(tmp_path / "other"), *data, "--workers", "0"]
+    # Its figures go to the MLflow run of the model, which lies where the store's runs do.
+    shared = ["--root", str(tmp_path / "other"), *data, "--workers", "0", "--mlflow", tracking]
     words = ["evaluate", "drawn_val", f"checkpoint={uri}", "detector=ground_truth", *shared]
     assert main(words) == 0
 
