@@ -73,6 +73,7 @@ def test_a_file_uri_and_signs_in_a_path_change_nothing(local, data, tmp_path, ca
     assert all(line.startswith("done ") for line in lines)
 
 
+@pytest.mark.chaos  # minutes: outside the default suite
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_the_chain_in_an_object_store_is_the_one_on_a_disk(
@@ -110,6 +111,7 @@ def test_the_chain_in_an_object_store_is_the_one_on_a_disk(
     assert main(words) == 0
 
 
+@pytest.mark.chaos  # minutes: outside the default suite
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_a_proposal_network_trained_in_a_store_proposes_from_there(store, data, tmp_path):
