@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fo1_model.auxiliary_tower import AuxiliaryTower
 from fo1_model.batch import TokenIds
-from fo1_model.config import FORMAT, MODEL_TYPE, ModelConfig
+from fo1_model.config import FORMAT, MODEL_TYPE, ModelConfig, is_released
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.pretrained.config import FO1Config
@@ -244,7 +244,9 @@ def load_model(
     """
     if is_release(folder):
         return _released(folder, dtype=dtype, device=device)
-    return read_model(folder, dtype=dtype, device=device), load_processor(folder)
+    model, processor = _read_weights(Path(folder), dtype, device), load_processor(folder)
+    model.use_stops(processor)
+    return model, processor
 
 
 def read_model(
@@ -254,16 +256,15 @@ def read_model(
     folder = Path(folder)
     if is_release(folder):
         return _released(folder, dtype=dtype, device=device)[0]
-    model, stored = open_model(folder)
-    load_weights(
-        weights_of(model),
-        stored.shapes,
-        stored.tensors(),
-        what=str(folder),
-        dtype=dtype,
-        device=device,
-    )
+    model = _read_weights(folder, dtype, device)
     load_stops(model, folder)
+    return model
+
+
+def _read_weights(folder: Path, dtype: torch.dtype | None, device: str | torch.device) -> FO1Model:
+    model, stored = open_model(folder)
+    own, what = weights_of(model), str(folder)
+    load_weights(own, stored.shapes, stored.tensors(), what=what, dtype=dtype, device=device)
     # Weights are in their place; this moves the buffers, whose type must stay.
     return model.to(device=device).eval()
 
@@ -326,11 +327,9 @@ def _write_config(folder: Path, config: ModelConfig, token_ids: TokenIds) -> Non
 
 def is_release(folder: str | Path) -> bool:
     """Return whether a folder has the released checkpoint's layout, by its ``config.json``."""
-    from fo1_model.release.configs import MODEL_TYPE as RELEASED_TYPE
-
     path = Path(folder) / "config.json"
     config = read_json(path) if path.is_file() else None
-    return isinstance(config, Mapping) and config.get("model_type") == RELEASED_TYPE
+    return isinstance(config, Mapping) and is_released(config)
 
 
 def _released(folder: str | Path, **options: Any) -> tuple[FO1Model, Processor]:

@@ -248,14 +248,19 @@ class ModelConfig:
         return _from_dict(cls, values, "ModelConfig")
 
 
-def _is_unset(config: Any, item: Field[Any]) -> bool:
+def is_released(values: Mapping[str, Any]) -> bool:
+    """Return whether a ``config.json`` is the released checkpoint's; other layouts lack the key."""
+    return "mm_vision_tower_aux" in values
+
+
+def is_unset(config: Any, item: Field[Any]) -> bool:
     """Return whether a field of a config is one of `ADDED` that still has its default."""
     return bool(item.metadata.get("added")) and getattr(config, item.name) == item.default
 
 
 def _written(config: Any) -> dict[str, Any]:
     """Return the fields of a config that are written, nested ones likewise."""
-    values = {f.name: getattr(config, f.name) for f in fields(config) if not _is_unset(config, f)}
+    values = {f.name: getattr(config, f.name) for f in fields(config) if not is_unset(config, f)}
     return {name: _written(v) if is_dataclass(v) else v for name, v in values.items()}
 
 

@@ -9,12 +9,13 @@ from pipelines.errors import SettingError
 from pipelines.storage import filesystem_of, join
 
 
-def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:
+def find_run(checkpoint: str, runtime: RuntimeConfig, field: str = "checkpoint") -> Artifact:
     """Return a finished run by name, or by name and fingerprint.
 
     Args:
         checkpoint: ``stage2``, ``stage2/0123456789abcdef`` (or how that begins).
         runtime: Where the artifacts lie.
+        field: What the user calls it, for messages.
 
     Raises:
         SettingError: When there is none, or more than one, naming them.
@@ -30,13 +31,11 @@ def find_run(checkpoint: str, runtime: RuntimeConfig) -> Artifact:
         there = list(dict.fromkeys(run.name for run in runs))
         hint = did_you_mean(name, there) or f"there is {', '.join(there) or 'none'}"
         raise SettingError(
-            f"checkpoint={checkpoint}: no finished run of that name under {runtime.root}/runs, no "
+            f"{field}={checkpoint}: no finished run of that name under {runtime.root}/runs, no "
             f"model folder and no model of this machine's Hugging Face cache; {hint}"
         )
     known = ", ".join(f"{run.name}/{run.fingerprint}" for run in found)
-    raise SettingError(
-        f"checkpoint={checkpoint}: there are {len(found)} of them; name one of {known}"
-    )
+    raise SettingError(f"{field}={checkpoint}: there are {len(found)} of them; name one of {known}")
 
 
 def finished(root: str, kind: str, name: str) -> list[Artifact]:

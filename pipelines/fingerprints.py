@@ -13,9 +13,11 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from fo1_model.config import is_unset
 
 _RACY_SECONDS = 2.0
 
@@ -34,7 +36,7 @@ def canonical(value: Any) -> Any:
         fields = {
             f.name: canonical(getattr(value, f.name))
             for f in dataclasses.fields(value)
-            if not (f.metadata.get("added") and getattr(value, f.name) == f.default)
+            if not is_unset(value, f)
         }
         return {"type": type(value).__name__, **fields}
     if isinstance(value, Mapping):
@@ -88,14 +90,32 @@ def file_digest(path: Path | str, cache_dir: Path | str) -> str:
     """
     path = Path(path).absolute()
     stat = path.stat()
-    key = hashlib.sha256(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
-    cached = Path(cache_dir) / f"{key}.sha256"
+
+    def read() -> str:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+    return remembered_digest(key, stat.st_mtime, read, cache_dir)
+
+
+def remembered_digest(
+    key: str, changed_at: float, read: Callable[[], str], cache_dir: Path | str
+) -> str:
+    """Return a digest that was read once, or read it now.
+
+    Args:
+        key: What the digest depends on: name, size and time of a file.
+        changed_at: When the file was changed, seconds since the epoch.
+        read: Reads the file and returns its digest.
+        cache_dir: Local folder that remembers digests.
+    """
+    cached = Path(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()}.sha256"
     if cached.exists():
         return cached.read_text().strip()
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = read()
     # A file changed just now is not remembered: a second change could leave size and time equal.
-    if time.time() - stat.st_mtime > _RACY_SECONDS:
+    if time.time() - changed_at > _RACY_SECONDS:
         cached.parent.mkdir(parents=True, exist_ok=True)
         beside = cached.with_suffix(f".{os.getpid()}.{uuid.uuid4().hex}")
         beside.write_text(digest)

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fo1_model.config import is_released
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.fingerprints import json_bytes
@@ -72,11 +73,6 @@ def _write_model(folder: Path, target: Path) -> None:
     from fo1_model.release import load_release
 
     save_model(*load_release(folder), target)
-
-
-def is_released(config: Mapping[str, Any]) -> bool:
-    """Return whether a ``config.json`` is the released checkpoint's; other layouts lack the key."""
-    return "mm_vision_tower_aux" in config
 
 
 def _track(

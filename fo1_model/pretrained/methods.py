@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -80,32 +79,27 @@ class FO1PreTrainedModel(PreTrainedModel, GenerationMixin):
         """Return True; transformers would look for its mixin among the nearest bases only."""
         return True
 
-    if TYPE_CHECKING:  # transformers wraps them, and their types are lost
+    if TYPE_CHECKING:  # transformers wraps the first, whose types are lost; FO1Model has the rest
 
         def to(self, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
             """Move or cast the model."""
 
-    def batch_loss(self, batch: Batch, *, return_logits: bool = False) -> Any:
-        """Return what a ``Batch`` gives."""
-        raise NotImplementedError
+        def batch_loss(self, batch: Batch, *, return_logits: bool = False) -> Any:
+            """Return what a ``Batch`` gives."""
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Return the decoder's input."""
-        raise NotImplementedError
+        def embed(self, batch: Batch) -> Tensor:
+            """Return the decoder's input."""
 
-    def embed_ids(self, ids: Tensor) -> Tensor:
-        """Return embeddings of text."""
-        raise NotImplementedError
+        def embed_ids(self, ids: Tensor) -> Tensor:
+            """Return embeddings of text."""
 
-    def decode(
-        self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any = None
-    ) -> Tensor:
-        """Return final hidden states."""
-        raise NotImplementedError
+        def decode(
+            self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any = None
+        ) -> Tensor:
+            """Return final hidden states."""
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits."""
-        raise NotImplementedError
+        def logits(self, hidden: Tensor) -> Tensor:
+            """Return logits."""
 
     def forward(
         self,
@@ -187,7 +181,7 @@ class FO1PreTrainedModel(PreTrainedModel, GenerationMixin):
             position_ids = self.count_positions(input_ids, attention_mask, image_grids)
         positions = position_ids if position_ids.ndim == 3 else position_ids[None]
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config.get_text_config(decoder=True))
+            past_key_values = self.family.new_cache()
         if inputs_embeds is None:
             none = all(value is None for value in images.values())
             inputs_embeds = (

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2Tokeniz
 
 from fo1_model import grammar
 from fo1_model.checkpoint import read_fast_tokenizer, write_tokenizer
+from fo1_model.config import is_released
 from fo1_model.errors import SettingError
 from fo1_model.model import FO1Model
 from fo1_model.pretrained.config import FO1Config
@@ -268,7 +269,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SettingError(f"{folder} is not a released checkpoint: it has no config.json")
     flat = read_json(path)
-    if "mm_vision_tower_aux" not in flat:
+    if not is_released(flat):
         raise SettingError(
             f"{folder} is not a released checkpoint: its config.json has model_type "
             f"{flat.get('model_type')!r} and no mm_vision_tower_aux; the release has {MODEL_TYPE!r}"

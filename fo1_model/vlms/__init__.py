@@ -1,6 +1,7 @@
 """VLM families: what differs between base models, behind one type.
 
     family           VLMFamily, the type, and what its entries share
+    square_tower     what families share whose vision tower sees squares
     qwen             Qwen2-VL, Qwen2.5-VL (the release's) and Qwen3-VL
     qwen3_5          Qwen3.5, dense and with experts
     glm4v            GLM-4.1V

@@ -10,10 +10,11 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from fo1_model.config import VLMConfig
-from fo1_model.vlms.family import Grid, VLMFamily, require, square_side
+from fo1_model.vlms.family import Grid, require
+from fo1_model.vlms.square_tower import SquareTower
 
 
-class InternVL(VLMFamily):
+class InternVL(SquareTower):
     """InternVL, the image as one square tile.
 
     The base's processor cuts tiles unless told ``crop_to_patches=False``; that setting is used
@@ -35,19 +36,11 @@ class InternVL(VLMFamily):
 
     def __init__(self, config: VLMConfig) -> None:
         self.config = InternVLConfig(**config.config)
-        text: Any = self.config.text_config
-        vision: Any = self.config.vision_config
         require("vision_feature_layer", self.config.vision_feature_layer, -1)
         require(
             "vision_feature_select_strategy", self.config.vision_feature_select_strategy, "default"
         )
-        self.hidden_size = text.hidden_size
-        self.vocabulary_rows = text.vocab_size
-        self.tied = self.config.tie_word_embeddings
-        self.primary_dim = vision.hidden_size
-        self.patch_size = square_side(vision.patch_size, "vision_config.patch_size")
-        self._side = square_side(vision.image_size, "vision_config.image_size")
-        self._cells = self._side // self.patch_size
+        self.read_sizes()
         self._processor = GotOcr2ImageProcessorPil(
             size={"height": self._side, "width": self._side},
             crop_to_patches=False,
@@ -67,10 +60,6 @@ class InternVL(VLMFamily):
     def num_image_tokens(self, grid: Grid) -> int:
         """Return the number of blocks of patches that pixel shuffle folds, a token each."""
         return int(grid[0] * grid[1] * self.config.downsample_ratio**2)
-
-    def input_size(self, grid: Grid) -> tuple[int, int]:  # noqa: ARG002
-        """Return the tile's size."""
-        return self._side, self._side
 
     def encode_images(
         self,

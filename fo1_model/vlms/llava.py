@@ -18,20 +18,19 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 from transformers.models.llava_next.modeling_llava_next import (
-    get_anyres_image_grid_shape,
     image_size_to_num_patches,
-    unpad_image,
 )
 
 from fo1_model.config import VLMConfig
 from fo1_model.errors import SettingError
-from fo1_model.vlms.family import Grid, VLMFamily, require, square_side
+from fo1_model.vlms.family import Grid, require
+from fo1_model.vlms.square_tower import SquareTower
 
 _CHATS = {"llama": "vicuna", "mistral": "mistral"}
 """Decoder -> the chat form of the published models that have it."""
 
 
-class ClipVLM(VLMFamily):
+class ClipVLM(SquareTower):
     """What both share; regions are pooled from the state that the projector reads.
 
     That is the last block's but one, without the class token, so the last block never trains. Their
@@ -69,20 +68,10 @@ class ClipVLM(VLMFamily):
                 f"{self.config.model_type} on it is not known; known are {', '.join(_CHATS)}"
             )
         self._chat = _CHATS[text.model_type]
-        self.hidden_size = text.hidden_size
-        self.vocabulary_rows = text.vocab_size
-        self.tied = self.config.tie_word_embeddings
-        self.primary_dim = vision.hidden_size
-        self.patch_size = square_side(vision.patch_size, "vision_config.patch_size")
-        self._side = square_side(vision.image_size, "vision_config.image_size")
-        self._cells = self._side // self.patch_size
+        self.read_sizes()
         last = f"model.vision_tower.encoder.layers.{vision.num_hidden_layers - 1}."
         self.visual_prefixes = ("model.vision_tower.", "model.multi_modal_projector.")
         self.idle_prefixes = (last, "model.vision_tower.post_layernorm.")
-
-    def input_size(self, grid: Grid) -> tuple[int, int]:  # noqa: ARG002
-        """Return the size of the square that shows the whole image."""
-        return self._side, self._side
 
     @abstractmethod
     def project(self, vlm: Any, tiles: Tensor, grids: Sequence[Grid]) -> Any:
@@ -189,12 +178,7 @@ class LlavaNext(ClipVLM):
         super().__init__(config)
         self.visual_prefixes = (*self.visual_prefixes, "model.image_newline")
         self._pinpoints: list[list[int]] = self.config.image_grid_pinpoints
-        for point in self._pinpoints:
-            if any(length % self._side for length in point):
-                raise SettingError(
-                    f"image_grid_pinpoints has {point}, but tiles are cut at multiples of "
-                    f"vision_config.image_size={self._side}"
-                )
+        self.check_pinpoints(self._pinpoints)
         self._processor = LlavaNextImageProcessorPil(
             size={"shortest_edge": self._side},
             crop_size={"height": self._side, "width": self._side},
@@ -218,9 +202,7 @@ class LlavaNext(ClipVLM):
 
     def num_image_tokens(self, grid: Grid) -> int:
         """Return the thumbnail's patches and the tiles', these with a break token a row."""
-        rows, columns = get_anyres_image_grid_shape(grid, self._pinpoints, self._side)
-        tiled = torch.empty(0, rows * self._cells, columns * self._cells)
-        height, width = unpad_image(tiled, grid).shape[1:]
+        height, width = self.tiled_cells(grid, self._pinpoints)
         return self._cells**2 + height * (width + 1)
 
     def project(self, vlm: Any, tiles: Tensor, grids: Sequence[Grid]) -> Any:

@@ -14,18 +14,16 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
     LlavaOnevisionImageProcessorPil,
 )
 from transformers.models.llava_onevision.modeling_llava_onevision import (
-    get_anyres_image_grid_shape,
     image_size_to_num_patches,
-    unpad_image,
 )
 
 from fo1_model import grammar
 from fo1_model.config import VLMConfig
-from fo1_model.errors import SettingError
-from fo1_model.vlms.family import Grid, VLMFamily, require
+from fo1_model.vlms.family import Grid, require
+from fo1_model.vlms.square_tower import SquareTower
 
 
-class LlavaOnevision(VLMFamily):
+class LlavaOnevision(SquareTower):
     """LLaVA-OneVision; grids are (height, width) in pixels of the image that is cut into tiles.
 
     Of several images in one conversation none is cut: the base pads each to a square and sends its
@@ -52,26 +50,13 @@ class LlavaOnevision(VLMFamily):
 
     def __init__(self, config: VLMConfig) -> None:
         self.config = LlavaOnevisionConfig(**config.config)
-        text: Any = self.config.text_config
-        vision: Any = self.config.vision_config
         require("vision_feature_layer", self.config.vision_feature_layer, -1)
         require(
             "vision_feature_select_strategy", self.config.vision_feature_select_strategy, "full"
         )
-        self.hidden_size = text.hidden_size
-        self.vocabulary_rows = text.vocab_size
-        self.tied = self.config.tie_word_embeddings
-        self.primary_dim = vision.hidden_size
-        self.patch_size = vision.patch_size
-        self._side = vision.image_size
-        self._cells = self._side // self.patch_size
+        self.read_sizes()
         self._pinpoints: list[list[int]] = self.config.image_grid_pinpoints or []
-        for point in self._pinpoints:
-            if any(length % self._side for length in point):
-                raise SettingError(
-                    f"image_grid_pinpoints has {point}, but tiles are cut at multiples of "
-                    f"vision_config.image_size={self._side}"
-                )
+        self.check_pinpoints(self._pinpoints)
         self._max_tiles = int(self.config.vision_aspect_ratio.removeprefix("anyres_max_"))
         self._processor = LlavaOnevisionImageProcessorPil(
             size={"height": self._side, "width": self._side},
@@ -116,17 +101,11 @@ class LlavaOnevision(VLMFamily):
         """
         if _is_whole(grid):
             return self._cells**2 + 1
-        rows, columns = get_anyres_image_grid_shape(grid, self._pinpoints, self._side)
-        tiled = torch.empty(0, rows * self._cells, columns * self._cells)
-        height, width = unpad_image(tiled, grid).shape[1:]
+        height, width = self.tiled_cells(grid, self._pinpoints)
         ratio = math.sqrt(height * width / (self._max_tiles * self._cells**2))
         if ratio > 1.1:
             height, width = int(height // ratio), int(width // ratio)
         return self._cells**2 + height * (width + 1)
-
-    def input_size(self, grid: Grid) -> tuple[int, int]:  # noqa: ARG002
-        """Return the thumbnail's size."""
-        return self._side, self._side
 
     def encode_images(
         self,

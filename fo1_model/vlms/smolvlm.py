@@ -18,10 +18,11 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from fo1_model import grammar
 from fo1_model.config import VLMConfig
-from fo1_model.vlms.family import Grid, VLMFamily, square_side
+from fo1_model.vlms.family import Grid
+from fo1_model.vlms.square_tower import SquareTower
 
 
-class SmolVLM(VLMFamily):
+class SmolVLM(SquareTower):
     """SmolVLM, the whole image as one square tile.
 
     The base's processor cuts tiles unless told ``do_image_splitting=False``; that setting is used
@@ -48,15 +49,7 @@ class SmolVLM(VLMFamily):
 
     def __init__(self, config: VLMConfig) -> None:
         self.config = self.config_class(**config.config)
-        text: Any = self.config.text_config
-        vision: Any = self.config.vision_config
-        self.hidden_size = text.hidden_size
-        self.vocabulary_rows = text.vocab_size
-        self.tied = self.config.tie_word_embeddings
-        self.primary_dim = vision.hidden_size
-        self.patch_size = square_side(vision.patch_size, "vision_config.patch_size")
-        self._side = square_side(vision.image_size, "vision_config.image_size")
-        self._cells = self._side // self.patch_size
+        self.read_sizes()
         self._processor = self.processor_class(
             # The base first scales the long side to four tiles, even when it does not cut any.
             size={"longest_edge": 4 * self._side},
@@ -76,10 +69,6 @@ class SmolVLM(VLMFamily):
     def num_image_tokens(self, grid: Grid) -> int:
         """Return the number of blocks of patches that pixel shuffle folds, a token each."""
         return grid[0] * grid[1] // self.config.scale_factor**2
-
-    def input_size(self, grid: Grid) -> tuple[int, int]:  # noqa: ARG002
-        """Return the tile's size."""
-        return self._side, self._side
 
     def encode_images(
         self,

@@ -93,7 +93,7 @@ def _supply(chain: Chain, leaf: Leaf, named: str | None, truth: Step | None) -> 
             )
         return chain.detector_run
     if leaf.needs == "run":
-        found = find_checkpoint(str(named), chain.runtime, "detector=opn", kind="opn")
+        found = find_checkpoint(str(named), chain.runtime, "opn", kind="opn")
         if isinstance(found, ModelFolder) and not is_uri(found.uri):
             return found.uri
         return checkpoint_step(chain, found)

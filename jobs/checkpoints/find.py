@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fo1_model.config import MODEL_TYPE
+from fo1_model.config import MODEL_TYPE, is_released
 from jobs.chain.chain import Chain, Step
 from jobs.find_artifacts import find_run, finished
 from pipelines.artifacts import Artifact
 from pipelines.cluster import RuntimeConfig
 from pipelines.errors import SettingError
-from pipelines.imported_models import import_model, is_released
+from pipelines.imported_models import import_model
 from pipelines.model_identity import imported_run
 from pipelines.proposals.detector_inputs import content_digest, find_weights
 from pipelines.storage import absolute_root, is_file, is_uri, join, read_file, split
@@ -59,13 +59,13 @@ def find_checkpoint(
     if run := _run_at(text, field):
         return run
     if _RUN_NAME.fullmatch(text) and finished(runtime.root, "runs", text.partition("/")[0]):
-        return find_run(text, runtime)
+        return find_run(text, runtime, field)
     if folder := _folder_of(text, field):
         config = _read_config(folder, f"{field}={text}")
         if kind == "fo1":
             _check_model(config, f"{field}={text}")
         return folder
-    return find_run(text, runtime)  # which says what there is
+    return find_run(text, runtime, field)  # which says what there is
 
 
 def checkpoint_step(chain: Chain, found: Checkpoint) -> Step:

@@ -125,7 +125,7 @@ def _weights(leaf: Leaf, source: str | None, runtime: RuntimeConfig) -> str | No
     if source is None:
         return None
     if leaf.needs == "run":
-        return model_uri(find_checkpoint(source, runtime, "detector=opn", kind="opn"))
+        return model_uri(find_checkpoint(source, runtime, "opn", kind="opn"))
     return find_weights(source)
 
 

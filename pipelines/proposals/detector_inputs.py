@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
@@ -18,9 +19,9 @@ import pyarrow.fs as pafs
 from fo1_model.detectors import DetectorConfig, Leaf, leaves
 from pipelines.artifacts import Artifact
 from pipelines.errors import SettingError
-from pipelines.fingerprints import file_digest
+from pipelines.fingerprints import file_digest, remembered_digest
 from pipelines.model_identity import run_key
-from pipelines.storage import filesystem_of, is_uri, local_folder, write_file
+from pipelines.storage import filesystem_of, is_uri, local_folder
 
 Supply = Artifact | str | None
 """Samples or a run; path of weights or of a box file; None for a detector that needs nothing."""
@@ -163,19 +164,20 @@ def _stored_digests(uri: str, digest_cache: str | Path) -> dict[str, str]:
     found = filesystem.get_file_info(pafs.FileSelector(top, allow_not_found=True, recursive=True))
     digests = {}
     for info in found:
-        if info.type != pafs.FileType.File or Path(info.path).suffix not in _SUFFIXES:
-            continue
-        name = info.path[len(top.rstrip("/")) + 1 :]
-        key = hashlib.sha256(f"{uri}|{name}|{info.size}|{info.mtime_ns}".encode()).hexdigest()
-        remembered = Path(digest_cache) / f"{key}.sha256"
-        if not remembered.exists():
-            with filesystem.open_input_stream(info.path) as stream:
-                content = hashlib.sha256()
-                while block := stream.read(_BLOCK_BYTES):
-                    content.update(block)
-            write_file(str(remembered), content.hexdigest().encode())
-        digests[name] = remembered.read_text().strip()
+        if info.type == pafs.FileType.File and Path(info.path).suffix in _SUFFIXES:
+            name = info.path[len(top.rstrip("/")) + 1 :]
+            key = f"{uri}|{name}|{info.size}|{info.mtime_ns}"
+            read = partial(_stream_digest, filesystem, info.path)
+            digests[name] = remembered_digest(key, info.mtime_ns / 1e9, read, digest_cache)
     return digests
+
+
+def _stream_digest(filesystem: pafs.FileSystem, path: str) -> str:
+    with filesystem.open_input_stream(path) as stream:
+        content = hashlib.sha256()
+        while block := stream.read(_BLOCK_BYTES):
+            content.update(block)
+    return content.hexdigest()
 
 
 @contextlib.contextmanager

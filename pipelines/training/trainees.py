@@ -152,9 +152,7 @@ class FO1Trainee:
         return BatchLoss(total=output.loss_sum, by_example=output.by_sample)
 
     def flops(self, batch: Batch) -> float | None:
-        """Return the FLOPs of a forward and backward pass; None with adapters."""
-        if self._learner.lora is not None:
-            return None
+        """Return the FLOPs of a forward and backward pass."""
         from pipelines.training.flops import train_flops
 
         return train_flops(self.module, batch)
