@@ -219,7 +219,8 @@ def _check(job: TrainJob, output: Artifact, runtime: RuntimeConfig) -> SamplePla
     if job.weights:
         job.learner.check_weights(job.weight_paths)
     if job.parent is not None:
-        job.learner.check_parent(json.loads(job.parent.read_bytes("export/config.json")))
+        parent = job.parent
+        job.learner.check_parent(lambda name: parent.read_bytes(f"export/{name}"))
     if runtime.workers == 0 and is_uri(output.root):
         raise SettingError(
             f"root={output.root!r} needs workers: training without Ray writes to local folders"

@@ -9,10 +9,11 @@ collator, its loss and its export. The loop knows nothing else about models. Hea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
 
 import fo1_model
 from fo1_model.config import ADDED, TOWERS, LoraSettings, ModelConfig
@@ -69,11 +70,11 @@ class Learner(Protocol):
             SettingError: Or that of `fo1_model.errors`, for another family, size or a missing file.
         """
 
-    def check_parent(self, config: Mapping[str, Any]) -> None:
-        """Refuse a parent run whose model does not fit the description.
+    def check_parent(self, read: Callable[[str], bytes]) -> None:
+        """Refuse a parent run whose model does not fit the description; reads no weights.
 
         Args:
-            config: The ``config.json`` of its model folder.
+            read: Returns the content of a file of its model folder.
 
         Raises:
             SettingError: It does not.
@@ -142,7 +143,7 @@ class OPNLearner:
                 f"{weights['omdet']} has other sizes than the run: {found}, not {self.network}"
             )
 
-    def check_parent(self, config: Mapping[str, Any]) -> None:
+    def check_parent(self, read: Callable[[str], bytes]) -> None:
         """Refuse nothing: there is no parent."""
 
     def build(
@@ -267,15 +268,17 @@ class FO1Learner:
         if weights:
             check_published(cast("ModelConfig", self.model), weights)
 
-    def check_parent(self, config: Mapping[str, Any]) -> None:
+    def check_parent(self, read: Callable[[str], bytes]) -> None:
         """Refuse adapters of layers that the parent's decoder lacks, and packing where it leaks."""
-        if self.packs:
-            self._check_packs(ModelConfig.from_dict(config["model"]))
-        if self.lora is None:
+        if not self.packs and self.lora is None:
             return
-        from fo1_model.lora import check_targets
+        model = ModelConfig.from_dict(json.loads(read("config.json"))["model"])
+        if self.packs:
+            self._check_packs(model)
+        if self.lora is not None:
+            from fo1_model.lora import check_targets
 
-        check_targets(ModelConfig.from_dict(config["model"]).vlm, self.lora)
+            check_targets(model.vlm, self.lora)
 
     def build(
         self,

@@ -73,6 +73,9 @@ class StubLearner:
     def check(self, *, has_parent: bool, weights: Collection[str] = ()) -> None:
         pass
 
+    def check_parent(self, read: Callable[[str], bytes]) -> None:
+        pass
+
     def build(
         self, parent: Path | None, weights: Any = None, *, seed: int, precision: str = "fp32"
     ) -> StubTrainee:

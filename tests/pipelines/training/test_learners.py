@@ -1,6 +1,7 @@
 """OPN and the stages as the training loop sees them: groups, batches, weights, losses, exports."""
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,7 +218,7 @@ def test_contradictions_are_refused(
 
 def test_packing_is_refused_where_samples_would_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a new model and in a parent's, before anything starts."""
-    parent = {"model": SIZES["debug"]().to_dict()}
+    parent = {"config.json": json.dumps({"model": SIZES["debug"]().to_dict()}).encode()}.__getitem__
     new, child = replace(DEBUG, packs=True), FO1Learner(stage="stage2", packs=True)
     new.check(has_parent=False)
     child.check_parent(parent)

@@ -1,6 +1,7 @@
 """Stage 2 with adapters: what trains, what stays, what is stored; against peft on the base."""
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,6 @@ def test_wrong_adapters_are_refused_before_any_worker() -> None:
             stage2(**given, **arguments)
     wrong = replace(LORA, lora=LoraSettings(rank=2, alpha=2.0, targets=("q_proj", "qkv")))
     with pytest.raises(SETTING_ERRORS, match="no linear layer qkv; it has down_proj, gate_proj"):
-        wrong.check_parent({"model": debug().to_dict()})
+        wrong.check_parent(lambda _: json.dumps({"model": debug().to_dict()}).encode())
     with pytest.raises(SETTING_ERRORS, match="adapters train in the stages stage2_lora"):
         FO1Learner(stage="stage2", lora=SETTINGS).check(has_parent=True)
